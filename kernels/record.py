@@ -1,0 +1,85 @@
+"""What a kernel file exports: one ``Kernel`` record, and the ``Spec`` that it is asked to serve.
+
+Kernels are leaves. A kernel knows neither graph nor target: it gets a ``Spec`` (op, attributes,
+tensors) and ``lanes`` (the vector unit, as data and a handful of expression builders) and returns a
+TIR function. TVM is imported inside ``build`` only, so records can be listed without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .lanes import Lanes
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A dense row-major tensor: ``dtype`` as in the IR, ``shape``, and how it is packed, if so."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str | None = None
+
+    def __str__(self) -> str:
+        dims = "x".join(map(str, self.shape)) or "scalar"
+        return f"{self.dtype}[{dims}]" + (f" {self.layout}" if self.layout else "")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is to be computed. ``parameters`` are the kernel's own choices (tile sizes ...)."""
+
+    op: str
+    attributes: tuple[tuple[str, Any], ...]
+    operands: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
+    parameters: tuple[tuple[str, int], ...] = ()
+
+    def attribute(self, name: str) -> Any:
+        return dict(self.attributes)[name]
+
+    def parameter(self, name: str, default: int) -> int:
+        return dict(self.parameters).get(name, default)
+
+    @property
+    def digest(self) -> str:
+        """A name for this spec that is stable between runs and machines (8 hex digits)."""
+        return sha256(repr(self).encode()).hexdigest()[:8]
+
+
+def no_scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
+    return ()
+
+
+def no_layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
+    return {}
+
+
+def one_way(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
+    return ({},)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute one family of ops.
+
+    ``build(spec, lanes, name)`` returns a TIR ``PrimFunc`` whose parameters are one buffer per
+    operand, then per result, then per ``scratch`` tensor, in that order, each contiguous.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    supports: Callable[[Spec, Lanes], bool]
+    build: Callable[[Spec, Lanes, str], Any]
+    # Cost in cycles, a model only: it orders kernels that serve the same spec.
+    cost: Callable[[Spec, Lanes], float]
+    # Buffers that live only while the kernel runs.
+    scratch: Callable[[Spec, Lanes], tuple[Tensor, ...]] = field(default=no_scratch)
+    # Packed layout wanted for constant operands, by operand number.
+    layouts: Callable[[Spec, Lanes], Mapping[int, str]] = field(default=no_layouts)
+    # The parameter choices worth trying; the first is the default.
+    space: Callable[[Spec, Lanes], tuple[Mapping[str, int], ...]] = field(default=one_way)
