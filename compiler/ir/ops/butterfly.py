@@ -2,6 +2,10 @@
 
 A rotation of L layers is a chain of `rotate` (orthogonal blocks, one set an expert) and `shuffle`
 (a fixed order of channels, the same for all experts). Padding and stripping are shuffles too.
+
+`lanes` says where the b members of a group of channels lie: member i of group g is channel
+(g // lanes) * b * lanes + i * lanes + g % lanes. With lanes = 1 they are neighbours; with the width
+of a vector unit, members of one group lie in the same lane of b vectors that follow one another.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ def shuffle_meaning(x: Array, order: Array) -> Array:
     return np.where(order >= 0, moved, x.dtype.type(0))
 
 
-def rotate(x: Type, blocks: Type, experts: Type) -> Type:
+def rotate(x: Type, blocks: Type, experts: Type, lanes: int = 1) -> Type:
     fits = blocks.rank == 4 and blocks.shape[2] == blocks.shape[3]
     want(fits, f"blocks are [experts, groups, b, b], got {blocks}")
     want(experts.dtype in INTEGERS, f"the expert numbers are {experts}")
@@ -44,14 +48,16 @@ def rotate(x: Type, blocks: Type, experts: Type) -> Type:
     want(x.shape[-1] == width, f"x has {x.shape[-1]} channels, the blocks rotate {width}")
     rows = broadcast_shapes(x.shape[:-1], experts.shape)
     want(rows == experts.shape, f"rows of {x} do not fit experts {experts}")
+    want(blocks.shape[1] % lanes == 0, f"{blocks.shape[1]} groups are no multiple of {lanes} lanes")
     return Type(x.dtype, (*experts.shape, width))
 
 
-def rotate_meaning(x: Array, blocks: Array, experts: Array) -> Array:
+def rotate_meaning(x: Array, blocks: Array, experts: Array, lanes: int) -> Array:
     _, groups, b, _ = blocks.shape
     rows = np.broadcast_to(x, (*experts.shape, x.shape[-1]))
-    parts = rows.reshape(*experts.shape, groups, b, 1)
-    return (blocks[experts].astype(x.dtype) @ parts).reshape(rows.shape)
+    parts = rows.reshape(*experts.shape, groups // lanes, b, lanes).swapaxes(-1, -2)
+    chosen = blocks[experts].reshape(*parts.shape, b).astype(x.dtype)
+    return (chosen @ parts[..., None])[..., 0].swapaxes(-1, -2).reshape(rows.shape)
 
 
 def _check_scale(scale: Type, outputs: int) -> None:
@@ -126,6 +132,8 @@ def butterfly_experts(
     activation: str = "none",
     activate_last: bool = False,
     activation_bits: int = 0,
+    lanes_in: int = 1,
+    lanes_out: int = 1,
 ) -> Type:
     want(x.rank == 2 and gates.rank == 2, f"needs x [T, d] and gates [T, k], got {x}, {gates}")
     want(experts.shape == gates.shape, f"gates {gates}, but experts {experts}")
@@ -133,9 +141,9 @@ def butterfly_experts(
     want(activation_bits in (0, 8), f"activation_bits is 0 (float) or 8, not {activation_bits}")
     want(bias.shape == w.shape[:1], f"bias {bias} for w {w}")
     rows = Type(x.dtype, (x.shape[0], 1, x.shape[1]))
-    products = ternary_matmul(rotate(rows, blocks_in, experts), w, scale)
+    products = ternary_matmul(rotate(rows, blocks_in, experts, lanes_in), w, scale)
     if blocks_out is not None:
-        products = rotate(products, blocks_out, experts)
+        products = rotate(products, blocks_out, experts, lanes_out)
     return combine(products, gates)
 
 
@@ -152,8 +160,10 @@ def butterfly_experts_meaning(
     activation: str,
     activate_last: bool,
     activation_bits: int,
+    lanes_in: int,
+    lanes_out: int,
 ) -> Array:
-    rotated = rotate_meaning(x[:, None, :], blocks_in, experts)  # [T, k, d]
+    rotated = rotate_meaning(x[:, None, :], blocks_in, experts, lanes_in)  # [T, k, d]
     if activation_bits:
         codes, row_scale = quantize_rows_meaning(rotated)
         u = dequantize_meaning(ternary_dot_meaning(codes, w), row_scale, scale)
@@ -164,7 +174,7 @@ def butterfly_experts_meaning(
     if not activate_last:
         u = activate(u)
     if blocks_out is not None:
-        u = rotate_meaning(u, blocks_out, experts)
+        u = rotate_meaning(u, blocks_out, experts, lanes_out)
     if activate_last:
         u = activate(u)
     return combine_meaning(u, gates)
@@ -192,6 +202,7 @@ OPS = [
         rotate,
         rotate_meaning,
         "each group of b channels times the b x b block of the row's expert",
+        lanes=1,
     ),
     op(
         "ternary_matmul",
@@ -231,5 +242,7 @@ OPS = [
         activation="none",
         activate_last=False,
         activation_bits=0,
+        lanes_in=1,
+        lanes_out=1,
     ),
 ]
