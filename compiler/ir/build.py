@@ -57,12 +57,12 @@ def result(node: Node, index: int, name: str = "") -> Node:
 
 
 def remake(node: Node, *operands: Node, **attributes: Any) -> Node:
-    """``node`` on other operands, or with other attributes: same name and source, types inferred."""
+    """``node`` with other operands or attributes: same name and source, types inferred."""
     if node.op in STRUCTURAL:
         return result(operands[0], node["index"], node.name) if node.op == "result" else node
     types, full = infer(node.op, operands, {**node.attributes, **attributes}, node.source)
     return replace(node, operands=operands, types=types, attributes=full)
 
 
-def _frozen(value: Any) -> Attribute:
+def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

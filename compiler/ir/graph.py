@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import numpy as np
 from .types import Type, type_of
 
 Attribute = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +30,10 @@ class Node:
     op: str
     operands: tuple[Node, ...]
     types: tuple[Type, ...]
-    attributes: Mapping[str, Attribute] = _NOTHING
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
     name: str = ""
     source: str = ""
-    notes: Mapping[str, Attribute] = _NOTHING
+    notes: Mapping[str, Attribute] = field(default_factory=dict)
 
     @property
     def type(self) -> Type:
@@ -78,7 +76,7 @@ class Graph:
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
-    notes: Mapping[str, Attribute] = _NOTHING
+    notes: Mapping[str, Attribute] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         inputs, outputs = _with_unique_names(self.inputs, self.outputs)
@@ -131,7 +129,7 @@ def digest_of(array: np.ndarray) -> str:
 def constant(
     store: dict[str, np.ndarray], array: np.ndarray, name: str = "", type: Type | None = None
 ) -> Node:
-    """A node that holds ``array``, which is put into ``store``; ``type`` where NumPy cannot tell it."""
+    """A node that holds ``array``, put into ``store``; ``type`` where NumPy cannot tell it."""
     array = np.asarray(array)
     digest = digest_of(array)
     store[digest] = array

@@ -80,9 +80,7 @@ def _evaluate(
         return values[node.operands[0]][int(node["index"])]
     entry = OPS[node.op]
     with np.errstate(all="ignore"):
-        outcome = entry.meaning(
-            *(values[operand] for operand in node.operands), **node.attributes
-        )
+        outcome = entry.meaning(*(values[operand] for operand in node.operands), **node.attributes)
     if len(node.types) == 1:
         return _checked(node, node.type, outcome, precision)
     return tuple(

@@ -1,4 +1,4 @@
-"""Types of the IR: a dtype and a static shape, plus a scale where quantised, a layout where packed."""
+"""Types of the IR: dtype and static shape; a scale where quantised, a layout where packed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ _BYTES = {"bool": 1, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "i64": 8, "f16": 2, "
 _BYTES |= {"f32": 4, "f64": 8, "ternary": 1}
 
 _TEXT = re.compile(
-    r"(?P<dtype>[a-z]+\d*)\[(?P<dims>[\d, ]*)\](?: scale (?P<scale>\S+))?(?: layout (?P<layout>\w+))?"
+    r"(?P<dtype>[a-z]+\d*)\[(?P<dims>[\d, ]*)\](?: scale (?P<scale>\S+))?"
+    r"(?: layout (?P<layout>\w+))?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A tensor type. ``shape`` is the logical shape, also where a ``layout`` says how it is packed."""
+    """A tensor type; ``shape`` is the logical one, also where ``layout`` says how it is packed."""
 
     dtype: str
     shape: tuple[int, ...]

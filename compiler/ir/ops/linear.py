@@ -42,9 +42,7 @@ def conv2d(
     want(x.rank == 4 and w.rank == 4, f"needs x[B, C, H, W] and w[N, C, h, w], got {x}, {w}")
     want(x.shape[1] == w.shape[1], f"x has {x.shape[1]} channels, w wants {w.shape[1]}")
     want(bias is None or bias.shape == w.shape[:1], f"bias {bias} for {w.shape[0]} channels")
-    sizes = [
-        (x.shape[2 + i] + 2 * padding[i] - w.shape[2 + i]) // stride[i] + 1 for i in range(2)
-    ]
+    sizes = [(x.shape[2 + i] + 2 * padding[i] - w.shape[2 + i]) // stride[i] + 1 for i in range(2)]
     want(min(sizes) >= 1, f"the window of {w} does not fit {x}")
     return Type(x.dtype, (x.shape[0], w.shape[0], *sizes))
 
@@ -117,7 +115,13 @@ def qkv_attention_meaning(qkv: Array, heads: int, scale: float, causal: bool) ->
 
 
 OPS = [
-    op("matmul", "a b", matmul, lambda a, b: a @ b, "product of the last two axes, others broadcast"),
+    op(
+        "matmul",
+        "a b",
+        matmul,
+        lambda a, b: a @ b,
+        "product of the last two axes",
+    ),
     op(
         "linear",
         "x w bias?",
@@ -164,4 +168,3 @@ OPS = [
         causal=False,
     ),
 ]
-

@@ -1,4 +1,4 @@
-"""What an op is: its operands, its attributes, the rule for its result type, its meaning in NumPy."""
+"""What an op is: operands, attributes, the rule for its result type, its meaning in NumPy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ REQUIRED: Any = object()
 class Op:
     """One line of an op table.
 
-    ``operands`` names them: ``"x w bias?"`` (``?`` optional, last; ``...`` any number of the last).
-    ``result(*types, **attributes)`` gives the result type, or a tuple of them, or raises ValueError.
+    ``operands`` names them: ``"x w bias?"`` (``?`` may be missing; ``...`` any number).
+    ``result(*types, **attributes)`` gives the result type, or several, or raises ValueError.
     ``meaning(*arrays, **attributes)`` computes the op; it *defines* it, at any float precision.
     """
 
