@@ -1,0 +1,124 @@
+"""The vector unit as a kernel sees it: lane counts, tile sizes and a handful of expressions.
+
+``Lanes()`` is the portable record: one lane, no intrinsic, nothing that becomes a libm call. A
+target with vectors derives from it and replaces what its instructions do better (``targets/``).
+
+Operands are given as loaders, never as a buffer and an index: ``load(k, n)`` is n consecutive
+values of one row from k. One form then serves plain rows, strided heads, loads that are broadcast
+(x86) and loads from which single lanes are multiplied (NEON).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .tir import T, broadcast, cast, constant, dtype_of, let
+
+Load = Callable[[Any, int], Any]
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """One lane, any C compiler's arithmetic. Sizes are in elements unless they say bytes."""
+
+    name: str = "scalar"
+
+    # float32: how many a vector holds.
+    float_lanes: int = 1
+    # Values of k in one turn of a product's inner loop.
+    unroll_k: int = 1
+    # The register tile of a product: rows x vectors of outputs.
+    tile_rows: int = 2
+    tile_vectors: int = 4
+    # Vectors of outputs when there is one row: enough chains to hide the latency of an FMA.
+    gemv_vectors: int = 4
+
+    # Ternary products: int8 activations by codes {0, 1, 2} = weight + 1, four codes a byte.
+    # One step reads ternary_outputs * ternary_depth weight bytes, which hold in bits 2p+1..2p
+    # (plane p = 0..3), the codes of ternary_outputs outputs for ternary_depth consecutive k from
+    # p * ternary_depth: 4 * ternary_depth values of k a step.
+    ternary_outputs: int = 1
+    ternary_depth: int = 1
+    # The accumulator of ternary_mac.
+    ternary_lanes: int = 1
+    ternary_accumulator: str = "int32"
+    # Values of k after which ternary_flush must empty an accumulator that started at zero.
+    # int32 holds 2**31 / (2 * 127); the limit below merely keeps loops in int32.
+    ternary_block: int = 1 << 20
+    # The register tile of a ternary product: rows x vectors of ternary_outputs.
+    ternary_tile_rows: int = 1
+    ternary_tile_vectors: int = 4
+    ternary_gemv_vectors: int = 4
+
+    # ---- float32; every value has float_lanes lanes unless it says otherwise
+
+    def activation(self, load: Load, first: Any, offset: int) -> Any:
+        """Activation ``first + offset`` in every lane, 0 <= offset < unroll_k."""
+        return broadcast(load(first + offset, 1), self.float_lanes)
+
+    def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
+        """``total + left * right``, fused where the target does that."""
+        return total + left * right
+
+    def maximum(self, left: Any, right: Any) -> Any:
+        """The larger one; any number of lanes. T.max is miscompiled by TVM's C target."""
+        return T.Select(left > right, left, right)
+
+    def minimum(self, left: Any, right: Any) -> Any:
+        return T.Select(left < right, left, right)
+
+    def absolute(self, value: Any) -> Any:
+        value = let(value, self.float_lanes)
+        return self.maximum(value, constant(0, self.float_lanes) - value)
+
+    def square_root(self, value: Any, lanes: int = 1) -> Any:
+        return T.sqrt(value)
+
+    def round_to_int32(self, value: Any) -> Any:
+        """The nearest int32, ties to even; \\|value\\| < 2**31."""
+        lanes = self.float_lanes
+        value = let(value, lanes)
+        whole = let(cast("int32", value, lanes), lanes, "int32")
+        # Twice the fraction is exact and lies in (-2, 2): its whole part is -1, 0 or 1 and tells
+        # whether to step, except at a tie (fraction of exactly a half) next to an even number.
+        twice = let((value - cast("float32", whole, lanes)) * constant(2, lanes), lanes)
+        step = let(cast("int32", twice, lanes), lanes, "int32")
+        tie = twice == cast("float32", step, lanes)
+        odd = T.bitwise_and(whole, broadcast(T.int32(1), lanes))
+        return whole + T.Select(tie, step * odd, step)
+
+    def round(self, value: Any) -> Any:
+        """The nearest integral float, ties to even; \\|value\\| < 2**31."""
+        return cast("float32", self.round_to_int32(value), self.float_lanes)
+
+    def power_of_two(self, exponent: Any) -> Any:
+        """2**exponent for an int32 ``exponent`` in -126..127, exactly."""
+        lanes = self.float_lanes
+        biased = exponent + broadcast(T.int32(127), lanes)
+        bits = T.shift_left(biased, broadcast(T.int32(23), lanes))
+        return T.reinterpret(dtype_of("float32", lanes), bits)
+
+    # ---- ternary
+
+    def ternary_codes(self, weights: Any, plane: int) -> Any:
+        """The codes of one plane of a step's weight bytes, ready for ``ternary_mac``."""
+        return T.bitwise_and(
+            T.shift_right(T.Cast("int32", weights), T.int32(2 * plane)), T.int32(3)
+        )
+
+    def ternary_activations(self, load: Load, first: Any, plane: int) -> Any:
+        """The int8 activations that meet ``ternary_codes(weights, plane)``.
+
+        ``first`` is the step's first k. A record may read all 4 * ternary_depth values of the step.
+        """
+        return T.Cast("int32", load(first + plane, 1))
+
+    def ternary_mac(self, total: Any, codes: Any, activations: Any) -> Any:
+        """``total`` plus the products; exact while no more than ``ternary_block`` k were added."""
+        return total + codes * activations
+
+    def ternary_flush(self, total: Any) -> Any:
+        """The accumulator as int32 x ternary_outputs: one sum an output."""
+        return total
