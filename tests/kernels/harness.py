@@ -1,0 +1,113 @@
+"""Run one kernel on this machine: TIR to object to shared library to NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from butterflyc.compiler.lower.tir import build_object
+from butterflyc.kernels.lanes import Lanes
+from butterflyc.kernels.layout import pack, storage
+from butterflyc.kernels.record import Kernel, Spec, Tensor
+from butterflyc.targets.lanes_x86 import Avx2
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+NUMPY = {"bool": "?", "i8": "i1", "u8": "u1", "i16": "i2", "i32": "i4", "i64": "i8"}
+NUMPY |= {"f32": "f4", "f64": "f8", "ternary": "i1"}
+
+TRIPLE = f"{platform.machine()}-linux-gnu"
+# Baseline code for the scalar lanes: what a machine that we know nothing about can run.
+TARGETS: dict[str, dict[str, Any]] = {
+    "scalar": {"kind": "llvm", "mtriple": TRIPLE},
+    "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
+}
+
+
+def _has_avx2() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return {"avx2", "fma"} <= set(words)
+
+
+EVERY_LANES = [
+    pytest.param(Lanes(), id="scalar"),
+    pytest.param(
+        Avx2(),
+        id="avx2",
+        marks=pytest.mark.skipif(not _has_avx2(), reason="this CPU has no AVX2 and FMA"),
+    ),
+]
+
+
+def tensor(array: Array) -> Tensor:
+    """The type of an array."""
+    names = {np.dtype(code): name for name, code in NUMPY.items() if name != "ternary"}
+    return Tensor(names[array.dtype], array.shape)
+
+
+def packed(kernel: Kernel, spec: Spec, lanes: Lanes) -> Spec:
+    """``spec`` with the layouts that the kernel wants of its constants."""
+    layouts = kernel.layouts(spec, lanes)
+    operands = [replace(t, layout=layouts.get(i, t.layout)) for i, t in enumerate(spec.operands)]
+    return replace(spec, operands=tuple(operands))
+
+
+# Shared libraries stay loaded, so their files may go.
+_folder = TemporaryDirectory()
+
+
+@cache
+def load(kernel: Kernel, spec: Spec, lanes: Lanes) -> Any:
+    """The compiled function, called with one pointer a parameter."""
+    name = f"{kernel.name}_{lanes.name}_{spec.digest}"
+    content = build_object({name: kernel.build(spec, lanes, name)}, TARGETS[lanes.name])
+    path = Path(_folder.name) / name
+    path.with_suffix(".o").write_bytes(content)
+    command = ["cc", "-shared", "-Wl,-z,defs", "-o", f"{path}.so", f"{path}.o"]
+    subprocess.run(command, check=True)
+    call = ctypes.CDLL(f"{path}.so")[name]
+    call.restype = None
+    return call
+
+
+def guarded(tensor: Tensor) -> tuple[Array, Array]:
+    """An array of this type, and the 64 guard bytes that lie right behind its last element."""
+    stored = storage(tensor)
+    dtype = np.dtype(NUMPY[stored.dtype])
+    size = int(np.prod(stored.shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.full(size + 64, 0xAB, np.uint8)
+    return memory[:size].view(dtype).reshape(stored.shape), memory[size:]
+
+
+def run(kernel: Kernel, spec: Spec, arrays: Sequence[Array], lanes: Lanes) -> list[Array]:
+    """The kernel's results for ``arrays``, given unpacked.
+
+    Results and scratch start as garbage (0xAB...), and a byte written behind one is an error.
+    """
+    spec = packed(kernel, spec, lanes)
+    if not kernel.supports(spec, lanes):
+        raise ValueError(f"kernel {kernel.name} does not support {spec}")
+    inputs = []
+    for operand, array in zip(spec.operands, arrays, strict=True):
+        value = np.ascontiguousarray(array, NUMPY[operand.dtype])
+        if value.shape != operand.shape:
+            raise ValueError(f"an operand is {value.shape}, the spec says {operand}")
+        inputs.append(pack(operand.layout, value) if operand.layout else value)
+    results = [guarded(result) for result in spec.results]
+    scratch = [guarded(buffer) for buffer in kernel.scratch(spec, lanes)]
+    buffers = [*inputs, *(b for b, _ in results), *(b for b, _ in scratch)]
+    load(kernel, spec, lanes)(*(ctypes.c_void_p(b.ctypes.data) for b in buffers))
+    for _, guard in [*results, *scratch]:
+        if not np.all(guard == 0xAB):
+            raise AssertionError(f"kernel {kernel.name} wrote behind a buffer: {spec}")
+    return [result for result, _ in results]
