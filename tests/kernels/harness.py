@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,8 +63,10 @@ def packed(kernel: Kernel, spec: Spec, lanes: Lanes) -> Spec:
     return replace(spec, operands=tuple(operands))
 
 
-# Shared libraries stay loaded, so their files may go.
+# Shared libraries stay loaded, so their files may go. Each has a path of its own: dlopen gives the
+# library that it has for a path that it knows.
 _folder = TemporaryDirectory()
+_numbers = count()
 
 
 @cache
@@ -71,7 +74,7 @@ def load(kernel: Kernel, spec: Spec, lanes: Lanes) -> Any:
     """The compiled function, called with one pointer a parameter."""
     name = f"{kernel.name}_{lanes.name}_{spec.digest}"
     content = build_object({name: kernel.build(spec, lanes, name)}, TARGETS[lanes.name])
-    path = Path(_folder.name) / name
+    path = Path(_folder.name) / f"{name}_{next(_numbers)}"
     path.with_suffix(".o").write_bytes(content)
     command = ["cc", "-shared", "-Wl,-z,defs", "-o", f"{path}.so", f"{path}.o"]
     subprocess.run(command, check=True)
