@@ -1,0 +1,105 @@
+"""Running a compiled model on this machine through its C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from ..errors import BadInput, ButterflycError, Incompatible
+from ..ir import Type
+
+ALIGNMENT = 64
+
+
+class RunFailed(ButterflycError):
+    """A compiled model returned an error of its own."""
+
+    code = "BF996"
+
+
+class Native:
+    """A loaded library: ``model(*inputs)`` gives its outputs. Not for several threads at once."""
+
+    def __init__(
+        self,
+        library: bytes,
+        name: str,
+        inputs: Sequence[Type],
+        outputs: Sequence[Type],
+        arena_bytes: int,
+        cpu_features: Sequence[str] = (),
+    ) -> None:
+        check_cpu(cpu_features)
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+        # The file may go once it is loaded: the mapping keeps its pages.
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"lib{name}.so"
+            path.write_bytes(library)
+            self._run = getattr(ctypes.CDLL(str(path)), f"{name}_run")
+        self._run.restype = ctypes.c_int
+        self._arena = aligned_buffer(arena_bytes)
+
+    def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Raises BadInput if an array does not fit, RunFailed if the model reports an error."""
+        arrays = [
+            _fitting(i, x, type)
+            for i, (x, type) in enumerate(zip(inputs, self._inputs, strict=True))
+        ]
+        results = [np.empty(type.shape, type.storage) for type in self._outputs]
+        status = self._run(_pointers(arrays), _pointers(results), _pointer(self._arena))
+        if status != 0:
+            raise RunFailed(f"the compiled model returned status {status}")
+        return tuple(results)
+
+
+def aligned_buffer(size: int) -> np.ndarray:
+    """``size`` bytes (at least one) that start at a multiple of 64."""
+    block = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start : start + max(size, 1)]
+
+
+def check_cpu(features: Sequence[str]) -> None:
+    """Raises Incompatible unless this CPU has all ``features`` (names as Linux prints them)."""
+    missing = sorted(set(features) - cpu_features())
+    if missing:
+        raise Incompatible(
+            f"this artefact needs the CPU feature{'s' if len(missing) > 1 else ''} "
+            f"{', '.join(missing)}, which this {platform.machine()} lacks",
+            help="compile the model again on or for this machine: --target host",
+        )
+
+
+def cpu_features() -> frozenset[str]:
+    """The feature flags of this machine's first CPU; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def _fitting(index: int, array: np.ndarray, type: Type) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != type.storage or array.shape != type.shape:
+        raise BadInput(
+            f"input {index} is {array.dtype}{list(array.shape)}, "
+            f"the model wants {type.storage}{list(type.shape)}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))

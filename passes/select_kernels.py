@@ -1,0 +1,107 @@
+"""Choose a kernel for every op.
+
+    %y = linear(%x, %w) : f32[65, 256]
+    ->
+    %y = linear(%x, %w) : f32[65, 256] @ {kernel = "linear"}
+
+Among the records that serve an op's spec the one of least modelled cost wins. Ops that move no
+data (`reshape`) get none: they are views.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..compiler.errors import Unsupported
+from ..compiler.ir import Graph, Node, rebuild
+from ..compiler.ir.views import VIEWS
+from ..kernels.lanes import Lanes
+from ..kernels.record import Kernel, Spec, Tensor
+
+_PARAMETER = "tune_"  # notes that carry a kernel's parameters
+
+
+def spec_of(node: Node) -> Spec:
+    """What ``node`` asks of a kernel, with the parameters noted on it."""
+
+    def tensors(types: tuple[object, ...]) -> tuple[Tensor, ...]:
+        return tuple(Tensor(t.dtype, t.shape, t.layout) for t in types)  # type: ignore[attr-defined]
+
+    parameters = sorted(
+        (key.removeprefix(_PARAMETER), int(value))  # type: ignore[arg-type]
+        for key, value in node.notes.items()
+        if key.startswith(_PARAMETER)
+    )
+    return Spec(
+        node.op,
+        tuple(sorted(node.attributes.items())),
+        tensors(tuple(operand.type for operand in node.operands)),
+        tensors(node.types),
+        tuple(parameters),
+    )
+
+
+def kernel_of(node: Node, kernels: tuple[Kernel, ...]) -> Kernel:
+    """The kernel noted on ``node``. Raises KeyError if this target does not have it."""
+    by_name = {kernel.name: kernel for kernel in kernels}
+    return by_name[str(node.notes["kernel"])]
+
+
+def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
+    """Whether ``kernel`` serves ``node``: its spec, and constants where it wants packed ones."""
+    if spec.op not in kernel.ops or not kernel.supports(spec, lanes):
+        return False
+    packed = kernel.layouts(spec, lanes)
+    return all(node.operands[index].op == "constant" for index in packed)
+
+
+@dataclass(frozen=True)
+class SelectKernels:
+    """``tuned`` maps a spec's digest to (kernel name, parameters) that were measured better."""
+
+    kernels: tuple[Kernel, ...]
+    lanes: Lanes
+    tuned: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
+
+    name = "select_kernels"
+    exact = True
+
+    def __call__(self, graph: Graph) -> Graph:
+        missing: list[Node] = []
+
+        def choose(node: Node) -> Node:
+            if node.op in VIEWS:
+                return node
+            spec = spec_of(node)
+            able = [k for k in self.kernels if usable(k, node, spec, self.lanes)]
+            if not able:
+                missing.append(node)
+                return node
+            name, parameters = self.tuned.get(spec.digest, ("", {}))
+            if name not in {kernel.name for kernel in able}:
+                name, parameters = (
+                    min(able, key=lambda k: (k.cost(spec, self.lanes), k.name)).name,
+                    {},
+                )
+            tuning = {_PARAMETER + key: value for key, value in sorted(parameters.items())}
+            return node.with_notes(kernel=name, **tuning)
+
+        chosen = rebuild(graph, choose)
+        if missing:
+            raise _no_kernel(missing, self.lanes)
+        return chosen
+
+
+def _no_kernel(nodes: list[Node], lanes: Lanes) -> Unsupported:
+    counts = Counter(
+        f"{node.op}({', '.join(str(operand.type) for operand in node.operands)})" for node in nodes
+    )
+    first = {f"{n.op}": n.source or n.name for n in reversed(nodes)}
+    lines = "; ".join(f"{what} ({count}x)" for what, count in counts.items())
+    return Unsupported(
+        f"no {lanes.name} kernel for: {lines}",
+        where=", ".join(dict.fromkeys(first.values())),
+        help="write a kernel (docs/add_a_kernel.md), or rewrite the model with other ops",
+    )
