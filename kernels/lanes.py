@@ -89,9 +89,13 @@ class Lanes:
         odd = T.bitwise_and(whole, broadcast(T.int32(1), lanes))
         return whole + T.Select(tie, step * odd, step)
 
+    def as_float(self, whole: Any) -> Any:
+        """An int32 vector of float_lanes as floats."""
+        return cast("float32", whole, self.float_lanes)
+
     def round(self, value: Any) -> Any:
         """The nearest integral float, ties to even; \\|value\\| < 2**31."""
-        return cast("float32", self.round_to_int32(value), self.float_lanes)
+        return self.as_float(self.round_to_int32(value))
 
     def power_of_two(self, exponent: Any) -> Any:
         """2**exponent for an int32 ``exponent`` in -126..127, exactly."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from butterflyc.compiler.lower.tir import build_object
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.layout import pack, storage

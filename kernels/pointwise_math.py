@@ -1,0 +1,171 @@
+"""exp, tanh, sigmoid, erf and the activations as TIR expressions: no libm, any lanes.
+
+Every function takes a vector of ``lanes.float_lanes`` float32 and gives one. The errors stated are
+the largest found over a dense sweep of the range (tests/kernels/test_pointwise_math.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .lanes import Lanes
+from .tir import constant, let
+
+LOG2_E = 1.4426950408889634
+# ln 2 in two parts: the first has 9 significant bits, so n * LN2_HIGH is exact for |n| < 2**15.
+LN2_HIGH = 0.693359375
+LN2_LOW = -2.12194440e-4
+
+# 2**f on [-1/2, 1/2] for relative error (least squares, reweighted to minimax): 2e-9.
+EXP2 = (
+    1.5353360504377633e-4,
+    1.3398875016719103e-3,
+    9.61843691766262e-3,
+    5.5503323674201965e-2,
+    2.4022647738456726e-1,
+    6.931471824645996e-1,
+    1.0,
+)
+# Rational functions of x**2 on the clamped range, from Eigen (generic_fast_erf and _tanh).
+ERF_LIMIT = 4.0
+ERF_OVER = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+ERF_UNDER = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+TANH_LIMIT = 7.90531110763549805
+TANH_OVER = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+TANH_UNDER = (
+    1.19825839466702e-06,
+    1.18534705686654e-04,
+    2.26843463243900e-03,
+    4.89352518554385e-03,
+)
+
+
+def polynomial(lanes: Lanes, x: Any, coefficients: Sequence[float]) -> Any:
+    """The polynomial in ``x``, a name; highest power first."""
+    result = constant(coefficients[0], lanes.float_lanes)
+    for coefficient in coefficients[1:]:
+        result = lanes.multiply_add(constant(coefficient, lanes.float_lanes), result, x)
+    return result
+
+
+def clamp(lanes: Lanes, x: Any, low: float, high: float) -> Any:
+    """``x`` limited to [low, high]."""
+    width = lanes.float_lanes
+    return lanes.maximum(let(lanes.minimum(x, constant(high, width)), width), constant(low, width))
+
+
+def _scaled(lanes: Lanes, fraction: Any, power: Any) -> Any:
+    return polynomial(lanes, fraction, EXP2) * lanes.power_of_two(power)
+
+
+def exp2(lanes: Lanes, x: Any) -> Any:
+    """2**x, relative error 2e-7; x is taken as -126 below that and as 127 above."""
+    width = lanes.float_lanes
+    x = let(clamp(lanes, let(x, width), -126.0, 127.0), width)
+    power = let(lanes.round_to_int32(x), width, "int32")
+    return _scaled(lanes, let(x - lanes.as_float(power), width), power)
+
+
+def exp(lanes: Lanes, x: Any) -> Any:
+    """e**x, relative error 2e-7; x is taken as -87.3 below that and as 88.3 above."""
+    width = lanes.float_lanes
+    x = let(clamp(lanes, let(x, width), -87.3, 88.3), width)
+    power = let(lanes.round_to_int32(x * constant(LOG2_E, width)), width, "int32")
+    whole = let(lanes.as_float(power), width)
+    # x - whole * ln 2, in two steps, so that a large x loses nothing.
+    rest = lanes.multiply_add(x, whole, constant(-LN2_HIGH, width))
+    rest = lanes.multiply_add(rest, whole, constant(-LN2_LOW, width))
+    return _scaled(lanes, let(rest * constant(LOG2_E, width), width), power)
+
+
+def sigmoid(lanes: Lanes, x: Any) -> Any:
+    """1 / (1 + e**-x), relative error 3e-7 for x > -87."""
+    one = constant(1.0, lanes.float_lanes)
+    return one / (one + exp(lanes, constant(0.0, lanes.float_lanes) - x))
+
+
+def _odd_rational(
+    lanes: Lanes, x: Any, limit: float, over: Sequence[float], under: Sequence[float]
+) -> Any:
+    width = lanes.float_lanes
+    x = let(clamp(lanes, let(x, width), -limit, limit), width)
+    square = let(x * x, width)
+    return x * polynomial(lanes, square, over) / polynomial(lanes, square, under)
+
+
+def tanh(lanes: Lanes, x: Any) -> Any:
+    """Hyperbolic tangent, relative error 4e-7; 1 - 1e-7 at the clamp."""
+    return _odd_rational(lanes, x, TANH_LIMIT, TANH_OVER, TANH_UNDER)
+
+
+def erf(lanes: Lanes, x: Any) -> Any:
+    """Error function, error 4e-7."""
+    return _odd_rational(lanes, x, ERF_LIMIT, ERF_OVER, ERF_UNDER)
+
+
+def gelu(lanes: Lanes, x: Any) -> Any:
+    """x * Phi(x) (erf form), error 3e-7 * max(1, \\|x\\|)."""
+    width = lanes.float_lanes
+    x = let(x, width)
+    half = constant(0.5, width)
+    return lanes.multiply_add(half, half, erf(lanes, x * constant(0.5**0.5, width))) * x
+
+
+def gelu_tanh(lanes: Lanes, x: Any) -> Any:
+    """The tanh form of GELU, as x * sigmoid(2 u): error 3e-7 * max(1, \\|x\\|)."""
+    width = lanes.float_lanes
+    x = let(x, width)
+    slope = 2 * 0.7978845608028654
+    inner = lanes.multiply_add(constant(slope, width), x * x, constant(slope * 0.044715, width))
+    return x * sigmoid(lanes, x * inner)
+
+
+def silu(lanes: Lanes, x: Any) -> Any:
+    """x * sigmoid(x), relative error 4e-7."""
+    x = let(x, lanes.float_lanes)
+    return x * sigmoid(lanes, x)
+
+
+def relu(lanes: Lanes, x: Any) -> Any:
+    """max(x, 0)."""
+    return lanes.maximum(let(x, lanes.float_lanes), constant(0.0, lanes.float_lanes))
+
+
+def none(lanes: Lanes, x: Any) -> Any:
+    """x itself."""
+    return x
+
+
+# By the names of the IR's ``activation`` attribute.
+ACTIVATIONS: dict[str, Callable[[Lanes, Any], Any]] = {
+    "none": none,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+    "silu": silu,
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+}
