@@ -104,13 +104,12 @@ class Lanes:
         bits = T.shift_left(biased, broadcast(T.int32(23), lanes))
         return T.reinterpret(dtype_of("float32", lanes), bits)
 
-    # ---- ternary
+    # ---- ternary; a step's weights are ternary_outputs * ternary_depth bytes
 
     def ternary_codes(self, weights: Any, plane: int) -> Any:
-        """The codes of one plane of a step's weight bytes, ready for ``ternary_mac``."""
-        return T.bitwise_and(
-            T.shift_right(T.Cast("int32", weights), T.int32(2 * plane)), T.int32(3)
-        )
+        """The codes of one plane of a step's weights, a byte each, ready for ``ternary_mac``."""
+        shifted = T.shift_right(weights, broadcast(T.uint8(2 * plane), self._ternary_bytes))
+        return T.bitwise_and(shifted, broadcast(T.uint8(3), self._ternary_bytes))
 
     def ternary_activations(self, load: Load, first: Any, plane: int) -> Any:
         """The int8 activations that meet ``ternary_codes(weights, plane)``.
@@ -121,8 +120,19 @@ class Lanes:
 
     def ternary_mac(self, total: Any, codes: Any, activations: Any) -> Any:
         """``total`` plus the products; exact while no more than ``ternary_block`` k were added."""
-        return total + codes * activations
+        return total + T.Cast("int32", codes) * activations
 
     def ternary_flush(self, total: Any) -> Any:
         """The accumulator as int32 x ternary_outputs: one sum an output."""
         return total
+
+    def ternary_floats(self, weights: Any, plane: int, offset: int) -> Any:
+        """The weights of one k as float32 x ternary_outputs: -1.0, 0.0 or 1.0.
+
+        That k is the step's ``plane * ternary_depth + offset``.
+        """
+        return T.Cast("float32", self.ternary_codes(weights, plane)) - T.float32(1)
+
+    @property
+    def _ternary_bytes(self) -> int:
+        return self.ternary_outputs * self.ternary_depth

@@ -39,7 +39,7 @@ def _pack(sizes: Sizes, array: Array) -> Array:
     codes[:outputs, :depth] = array + 1
     # [strip, output, step, plane, k of a plane] -> [strip, step, output, k of a plane, plane]
     planes = codes.reshape(strips, vector, steps, PLANES, group).transpose(0, 2, 1, 4, 3)
-    packed = np.bitwise_or.reduce(planes << np.arange(0, 8, 2, dtype=np.uint8), axis=-1)
+    packed: Array = np.bitwise_or.reduce(planes << np.arange(0, 8, 2, dtype=np.uint8), axis=-1)
     return packed.reshape(strips, steps, vector * group)
 
 

@@ -59,3 +59,12 @@ class Avx2(Lanes):
     def ternary_flush(self, total: Any) -> Any:
         ones = broadcast(T.int16(1), 16)
         return llvm("int32x8", "llvm.x86.avx2.pmadd.wd", total, ones)
+
+    def ternary_floats(self, weights: Any, plane: int, offset: int) -> Any:
+        # A word holds one output's four values of k of each plane. vpermilps looks only at the two
+        # lowest bits of a word, which is a table look-up of the code without a mask.
+        words = T.reinterpret("int32x8", weights)
+        if plane or offset:
+            words = T.shift_right(words, broadcast(T.int32(8 * offset + 2 * plane), 8))
+        table = T.Shuffle([T.float32(v) for v in (-1, 0, 1, 0)] * 2, list(range(8)))
+        return llvm("float32x8", "llvm.x86.avx.vpermilvar.ps.256", table, words)
