@@ -185,13 +185,18 @@ def load_lanes(
 
 
 def store_lanes(
-    write: Callable[[Any, Any, int], None], value: Any, start: Any, valid: int, lanes: int
+    write: Callable[[Any, Any, int], None],
+    value: Any,
+    start: Any,
+    valid: int,
+    lanes: int,
+    dtype: str = "float32",
 ) -> None:
     """``write(value, start, lanes)``, or its first ``valid`` elements one by one."""
     if valid == lanes:
         write(value, start, lanes)
         return
-    named = Registers(1, lanes)
+    named = Registers(1, lanes, dtype)
     named[0] = value
     for i in range(valid):
         write(named.lane(0, i), start + i, 1)
