@@ -42,7 +42,9 @@ def aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def buffers_of(graph: Graph, kernels: tuple[Kernel, ...], lanes: Lanes) -> list[Buffer]:
+def buffers_of(
+    graph: Graph, kernels: tuple[Kernel, ...], lanes: Lanes, keep_routing: bool = False
+) -> list[Buffer]:
     """Every buffer that needs a place: results that do not leave, and scratch."""
     step = {node: i for i, node in enumerate(graph.nodes)}
     last: dict[tuple[Node, int], int] = {}
@@ -50,6 +52,8 @@ def buffers_of(graph: Graph, kernels: tuple[Kernel, ...], lanes: Lanes) -> list[
         for operand in node.operands:
             if operand.op != "constant" and node.op not in ("reshape", "result"):
                 last[root_of(operand)] = step[node]
+    if keep_routing:
+        last.update({(node, 1): len(step) for node in graph.nodes if node.op == "top_k"})
     leaving = {root_of(node) for node in graph.outputs}
     found = []
     for node in graph.nodes:
@@ -127,14 +131,17 @@ def _tensor_bytes(tensor: Tensor) -> int:
 
 @dataclass(frozen=True)
 class PlanMemory:
+    """``keep_routing`` keeps the chosen experts readable in the arena after a run."""
+
     kernels: tuple[Kernel, ...]
     lanes: Lanes
+    keep_routing: bool = False
 
     name = "plan_memory"
     exact = True
 
     def __call__(self, graph: Graph) -> Graph:
-        buffers = buffers_of(graph, self.kernels, self.lanes)
+        buffers = buffers_of(graph, self.kernels, self.lanes, self.keep_routing)
         offsets, arena = plan(buffers)
 
         def place(node: Node) -> Node:

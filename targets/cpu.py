@@ -88,7 +88,7 @@ def passes(core: Core, mode: str) -> tuple[Pass, ...]:
         FuseExperts(),
         SelectKernels(kernels, lanes),
         PackWeights(kernels, lanes),
-        PlanMemory(kernels, lanes),
+        PlanMemory(kernels, lanes, keep_routing=True),
     )
 
 

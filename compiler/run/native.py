@@ -56,6 +56,10 @@ class Native:
             raise RunFailed(f"the compiled model returned status {status}")
         return tuple(results)
 
+    def peek(self, at: int, type: Type) -> np.ndarray:
+        """A copy of the tensor that the last run left at offset ``at`` of the arena."""
+        return self._arena[at : at + type.bytes].view(type.storage).reshape(type.shape).copy()
+
 
 def aligned_buffer(size: int) -> np.ndarray:
     """``size`` bytes (at least one) that start at a multiple of 64."""

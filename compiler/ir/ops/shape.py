@@ -103,7 +103,14 @@ def argmax(x: Array, axis: int, keep: bool) -> Array:
 
 OPS = [
     op("reshape", "x", reshape, lambda x, shape: x.reshape(shape), "other shape", shape=REQUIRED),
-    op("transpose", "x", transpose, np.transpose, "axes in another order", order=REQUIRED),
+    op(
+        "transpose",
+        "x",
+        transpose,
+        lambda x, order: x.transpose(order),
+        "axes in another order",
+        order=REQUIRED,
+    ),
     op(
         "broadcast",
         "x",

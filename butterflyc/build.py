@@ -1,0 +1,263 @@
+"""Compiling: capture, recognise, the target's passes in order, emit, one artefact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .compiler.artefact import Artefact
+from .compiler.capture.export import capture
+from .compiler.capture.load import load_model
+from .compiler.capture.recognise import LayerReport, recognise
+from .compiler.errors import BadInput, UsageError
+from .compiler.files import write_whole
+from .compiler.ir import Graph, verify
+from .compiler.ir.interpret import interpret
+from .compiler.lower.model_c import check_name
+from .compiler.tensors import pack_arrays
+from .program import Program, stage_section
+from .targets.registry import Core, load_core
+
+Progress = Callable[[str], None]
+GOLDEN_ROWS = 8
+
+
+def compile(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    target: str = "host",
+    mode: str = "f32",
+    calibration: Sequence[Any] | None = None,
+    name: str = "bfly",
+    target_file: str | Path | None = None,
+    dump_ir: str | Path | None = None,
+    keep_stages: bool = False,
+    progress: Progress = lambda _: None,
+) -> Program:
+    """Compile ``model`` for ``target``.
+
+    ``model`` is a torch module or exported program with ``example_inputs`` (a tuple of tensors), or
+    a string: ``model.pt2``, ``file.py:function`` or ``checkpoint.safetensors``. ``mode`` is a
+    numeric mode of the target. ``dump_ir`` names a folder that gets the text of each stage as it is
+    made, so that a failed pass leaves something to look at.
+
+    Raises UnknownName (target), UsageError (mode, name), BadInput (examples, NaN weights),
+    Unsupported (ops, listed with source lines), ToolMissing (no C compiler).
+    """
+    check_name(name)
+    core = load_core(target, Path(target_file) if target_file else None)
+    family = import_module(f".targets.{core.family}", __package__)
+    passes = family.passes(core, mode)
+    module, examples = _model_and_examples(model, example_inputs, progress)
+    stages = _Stages(Path(dump_ir) if dump_ir else None)
+
+    progress("capturing with torch.export")
+    captured = capture(module, examples, name=name, progress=progress)
+    stages.add("capture", captured.graph)
+    recognised = recognise(captured.graph, progress=progress)
+    graph = stages.add("recognise", recognised.graph)
+    for step in passes:
+        progress(f"pass {step.name}")
+        graph = stages.add(step.name, step(graph))
+
+    files = family.emit(graph, core, name, progress)
+    arrays = _arrays(examples)
+    return _assemble(core, mode, name, stages.graphs, recognised.layers, files, keep_stages, {
+        "inputs": arrays,
+        "golden": _golden(module, arrays, stages.graphs, calibration),
+        "splits": _samples_are_independent(module, arrays),
+        "cpu_features": list(family.machine(core).features),
+    })  # fmt: skip
+
+
+class _Stages:
+    """The graph after each step: verified, kept, and written out if a folder is given."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.graphs: dict[str, Graph] = {}
+        self._folder = folder
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+    def add(self, step: str, graph: Graph) -> Graph:
+        if self._folder is not None:
+            # Before it is verified: the text of a bad graph is what one wants to see.
+            file = Path(stage_section(len(self.graphs), step)).name
+            write_whole(self._folder / file, [str(graph).encode() + b"\n"])
+        verify(graph, after=step)
+        self.graphs[step] = graph
+        return graph
+
+
+def _model_and_examples(
+    model: Any, example_inputs: Sequence[Any] | None, progress: Progress
+) -> tuple[Any, tuple[Any, ...]]:
+    if isinstance(model, str | Path):
+        progress(f"loading {model}")
+        loaded, examples = load_model(str(model), checkpoint_loader=_load_checkpoint)
+        return loaded, tuple(example_inputs or examples)
+    if example_inputs is None:
+        raise BadInput(
+            "a torch module needs example inputs",
+            help="compile(model, (torch.randn(1, 3, 32, 32),))",
+        )
+    if not isinstance(example_inputs, tuple | list):
+        raise BadInput("example inputs are a tuple of tensors", help="write (x,), not x")
+    return model, tuple(example_inputs)
+
+
+def _load_checkpoint(path: Path) -> tuple[Any, tuple[Any, ...]]:
+    from .models.checkpoint import load_checkpoint
+
+    module, _ = load_checkpoint(path)
+    return module, module.example_inputs()
+
+
+def _arrays(tensors: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    return tuple(t.detach().cpu().numpy() for t in tensors)
+
+
+def _eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """What PyTorch computes, as arrays."""
+    import torch
+
+    module = module.module() if hasattr(module, "module") else module
+    if hasattr(module, "eval") and not isinstance(module, torch.fx.GraphModule):
+        module.eval()
+    with torch.no_grad():
+        outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    return tuple(y.numpy() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
+
+
+def _golden(
+    module: Any,
+    arrays: tuple[np.ndarray, ...],
+    stages: Mapping[str, Graph],
+    calibration: Sequence[Any] | None,
+) -> dict[str, np.ndarray]:
+    """Inputs with what eager PyTorch and the interpreter (same mode) make of them."""
+    pairs: dict[str, np.ndarray] = {}
+    samples = [arrays]
+    if calibration is not None and len(arrays) == 1:
+        batch = arrays[0].shape[0]
+        rows = np.asarray(calibration, arrays[0].dtype)[: GOLDEN_ROWS * batch]
+        samples += [(rows[i : i + batch],) for i in range(0, len(rows) - batch + 1, batch)]
+    last = stages[list(stages)[-1]]
+    for i, sample in enumerate(samples):
+        for kind, values in (
+            ("input", sample),
+            ("eager", _eager(module, sample)),
+            ("expected", interpret(last, *sample)),
+        ):
+            pairs |= {f"{i:03}.{kind}.{j}": np.ascontiguousarray(v) for j, v in enumerate(values)}
+    return pairs
+
+
+def _samples_are_independent(module: Any, arrays: tuple[np.ndarray, ...]) -> bool:
+    """Whether two batches computed at once give what each gives alone."""
+    if any(a.ndim == 0 for a in arrays):
+        return False
+    other = tuple(np.roll(a, 1, axis=-1) for a in arrays)
+    both = tuple(np.concatenate(pair) for pair in zip(arrays, other, strict=True))
+    try:
+        together = _eager(module, both)
+    except Exception:  # the model, or its exported program, takes no other batch size
+        return False
+    apart = zip(_eager(module, arrays), _eager(module, other), strict=True)
+    return all(
+        y.shape == (len(a) + len(b), *a.shape[1:])
+        and np.allclose(y, np.concatenate((a, b)), rtol=1e-4, atol=1e-4 * float(np.abs(a).max()))
+        for y, (a, b) in zip(together, apart, strict=True)
+        if a.ndim
+    )
+
+
+def _assemble(
+    core: Core,
+    mode: str,
+    name: str,
+    stages: Mapping[str, Graph],
+    layers: Sequence[LayerReport],
+    files: Mapping[str, bytes],
+    keep_stages: bool,
+    more: Mapping[str, Any],
+) -> Program:
+    last = stages[list(stages)[-1]]
+    sections = {f"kernels/{file}": content for file, content in files.items()}
+    for i, (step, graph) in enumerate(stages.items()):
+        sections[stage_section(i, step)] = f"{graph}\n".encode()
+    sections["weights.safetensors"] = pack_arrays(last.constants)
+    if keep_stages:
+        every = {k: v for g in stages.values() for k, v in g.constants.items()}
+        sections["stages.safetensors"] = pack_arrays(every)
+    sections["golden.safetensors"] = pack_arrays(more["golden"])
+    reports = [asdict(layer) for layer in layers]
+    sections["report.json"] = json.dumps({"layers": reports}, indent=1, sort_keys=True).encode()
+    manifest = {
+        "name": name,
+        "target": core.name,
+        "mode": mode,
+        "inputs": _ports(last.inputs, more["inputs"]),
+        "outputs": _ports(last.outputs),
+        "stages": list(stages),
+        "census": {
+            "layers": len(layers),
+            "recognised": sum(layer.recognised == "full" for layer in layers),
+            "found": sum(layer.experts_found for layer in layers),
+            "choosable": sum(layer.experts for layer in layers),
+        },
+        "memory": {
+            "weights": sum(array.nbytes for array in last.constants.values()),
+            "arena": last.notes.get("arena_bytes", 0),
+            "arena_lower_bound": last.notes.get("arena_lower_bound", 0),
+        },
+        "routing": _routing(last),
+        "splits": more["splits"],
+        "cpu_features": more["cpu_features"],
+        "tools": _tools(),
+    }
+    return Program(Artefact(manifest, sections), stages)
+
+
+def _ports(nodes: Sequence[Any], _: Any = None) -> list[dict[str, Any]]:
+    return [
+        {"name": node.name, "dtype": node.type.dtype, "shape": list(node.type.shape)}
+        for node in nodes
+    ]
+
+
+def _routing(graph: Graph) -> list[dict[str, Any]]:
+    """Where the chosen experts of each routed layer lie after a run."""
+    return [
+        {
+            "name": node.name,
+            "at": node.notes["at"][1],  # type: ignore[index]
+            "dtype": node.types[1].dtype,
+            "shape": list(node.types[1].shape),
+        }
+        for node in graph.nodes
+        if node.op == "top_k" and "at" in node.notes and node.notes["at"][1] >= 0  # type: ignore[index, operator]
+    ]
+
+
+def _tools() -> dict[str, str]:
+    from . import __version__
+
+    found = {"butterflyc": __version__}
+    for package in ("torch", "apache-tvm", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,200 @@
+"""A compiled model in Python: call it, save it, look into it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .compiler import artefact
+from .compiler.artefact import Artefact
+from .compiler.errors import BadInput, Damaged, unknown_name
+from .compiler.ir import Graph, Type, parse_graph
+from .compiler.tensors import unpack_arrays
+
+if TYPE_CHECKING:
+    from .compiler.run.native import Native
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A compiled model. ``fresh_stages`` are the graphs with all constants, if just compiled.
+
+    ``program(*inputs)`` takes NumPy arrays or torch tensors and returns the same kind. Another
+    number of rows in the first axis is split into runs of the compiled size.
+    """
+
+    artefact: Artefact
+    fresh_stages: Mapping[str, Graph] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        return self.artefact.manifest
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def target(self) -> str:
+        return str(self.manifest["target"])
+
+    @property
+    def mode(self) -> str:
+        return str(self.manifest["mode"])
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes: ``weights``, ``arena``, ``arena_lower_bound``."""
+        return dict(self.manifest["memory"])
+
+    @property
+    def census(self) -> Mapping[str, int]:
+        """``found`` and ``choosable`` experts, over all recognised layers."""
+        return dict(self.manifest["census"])
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What recognition found, layer by layer, and the figures of the compilation."""
+        return json.loads(self.artefact.section("report.json"))
+
+    @property
+    def inputs(self) -> tuple[Type, ...]:
+        return tuple(Type(port["dtype"], tuple(port["shape"])) for port in self.manifest["inputs"])
+
+    @property
+    def outputs(self) -> tuple[Type, ...]:
+        return tuple(Type(port["dtype"], tuple(port["shape"])) for port in self.manifest["outputs"])
+
+    @cached_property
+    def stages(self) -> Mapping[str, Graph]:
+        """The graph after each pass, by the pass's name.
+
+        Loaded from a file, only the last one can be run, unless compiled with ``keep_stages``.
+        """
+        if self.fresh_stages:
+            return self.fresh_stages
+        constants = self._constants()
+        graphs = {}
+        for name in self.manifest["stages"]:
+            graph = parse_graph(self.ir(name))
+            wanted = {str(n["digest"]) for n in graph.nodes if n.op == "constant"}
+            held = {key: constants[key] for key in wanted & constants.keys()}
+            graphs[name] = Graph(graph.name, graph.inputs, graph.outputs, held, graph.notes)
+        return graphs
+
+    def ir(self, stage: str) -> str:
+        """The text of the IR after the pass ``stage``. Raises UnknownName if there is none."""
+        names = list(self.manifest["stages"])
+        if stage not in names:
+            raise unknown_name("stage", stage, names)
+        return self.artefact.section(stage_section(names.index(stage), stage)).decode()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the ``.bfly`` file, whole or not at all. Raises CannotWrite with the reason."""
+        path = Path(path)
+        artefact.write(path, self.artefact)
+        return path
+
+    @cached_property
+    def native(self) -> Native:
+        """The library, loaded. Raises Incompatible if this CPU cannot run it."""
+        from .compiler.run.native import Native
+
+        return Native(
+            self.artefact.section(f"kernels/lib{self.name}.so"),
+            self.name,
+            self.inputs,
+            self.outputs,
+            self.memory["arena"],
+            self.manifest["cpu_features"],
+        )
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The outputs: one, or a tuple. Raises BadInput if an input does not fit."""
+        torch = sys.modules.get("torch")
+        tensors = torch is not None and any(isinstance(x, torch.Tensor) for x in inputs)
+        outputs = self.run(
+            *(x.detach().cpu().numpy() if tensors else np.asarray(x) for x in inputs)
+        )
+        if tensors:
+            assert torch is not None
+            outputs = tuple(torch.from_numpy(y).to(inputs[0].device) for y in outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All outputs as arrays. Rows beyond the compiled batch are run in turn."""
+        if len(inputs) != len(self.inputs):
+            raise BadInput(f"{self.name} takes {len(self.inputs)} inputs, got {len(inputs)}")
+        runs = self._runs(inputs)
+        if runs == 1:
+            return self.native(*inputs)
+        parts = [
+            self.native(*(np.split(x, runs)[i] for x in inputs))  # views: nothing is copied
+            for i in range(runs)
+        ]
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    def _runs(self, inputs: tuple[np.ndarray, ...]) -> int:
+        """How many runs of the compiled batch make up ``inputs``."""
+        types = self.inputs
+        if all(x.shape == t.shape for x, t in zip(inputs, types, strict=True)):
+            return 1
+        counts = set()
+        for x, t in zip(inputs, types, strict=True):
+            fits = x.ndim == t.rank >= 1 and x.shape[1:] == t.shape[1:] and len(x) > 0
+            if not fits or len(x) % t.shape[0] != 0:
+                raise BadInput(
+                    f"an input has shape {list(x.shape)}, {self.name} was compiled for "
+                    f"{list(t.shape)}",
+                    help="the first axis may be any multiple of the compiled one, no other may "
+                    "differ; compile again with an example of this shape",
+                )
+            counts.add(len(x) // t.shape[0])
+        if len(counts) > 1:
+            raise BadInput(f"inputs have different batch sizes: {[list(x.shape) for x in inputs]}")
+        if not self.manifest["splits"]:
+            raise BadInput(
+                f"{self.name} was compiled for a batch of {types[0].shape[0]} and its samples "
+                "depend on one another",
+                help="compile it again with an example of this batch size",
+            )
+        return counts.pop()
+
+    def routing(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The experts that the compiled model chooses, one array [..., k] a routed layer."""
+        self.native(*inputs)
+        return tuple(
+            self.native.peek(place["at"], Type(place["dtype"], tuple(place["shape"])))
+            for place in self.manifest["routing"]
+        )
+
+    def _constants(self) -> dict[str, np.ndarray]:
+        held = dict(unpack_arrays(self.artefact.section("weights.safetensors")))
+        if "stages.safetensors" in self.artefact.sections:
+            held |= unpack_arrays(self.artefact.section("stages.safetensors"))
+        return held
+
+
+def stage_section(index: int, stage: str) -> str:
+    return f"stages/{index:02}-{stage}.bfir"
+
+
+def load(path: str | Path) -> Program:
+    """The program in a ``.bfly`` file, or in a folder that holds one. Every byte is checked.
+
+    Raises Damaged naming the section, Incompatible for a newer schema, UsageError if it is missing.
+    """
+    found = artefact.read(Path(path))
+    missing = sorted(
+        {"name", "target", "mode", "inputs", "outputs", "stages", "memory"} - found.manifest.keys()
+    )
+    if missing:
+        raise Damaged(f"{path} is damaged: its manifest lacks {', '.join(missing)}")
+    return Program(found)

@@ -1,0 +1,103 @@
+"""One or more valid nodes of every op, for tests that must hold for each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from butterflyc.compiler.ir import Graph, Node, Type, constant, input_node, make, result
+from butterflyc.compiler.ir.ops import OPS
+
+
+def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
+    """For each op: operand types and attributes of calls that must be accepted."""
+    f = Type("f32", (2, 6))
+    row = Type("f32", (6,))
+    flag = Type("bool", (2, 6))
+    experts = Type("i64", (2, 3))
+    gates = Type("f32", (2, 3))
+    blocks = Type("f32", (4, 3, 2, 2))
+    ternary = Type("ternary", (8, 6))
+    scalar = Type("f32", ())
+    bias = Type("f32", (8,))
+    unary = [name for name, entry in OPS.items() if entry.operands == "x" and not entry.attributes]
+    samples: dict[str, list[tuple[list[Type], dict[str, Any]]]] = {
+        name: [([f], {})] for name in unary
+    }
+    samples["logical_not"] = [([flag], {})]
+    for name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum"):
+        samples[name] = [([f, row], {}), ([f, scalar], {})]
+    for name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
+        samples[name] = [([f, row], {})]
+    for name in ("logical_and", "logical_or"):
+        samples[name] = [([flag, flag], {})]
+    for name in ("sum", "mean", "max", "min"):
+        samples[name] = [([f], {"axes": (1,)}), ([f], {"axes": (0, -1), "keep": True})]
+    head = Type("f32", (2, 2, 5, 4))
+    samples |= {
+        "clip": [([f], {"low": -1.5, "high": float("inf")})],
+        "where": [([flag, f, f], {}), ([flag, row, scalar], {})],
+        "cast": [([f], {"dtype": "i32"}), ([f], {"dtype": "bf16"})],
+        "reshape": [([f], {"shape": (3, 4)}), ([f], {"shape": (12,)})],
+        "transpose": [([f], {"order": (1, 0)})],
+        "broadcast": [([row], {"shape": (3, 6)})],
+        "slice": [([f], {"axis": -1, "start": 1, "stop": 6, "step": 2})],
+        "concat": [([f, f, f], {"axis": 0}), ([f], {"axis": 1})],
+        "take": [([f, experts], {"axis": 0})],
+        "gather": [([f, experts], {"axis": 1})],
+        "argmax": [([f], {"axis": 1}), ([f], {"axis": 0, "keep": True})],
+        "matmul": [([f, Type("f32", (6, 3))], {}), ([head, Type("f32", (4, 3))], {})],
+        "linear": [
+            ([f, Type("f32", (3, 6))], {}),
+            ([f, Type("f32", (3, 6)), Type("f32", (3,))], {"activation": "gelu"}),
+        ],
+        "conv2d": [([Type("f32", (1, 2, 6, 6)), Type("f32", (3, 2, 2, 2))], {"stride": (2, 2)})],
+        "layer_norm": [([f, row, row], {"eps": 1e-6})],
+        "softmax": [([f], {"axis": 0}), ([f], {})],
+        "attention": [([head, head, head], {"scale": 0.5, "causal": True})],
+        "qkv_attention": [([Type("f32", (2, 5, 24))], {"heads": 2, "scale": 0.5})],
+        "top_k": [([f], {"k": 3})],
+        "shuffle": [([f, Type("i32", (7,))], {})],
+        "rotate": [([Type("f32", (2, 1, 6)), blocks, experts], {"lanes": 3})],
+        "ternary_matmul": [([f, ternary, scalar], {}), ([f, ternary, Type("f32", (8,))], {})],
+        "quantize_rows": [([f], {})],
+        "ternary_dot": [([Type("i8", (2, 6)), ternary], {})],
+        "dequantize": [([Type("i32", (2, 8)), Type("f32", (2, 1)), scalar], {})],
+        "combine": [([Type("f32", (2, 3, 6)), gates], {})],
+        "butterfly_experts": [
+            ([f, blocks, ternary, scalar, bias, gates, experts], {}),
+            (
+                [f, blocks, ternary, scalar, bias, gates, experts, Type("f32", (4, 2, 4, 4))],
+                {"activation": "gelu", "activate_last": True, "activation_bits": 8, "lanes_out": 2},
+            ),
+        ],
+    }  # fmt: skip
+    return samples
+
+
+def values(type: Type, rng: np.random.Generator) -> np.ndarray:
+    """Random data of a type; integers are small enough to index the samples above."""
+    if type.dtype == "bool":
+        return rng.random(type.shape) < 0.5
+    if type.dtype == "ternary":
+        return rng.integers(-1, 2, type.shape).astype(np.int8)
+    if type.is_float:
+        return rng.standard_normal(type.shape).astype(type.storage)
+    low = -1 if type.dtype == "i32" and type.rank == 1 else 0
+    return rng.integers(low, 2, type.shape).astype(type.storage)
+
+
+def sample_graph(op: str, types: list[Type], attributes: dict[str, Any]) -> Graph:
+    """A graph of one node of ``op`` (and one for each of its results) on inputs and constants."""
+    store: dict[str, np.ndarray] = {}
+    rng = np.random.default_rng(0)
+    operands: list[Node] = [
+        constant(store, values(type, rng), f"c{i}", type)
+        if type.dtype == "ternary"
+        else input_node(f"x{i}", type)
+        for i, type in enumerate(types)
+    ]
+    node = make(op, *operands, name="y", source="model.py:7", **attributes)
+    outputs = (node,) if len(node.types) == 1 else tuple(result(node, i) for i in range(2))
+    return Graph("g", tuple(n for n in operands if n.op == "input"), outputs, store)
