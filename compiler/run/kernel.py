@@ -1,0 +1,86 @@
+"""One kernel on this machine: compiled, loaded, called with arrays. For benchmarks and tuning."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ...kernels.lanes import Lanes
+from ...kernels.layout import pack, storage
+from ...kernels.record import Kernel, Spec, Tensor
+from ..ir.types import STORAGE
+from ..lower.link import c_compiler, run
+from ..lower.tir import build_object
+from .native import aligned_buffer
+
+
+def with_layouts(kernel: Kernel, spec: Spec, lanes: Lanes) -> Spec:
+    """``spec`` with its constants packed as ``kernel`` wants them."""
+    layouts = kernel.layouts(spec, lanes)
+    operands = [replace(t, layout=layouts.get(i, t.layout)) for i, t in enumerate(spec.operands)]
+    return replace(spec, operands=tuple(operands))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A compiled kernel bound to its buffers: ``call()`` computes ``results`` anew."""
+
+    function: Any
+    buffers: tuple[np.ndarray, ...]
+    results: tuple[np.ndarray, ...]
+
+    def __call__(self) -> None:
+        self.function(*(ctypes.c_void_p(buffer.ctypes.data) for buffer in self.buffers))
+
+    def raw(self) -> Callable[[], None]:
+        """The same call with its pointers made once: what a benchmark repeats."""
+        pointers = [ctypes.c_void_p(buffer.ctypes.data) for buffer in self.buffers]
+        function = self.function
+        return lambda: function(*pointers)
+
+
+def bind(
+    kernel: Kernel,
+    spec: Spec,
+    arrays: Sequence[np.ndarray],
+    lanes: Lanes,
+    target: Mapping[str, Any],
+) -> Call:
+    """``kernel`` compiled for ``spec`` on ``arrays``, which are given unpacked.
+
+    Raises ToolMissing if there is no C compiler to link with.
+    """
+    spec = with_layouts(kernel, spec, lanes)
+    symbol = f"{kernel.name}_{spec.digest}"
+    content = build_object({symbol: kernel.build(spec, lanes, symbol)}, target)
+    operands = [
+        _placed(pack(tensor.layout, array) if tensor.layout else array)
+        for tensor, array in zip(spec.operands, arrays, strict=True)
+    ]
+    results = tuple(_empty(tensor) for tensor in spec.results)
+    scratch = [_empty(tensor) for tensor in kernel.scratch(spec, lanes)]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.o").write_bytes(content)
+        run([*c_compiler(), "-shared", "-o", "kernel.so", "kernel.o"], folder)
+        function = ctypes.CDLL(str(Path(folder) / "kernel.so"))[symbol]
+    function.restype = None
+    return Call(function, (*operands, *results, *scratch), results)
+
+
+def _placed(array: np.ndarray) -> np.ndarray:
+    """A copy that starts at a cache line, as it will in a model."""
+    flat = aligned_buffer(array.nbytes)[: array.nbytes]
+    placed = flat.view(array.dtype).reshape(array.shape)
+    placed[...] = array
+    return placed
+
+
+def _empty(tensor: Tensor) -> np.ndarray:
+    stored = storage(tensor)
+    return _placed(np.zeros(stored.shape, STORAGE[stored.dtype]))
