@@ -1,0 +1,224 @@
+"""ATen calls that reduce axes, order elements or pick the largest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Node
+from .aten_elementwise import arithmetic, truth
+from .site import Refused, Site, accept, lowers
+
+_TOO_LONG = 4096  # a running sum is a product with a triangle of this many rows at most
+
+
+def axes_of(x: Node, axes: Any) -> tuple[int, ...]:
+    """torch's ``dim``: None or nothing is all axes."""
+    if axes is None or axes == [] or axes == ():
+        return tuple(range(x.type.rank))
+    return tuple(axis % max(1, x.type.rank) for axis in ([axes] if isinstance(axes, int) else axes))
+
+
+@lowers("aten.sum", "aten.mean")
+def total(site: Site, x: Node, axes: Any = None, keep: bool = False, **_: Any) -> Node:
+    x = site.cast(x, site.out.dtype)
+    if not x.type.rank:
+        return x
+    return site.make(site.operator, x, axes=axes_of(x, axes), keep=keep)
+
+
+@lowers("aten.amax", "aten.amin")
+def extreme(site: Site, x: Node, axes: Any = None, keep: bool = False) -> Node:
+    if not x.type.rank:
+        return x
+    return site.make(site.operator.removeprefix("a"), x, axes=axes_of(x, axes), keep=keep)
+
+
+@lowers("aten.max.default", "aten.min.default")
+def extreme_of_all(site: Site, x: Node) -> Node:
+    return site.make(site.operator, x, axes=axes_of(x, None)) if x.type.rank else x
+
+
+@lowers("aten.max.other", "aten.min.other")
+def extreme_of_two(site: Site, a: Node, b: Node) -> Node:
+    return arithmetic(site, "maximum" if site.operator == "max" else "minimum", a, b)
+
+
+@lowers("aten.max.dim", "aten.min.dim")
+def extreme_and_index(site: Site, x: Node, axis: int, keep: bool = False) -> tuple[Node, Node]:
+    axis %= x.type.rank
+    value = site.make(site.operator, x, axes=(axis,), keep=keep)
+    return value, _index_of_extreme(site, x, axis, keep, site.operator)
+
+
+@lowers("aten.aminmax")
+def aminmax(site: Site, x: Node, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    axes = axes_of(x, dim)
+    return tuple(site.make(op, x, axes=axes, keep=keepdim) for op in ("min", "max"))
+
+
+@lowers("aten.argmax", "aten.argmin")
+def argextreme(site: Site, x: Node, axis: int | None = None, keep: bool = False) -> Node:
+    if axis is None:
+        x = site.reshape(x, (x.type.size,))
+    index = _index_of_extreme(site, x, (axis or 0) % x.type.rank, keep, site.operator[3:])
+    return site.reshape(index, site.out.shape)
+
+
+def _index_of_extreme(site: Site, x: Node, axis: int, keep: bool, which: str) -> Node:
+    x = site.cast(x, "i32") if x.type.dtype == "bool" else x
+    x = site.make("neg", x) if which == "min" else x
+    return site.make("argmax", x, axis=axis, keep=keep)
+
+
+@lowers("aten.any", "aten.all")
+def any_or_all(site: Site, x: Node, axes: Any = None, keep: bool = False) -> Node:
+    if not x.type.rank:
+        return truth(site, x)
+    op = "max" if site.operator == "any" else "min"
+    return site.make(op, truth(site, x), axes=axes_of(x, axes), keep=keep)
+
+
+@lowers("aten.prod")
+def product(site: Site, x: Node, axis: int | None = None, keep: bool = False, **_: Any) -> Node:
+    x = site.cast(x, site.out.dtype)
+    x, axis = (site.reshape(x, (x.type.size,)), 0) if axis is None else (x, axis % x.type.rank)
+    count = x.type.shape[axis]
+    accept(1 <= count <= 64, f"a product of {count} elements", "take exp of the sum of logarithms")
+    parts = [site.slice(x, axis, i, i + 1) for i in range(count)]
+    y = parts[0]
+    for part in parts[1:]:
+        y = site.make("mul", y, part)
+    return site.reshape(y, site.out.shape)
+
+
+def variance_of(
+    site: Site, x: Node, axes: tuple[int, ...], correction: float, keep: bool
+) -> tuple[Node, Node]:
+    """Variance and mean over ``axes``; the variance divides by the count less ``correction``."""
+    count = int(np.prod([x.type.shape[axis] for axis in axes]))
+    mean = site.make("mean", x, axes=axes, keep=True)
+    centred = site.make("sub", x, mean)
+    squares = site.make("sum", site.make("mul", centred, centred), axes=axes, keep=keep)
+    variance = site.make("div", squares, site.constant(max(0, count - correction), x.type.dtype))
+    kept = mean if keep else site.reshape(mean, variance.type.shape)
+    return variance, kept
+
+
+@lowers("aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
+def variance(
+    site: Site,
+    x: Node,
+    axes: Any = None,
+    unbiased: bool = True,
+    keep: bool = False,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Any:
+    if isinstance(axes, bool):  # the overload with `unbiased` alone
+        axes, unbiased = None, axes
+    given = float(unbiased) if correction is None else correction
+    if site.target.endswith(".correction") and correction is None:
+        given = 1.0
+    y, mean = variance_of(site, x, axes_of(x, axes), given, keep or keepdim)
+    y = site.make("sqrt", y) if site.operator.startswith("std") else y
+    return (y, mean) if site.operator.endswith("_mean") else y
+
+
+@lowers("aten.logsumexp")
+def logsumexp(site: Site, x: Node, axes: Any, keep: bool = False) -> Node:
+    axes = axes_of(x, axes)
+    largest = site.make("max", x, axes=axes, keep=True)
+    shifted = site.make("exp", site.make("sub", x, largest))
+    y = site.make("add", site.make("log", site.make("sum", shifted, axes=axes, keep=True)), largest)
+    return site.reshape(y, site.out.shape)
+
+
+@lowers("aten.linalg_vector_norm", "aten.norm")
+def vector_norm(
+    site: Site, x: Node, order: float | None = 2, axes: Any = None, keep: bool = False, **_: Any
+) -> Node:
+    order = 2 if order is None else order
+    axes = axes_of(x, axes)
+    size = site.make("abs", x)
+    if abs(order) == float("inf"):
+        return site.make("max" if order > 0 else "min", size, axes=axes, keep=keep)
+    if order == 1:
+        return site.make("sum", size, axes=axes, keep=keep)
+    accept(order == 2, f"a norm of order {order}", "use order 1, 2 or infinity")
+    return site.make("sqrt", site.make("sum", site.make("mul", x, x), axes=axes, keep=keep))
+
+
+@lowers("aten.topk")
+def topk(
+    site: Site, x: Node, k: int, axis: int = -1, largest: bool = True, ordered: bool = True
+) -> tuple[Node, Node]:
+    return _ordered(site, x, k, axis, largest)
+
+
+@lowers("aten.sort")
+def sort(site: Site, x: Node, *positional: Any, **named: Any) -> tuple[Node, Node]:
+    if "stable" in site.target:  # sort.stable(x, *, stable, dim, descending)
+        axis, descending = named.get("dim", -1), named.get("descending", False)
+        if positional:
+            _, axis, descending = (*positional, *(None, -1, False)[len(positional) :])
+    else:
+        axis, descending = (*positional, *(-1, False)[len(positional) :])
+    return _ordered(site, x, x.type.shape[axis], axis, descending)
+
+
+@lowers("aten.argsort")
+def argsort(site: Site, x: Node, *positional: Any, **named: Any) -> Node:
+    if "stable" in site.target:
+        axis, descending = named.get("dim", -1), named.get("descending", False)
+    else:
+        axis, descending = (*positional, *(-1, False)[len(positional) :])
+    return _ordered(site, x, x.type.shape[axis], axis, descending)[1]
+
+
+def _ordered(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[Node, Node]:
+    """The k largest (or smallest) of an axis in order, and where they stood."""
+    dtype = x.type.dtype
+    axis %= max(1, x.type.rank)
+    x = site.cast(x, "i32") if dtype in ("bool", "u8") else x
+    rows = site.move(x, axis, -1)
+    rows = rows if descending else site.make("neg", rows)
+    values, index = site.results("top_k", rows, k=k)
+    values = values if descending else site.make("neg", values)
+    return site.cast(site.move(values, -1, axis), dtype), site.move(index, -1, axis)
+
+
+@lowers("aten.cumsum")
+def cumsum(site: Site, x: Node, axis: int, **_: Any) -> Node:
+    dtype = site.out.dtype
+    axis %= max(1, x.type.rank)
+    size = x.type.shape[axis]
+    accept(
+        size <= _TOO_LONG, f"a running sum over {size} elements", f"at most {_TOO_LONG} elements"
+    )
+    # A running sum is a product with a triangle of ones.
+    triangle = site.constant(np.triu(np.ones((size, size))), dtype, f"{site.name}.triangle")
+    rows = site.move(site.cast(x, dtype), axis, -1)
+    flat = site.reshape(rows, (max(1, x.type.size // max(1, size)), size))
+    sums = site.reshape(site.make("matmul", flat, triangle), rows.type.shape)
+    return site.move(sums, -1, axis)
+
+
+@lowers("aten.one_hot")
+def one_hot(site: Site, x: Node, classes: int = -1) -> Node:
+    if classes < 0:
+        raise Refused("one_hot without a number of classes", "give num_classes")
+    return site.cast(hits(site, x, classes), "i64")
+
+
+def hits(site: Site, index: Node, size: int) -> Node:
+    """Whether each element of ``index`` is 0, 1 ... size - 1, along a new last axis."""
+    numbers = site.constant(np.arange(size), index.type.dtype, f"{site.name}.numbers")
+    return site.make("equal", site.reshape(index, (*index.type.shape, 1)), numbers)
+
+
+@lowers("aten.bincount")
+def bincount(site: Site, x: Node, weights: Node | None = None, minlength: int = 0) -> Node:
+    raise Refused("bincount, whose length depends on the data", "sum one_hot(x, num_classes)")

@@ -1,0 +1,170 @@
+"""ATen calls that write elements by index tensors, as masks and products: nothing is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Node
+from .aten_elementwise import arithmetic
+from .aten_index import MASK_ADVICE, as_numbers, flat_index
+from .aten_reduce import hits
+from .site import Refused, Site, accept, lowers
+
+_MOST_STEPS = 64
+_MOST_HITS = 1 << 24
+
+
+@lowers("aten.scatter", "aten.scatter_add")
+def scatter(
+    site: Site, x: Node, axis: int, index: Node, source: Any, *, reduce: str | None = None
+) -> Node:
+    reduce = "add" if site.operator == "scatter_add" else reduce
+    accept(reduce in (None, "add"), f"scatter with reduce='{reduce}'", "use scatter_add")
+    axis %= max(1, x.type.rank)
+    if not isinstance(source, Node):
+        source = site.broadcast(site.constant(source, x.type.dtype), index.type.shape)
+    for at in range(source.type.rank):
+        source = site.slice(source, at, 0, index.type.shape[at])
+    rows = _index_of_rows(site, index, axis)
+    if rows is not None:
+        return _write(site, x, axis, rows, source, add=reduce == "add")
+    others = [n for at, n in enumerate(index.type.shape) if at != axis]
+    wanted = [n for at, n in enumerate(x.type.shape) if at != axis]
+    accept(others == wanted, f"scatter of {index.type} into {x.type}", "cover the other axes whole")
+    steps = index.type.shape[axis]
+    accept(steps <= _MOST_STEPS, f"scatter of {steps} elements a row", f"at most {_MOST_STEPS}")
+    return _write_step_by_step(site, x, axis, index, source, add=reduce == "add")
+
+
+def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
+    """The index of whole rows, where ``index`` is one number a row, repeated along it."""
+    if index.type.rank == 1:
+        return index
+    if index.op == "broadcast":
+        small = index.operands[0].type.shape
+        small = (1,) * (index.type.rank - len(small)) + small
+        if prod(small) == small[axis] == index.type.shape[axis]:
+            return site.reshape(index.operands[0], (small[axis],))
+    return None
+
+
+def _write_step_by_step(
+    site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool
+) -> Node:
+    """One element of each row after the other: where the row's number is the index, it is written."""
+    shape = [1] * x.type.rank
+    shape[axis] = size = x.type.shape[axis]
+    numbers = site.constant(
+        np.arange(size).reshape(shape), index.type.dtype, f"{site.name}.numbers"
+    )
+    zero = site.constant(0, x.type.dtype)
+    for step in range(index.type.shape[axis]):
+        here, value = (site.slice(y, axis, step, step + 1) for y in (index, source))
+        hit = site.make("equal", here, numbers)
+        if add:
+            x = site.make("add", x, site.make("where", hit, value, zero))
+        else:
+            x = site.make("where", hit, value, x)
+    return x
+
+
+def _write(site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool) -> Node:
+    """Rows of ``source`` along ``axis`` written to (or added at) the places that ``index`` names."""
+    shape = site.move(x, axis, 0).type.shape
+    rows = site.reshape(site.move(x, axis, 0), (shape[0], prod(shape[1:])))
+    count = index.type.size
+    source = site.reshape(site.move(source, axis, 0), (count, prod(shape[1:])))
+    y = _write_rows(site, rows, index, source, add=add)
+    return site.move(site.reshape(y, shape), 0, axis)
+
+
+def _write_rows(site: Site, rows: Node, index: Node, source: Node, *, add: bool) -> Node:
+    size, count = rows.type.shape[0], index.type.size
+    order = site.value(index)
+    if order is not None and not add:
+        choice = np.arange(size)
+        choice[order] = size + np.arange(count)
+        both = site.concat([rows, source], 0)
+        return site.make("take", both, site.constant(choice, "i64", f"{site.name}.order"), axis=0)
+    accept(size * count <= _MOST_HITS, f"{count} rows written into {size}", "write fewer rows")
+    hit = site.swap(hits(site, index, size), 0, 1)  # [size, count]
+    if add:
+        return site.make("add", rows, site.make("matmul", site.cast(hit, rows.type.dtype), source))
+    # Where several rows name one place, torch leaves open which one stays; here it is the first.
+    first = site.make("argmax", site.cast(hit, "i32"), axis=1, keep=False)
+    covered = site.make("max", hit, axes=(1,), keep=True)
+    return site.make("where", covered, site.make("take", source, first, axis=0), rows)
+
+
+@lowers("aten.index_add")
+def index_add(
+    site: Site, x: Node, axis: int, index: Node, source: Node, *, alpha: float = 1
+) -> Node:
+    source = source if alpha == 1 else arithmetic(site, "mul", source, alpha)
+    return _write(site, x, axis % x.type.rank, index, source, add=True)
+
+
+@lowers("aten.index_copy")
+def index_copy(site: Site, x: Node, axis: int, index: Node, source: Node) -> Node:
+    return _write(site, x, axis % x.type.rank, index, source, add=False)
+
+
+@lowers("aten.index_fill")
+def index_fill(site: Site, x: Node, axis: int, index: Node, value: Any) -> Node:
+    axis %= x.type.rank
+    size = x.type.shape[axis]
+    covered = site.make("max", hits(site, index, size), axes=(0,), keep=False)
+    covered = site.reshape(covered, (size, *(1,) * (x.type.rank - 1 - axis)))
+    return site.make("where", covered, site.tensor(value, x.type.dtype), x)
+
+
+@lowers("aten.index_put", "aten._unsafe_index_put")
+def index_put(
+    site: Site, x: Node, indices: Sequence[Node | None], values: Node, accumulate: bool = False
+) -> Node:
+    masks = [i for i in indices if i is not None and i.type.dtype in ("bool", "u8")]
+    if len(indices) == len(masks) == 1 and site.value(masks[0]) is None:
+        return _put_by_mask(site, x, masks[0], values, accumulate)
+    given = as_numbers(site, indices)
+    axes = [axis for axis, i in enumerate(given) if i is not None]
+    chosen = [i for i in given if i is not None]
+    rest = [axis for axis in range(x.type.rank) if axis not in axes]
+    front = site.transpose(x, [*axes, *rest])
+    sizes, inner = front.type.shape[: len(axes)], front.type.shape[len(axes) :]
+    flat = flat_index(site, chosen, sizes)
+    together = axes == list(range(axes[0], axes[-1] + 1))
+    before = axes[0] if together else 0
+    # Values have the shape of x[indices]: its axes of the index come to the front here too.
+    whole = (*inner[:before], *flat.type.shape, *inner[before:])
+    values = site.broadcast(site.cast(values, x.type.dtype), whole)
+    index_axes = list(range(before, before + flat.type.rank))
+    others = [axis for axis in range(len(whole)) if axis not in index_axes]
+    values = site.transpose(values, [*index_axes, *others])
+    source = site.reshape(values, (flat.type.size, prod(inner)))
+    rows = site.reshape(front, (prod(sizes), prod(inner)))
+    flat = site.reshape(flat, (flat.type.size,))
+    y = site.reshape(_write_rows(site, rows, flat, source, add=accumulate), front.type.shape)
+    back = [[*axes, *rest].index(axis) for axis in range(x.type.rank)]
+    return site.transpose(y, back)
+
+
+def _put_by_mask(site: Site, x: Node, mask: Node, values: Node, accumulate: bool) -> Node:
+    """One value, or one row of values, wherever the mask holds."""
+    inner = x.type.shape[mask.type.rank :]
+    shape = values.type.shape
+    if len(shape) > len(inner):
+        accept(shape[0] == 1, "rows written by a computed mask", MASK_ADVICE)
+        shape = shape[1:]
+    values = site.reshape(site.cast(values, x.type.dtype), shape)
+    mask = site.reshape(mask, (*mask.type.shape, *(1,) * len(inner)))
+    changed = site.make("add", x, values) if accumulate else values
+    return site.make("where", mask, changed, x)
+
+
+@lowers("aten.scatter_reduce", "aten.index_reduce", "aten.masked_scatter")
+def refuse_scatter(site: Site, *_: object, **__: object) -> Node:
+    raise Refused(f"{site.operator}", "use scatter_add, index_add or torch.where")

@@ -1,0 +1,109 @@
+"""Einstein sums as reorderings, one product of matrices, and sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from ..ir.graph import Node
+from .site import Site, accept, lowers
+
+Labels = tuple[str, ...]
+
+
+@lowers("aten.einsum")
+def einsum(site: Site, equation: str, operands: Sequence[Node], **_: object) -> Node:
+    operands = [site.cast(x, site.out.dtype) for x in operands]
+    terms, result = parse(equation, [x.type.rank for x in operands])
+    x, labels = operands[0], terms[0]
+    for at, (other, other_labels) in enumerate(zip(operands[1:], terms[1:], strict=True), 1):
+        needed = {*result, *(label for term in terms[at + 1 :] for label in term)}
+        x, labels = contract(site, (x, labels), (other, other_labels), needed)
+    x, labels = _sum_out(site, x, labels, set(result))
+    return site.transpose(x, [labels.index(label) for label in result])
+
+
+def parse(equation: str, ranks: Sequence[int]) -> tuple[list[Labels], Labels]:
+    """The labels of each operand and of the result; ``...`` becomes labels of its own."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    texts = left.split(",")
+    hidden = max(
+        (rank - len(text.replace("...", "")) for text, rank in zip(texts, ranks, strict=True)),
+        default=0,
+    )
+
+    def labels(text: str, count: int) -> Labels:
+        before, dots, after = text.partition("...")
+        dotted = tuple(f".{i}" for i in range(hidden - count, hidden)) if dots else ()
+        return (*before, *dotted, *after)
+
+    terms = [
+        labels(text, rank - len(text.replace("...", "")))
+        for text, rank in zip(texts, ranks, strict=True)
+    ]
+    for text, term in zip(texts, terms, strict=True):
+        advice = "take torch.diagonal before the einsum"
+        accept(len(set(term)) == len(term), f"einsum '{text}' repeats a label", advice)
+    if arrow:
+        return terms, labels(right, hidden)
+    flat = [label for term in terms for label in term]
+    dotted = tuple(f".{i}" for i in range(hidden)) if "..." in left else ()
+    once = sorted(label for label in set(flat) if flat.count(label) == 1 and label[0] != ".")
+    return terms, (*dotted, *once)
+
+
+def contract(
+    site: Site, a: tuple[Node, Labels], b: tuple[Node, Labels], needed: set[str]
+) -> tuple[Node, Labels]:
+    """The product of two operands, summed over what is not ``needed`` any more."""
+    x, x_labels = _sum_out(site, *a, needed | set(b[1]))
+    y, y_labels = _sum_out(site, *b, needed | set(a[1]))
+    size = {**dict(zip(y_labels, y.type.shape, strict=True))}
+    size |= {
+        label: n
+        for label, n in zip(x_labels, x.type.shape, strict=True)
+        if n != 1 or label not in size
+    }
+    shared = [label for label in x_labels if label in y_labels]
+    batch = [label for label in shared if label in needed]
+    inner = [label for label in shared if label not in needed]
+    rows = [label for label in x_labels if label not in shared]
+    columns = [label for label in y_labels if label not in shared]
+    if not inner:
+        return _outer(site, (x, x_labels), (y, y_labels), (*batch, *rows, *columns))
+    x = _matrix(site, (x, x_labels), (batch, rows, inner), size)
+    y = _matrix(site, (y, y_labels), (batch, inner, columns), size)
+    z = site.make("matmul", x, y)
+    labels = (*batch, *rows, *columns)
+    return site.reshape(z, [size[label] for label in labels]), labels
+
+
+def _sum_out(site: Site, x: Node, labels: Labels, needed: set[str]) -> tuple[Node, Labels]:
+    axes = [i for i, label in enumerate(labels) if label not in needed]
+    return site.sum(x, axes), tuple(label for label in labels if label in needed)
+
+
+def _outer(
+    site: Site, a: tuple[Node, Labels], b: tuple[Node, Labels], labels: Labels
+) -> tuple[Node, Labels]:
+    """The product without a sum: elements side by side."""
+
+    def spread(x: Node, own: Labels) -> Node:
+        x = site.transpose(x, [own.index(label) for label in labels if label in own])
+        sizes = iter(x.type.shape)
+        return site.reshape(x, [next(sizes) if label in own else 1 for label in labels])
+
+    return site.make("mul", spread(*a), spread(*b)), labels
+
+
+def _matrix(
+    site: Site, a: tuple[Node, Labels], groups: tuple[list[str], ...], size: dict[str, int]
+) -> Node:
+    """An operand as matrices: its axes in three groups, each group but the batch made one axis."""
+    x, labels = a
+    order = [label for group in groups for label in group]
+    x = site.transpose(x, [labels.index(label) for label in order])
+    x = site.broadcast(x, [size[label] for label in order])
+    batch, *pair = groups
+    sides = [prod(size[label] for label in group) for group in pair]
+    return site.reshape(x, [*(size[label] for label in batch), *sides])

@@ -1,0 +1,214 @@
+"""From a PyTorch module, or an exported program, to a graph of the IR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from ..errors import BadInput, ButterflycError, Unsupported
+from ..ir.graph import Graph
+from .sources import clean, user_frame
+from .walk import DTYPES, Walk
+
+Progress = Callable[[str], None]
+_WIDE = {torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured model: its graph, the names of its state dict, and the program torch exported."""
+
+    graph: Graph
+    parameters: tuple[str, ...]
+    program: ExportedProgram
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    name: str = "model",
+    progress: Progress | None = None,
+) -> Captured:
+    """The graph of ``model`` in eval mode, for inputs of the shapes of ``example_inputs``.
+
+    Constants keep the names of the state dict, inputs those of forward's arguments, and every node
+    the line of the user's code it comes from. Raises BadInput for example inputs that are no float32,
+    integer or bool tensors and for weights that hold NaN; Unsupported, with every such place, for
+    what cannot be compiled.
+    """
+    _check_inputs(example_inputs)
+    if isinstance(model, ExportedProgram):
+        program = _decomposed(model, progress)
+    elif isinstance(model, nn.Module):
+        _check_weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
+        program = _decomposed(_exported(model, example_inputs, progress), progress)
+    else:
+        raise BadInput(
+            f"the model is a {type(model).__name__}",
+            help="pass a torch.nn.Module, or what torch.export.export returned",
+        )
+    _check_weights({**program.constants, **program.state_dict}, set(program.state_dict))
+    _check_outputs(program)
+    if progress is not None:
+        progress(f"lowering {len(program.graph.nodes)} calls")
+    graph = Walk(program, clean(name)).graph(progress)
+    return Captured(graph, tuple(program.state_dict), program)
+
+
+def _check_inputs(inputs: Any) -> None:
+    """BadInput unless ``inputs`` is a tuple of tensors that can be compiled for."""
+    if not isinstance(inputs, tuple):
+        raise BadInput(
+            f"example_inputs is a {type(inputs).__name__}, not a tuple",
+            help="pass the arguments of forward as a tuple of tensors: (x,)",
+        )
+    for place, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise BadInput(
+                f"example input {place} is a {type(value).__name__}, not a torch.Tensor",
+                help="convert arrays with torch.from_numpy; give settings to the module, not forward",
+            )
+        if value.dtype not in DTYPES or value.dtype in _WIDE:
+            raise BadInput(
+                f"example input {place} is {value.dtype}",
+                help="pass float32 (x.float()), integer or bool tensors",
+            )
+
+
+def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) -> None:
+    """Unsupported for dtypes that are not compiled yet, BadInput for NaN (in weights Inf too)."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+            continue
+        if tensor.dtype not in DTYPES or tensor.dtype in _WIDE:
+            raise Unsupported(
+                f"'{name}' is {tensor.dtype}; models are compiled from float32",
+                help="convert the model with model.float()",
+            )
+        if not tensor.is_floating_point():
+            continue
+        # Masks hold -inf on purpose; a weight never does.
+        is_weight = isinstance(tensor, nn.Parameter)
+        count = int(tensor.isnan().sum() + (tensor.isinf().sum() if is_weight else 0))
+        if count:
+            raise BadInput(
+                f"'{name}' holds {count} NaN{' or Inf' if is_weight else ''} of {tensor.numel()} values",
+                help="the training diverged or the checkpoint is damaged: load an earlier one",
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode without gradients or fused encoder kernels; afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module in training:
+            module.training = True
+
+
+def _exported(
+    model: nn.Module, inputs: tuple[Tensor, ...], progress: Progress | None
+) -> ExportedProgram:
+    if progress is not None:
+        progress("exporting with torch.export")
+    with _evaluating(model):
+        try:
+            return torch.export.export(model, inputs, strict=False)
+        except Exception as error:
+            _check_that_it_runs(model, inputs)
+            raise _refusal_of_export(error) from error
+
+
+def _check_that_it_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """BadInput if the model cannot run on its example inputs; errors of ours pass through."""
+    try:
+        model(*inputs)
+    except ButterflycError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
+        where, _ = user_frame(error.__traceback__)
+        raise BadInput(
+            f"the model fails on its example inputs ({shapes}): {_first_line(error)}",
+            where=where or None,
+            help="pass inputs that the model runs on",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# What stands in the refused line -> the rewrite that works (each was tried).
+_REWRITES = (
+    (".tolist(", "keep counts as tensors: no .tolist(); select rows with torch.where or gather"),
+    (".item(", "keep the value a tensor: no .item(); compare and select with torch.where"),
+    ("numel()", "remove the `if`: a product over no rows is empty, and the code behind it runs"),
+    (".any()", "remove the `if`: run the branch always, and select with torch.where(mask, ...)"),
+    (".all()", "remove the `if`: run the branch always, and select with torch.where(mask, ...)"),
+    ("if ", "compute both branches and select with torch.where(condition, a, b)"),
+    ("while ", "write a fixed number of steps"),
+    ("for ", "loop over a number that does not depend on the data"),
+    ("split(", "split at fixed sizes; give all rows to each expert and select with torch.where"),
+)
+_LOOP_FREE = (
+    "gather each row's parameters by its expert's index (angles[experts]) and drop the loop; "
+    "or keep all rows in the loop and weigh them with torch.where(mask, ..., 0)"
+)
+
+
+def _refusal_of_export(error: Exception) -> Unsupported:
+    """Control flow on data, by the line that has it and the rewrite that works."""
+    where, line = user_frame(error.__traceback__)
+    rewrite = next((advice for part, advice in _REWRITES if part in line), _LOOP_FREE)
+    shown = f" in `{line}`" if line else ""
+    is_data = any(
+        word in f"{type(error).__name__} {error}"
+        for word in ("DataDependent", "data-dependent", "unbacked", "Could not guard")
+    )
+    what = "Python control flow hangs on data" if is_data else "torch.export refuses the model"
+    reason = "" if is_data else f": {type(error).__name__}: {_first_line(error)}"
+    help = f"{rewrite}\n        {_LOOP_FREE}" if rewrite != _LOOP_FREE else rewrite
+    return Unsupported(f"{what}{shown}{reason}", where=where or None, help=help)
+
+
+def _decomposed(program: ExportedProgram, progress: Progress | None) -> ExportedProgram:
+    """In-place calls made functional; linear, softmax, layer_norm and the like stay whole."""
+    if progress is not None:
+        progress("making in-place calls functional")
+    with torch.no_grad():
+        return program.run_decompositions({})
+
+
+def _check_outputs(program: ExportedProgram) -> None:
+    """Unsupported unless the result is a tensor or a flat tuple of tensors."""
+    spec = program.call_spec.out_spec
+    flat = spec.is_leaf() or (
+        spec.type in (tuple, list) and all(child.is_leaf() for child in spec.children())
+    )
+    outputs = [
+        output.arg
+        for output in program.graph_signature.output_specs
+        if output.kind == torch.export.graph_signature.OutputKind.USER_OUTPUT
+    ]
+    tensors = all(isinstance(arg, torch.export.graph_signature.TensorArgument) for arg in outputs)
+    if not (flat and tensors and outputs):
+        kind = spec.type.__name__ if spec.type is not None else "value that is no tensor"
+        raise Unsupported(
+            f"the model returns a {kind}, not a tensor or a tuple of tensors",
+            help="wrap the model in a module whose forward returns a tensor or a tuple of tensors",
+        )

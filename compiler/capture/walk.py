@@ -1,0 +1,310 @@
+"""From the fx graph of an exported program to a graph of the IR.
+
+What depends on no input is computed by torch itself, here and once: ternary codes must be rounded
+exactly as eager rounds them. The rest is lowered call by call, by the tables `aten_*.py`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from ..ir.build import input_node
+from ..ir.graph import Graph, Node, constant, topological_order
+from ..ir.types import FLOATS, Type
+from . import (  # noqa: F401  (each enters its family into the table of lowerings)
+    aten_activation,
+    aten_elementwise,
+    aten_index,
+    aten_linear,
+    aten_norm,
+    aten_reduce,
+    aten_scatter,
+    aten_shape,
+    einsum,
+)
+from .refusals import Refusals
+from .site import Refused, Site, lowering_of
+from .sources import clean, name_of, source_of
+
+DTYPES = {
+    torch.bool: "bool",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+}
+FILLS = {
+    "zeros": 0,
+    "zeros_like": 0,
+    "new_zeros": 0,
+    "empty": 0,
+    "empty_like": 0,
+    "empty_permuted": 0,
+    "empty_strided": 0,
+    "new_empty": 0,
+    "new_empty_strided": 0,
+    "ones": 1,
+    "ones_like": 1,
+    "new_ones": 1,
+    "full": None,
+    "full_like": None,
+    "new_full": None,
+    "fill": None,
+}
+# Checks that torch.export leaves in the graph; with static shapes they hold.
+CHECKS = frozenset(
+    {
+        "_assert_async",
+        "_assert_scalar",
+        "_assert_tensor_metadata",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+    }
+)
+# Calls that leave a constant what it is: it keeps its parameter's name.
+NAMELESS = frozenset(
+    {"alias", "clone", "contiguous", "detach", "expand", "getitem", "lift_fresh_copy", "permute"}
+    | {"reshape", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze"}
+    | {"view", "_to_copy", "_unsafe_view", "split", "split_with_sizes"}
+)
+UNKNOWN = object()  # the value of a call that was refused, and of what reads it
+
+
+class Walk:
+    """One pass over an exported program: ``graph`` is the result, unless something was refused."""
+
+    def __init__(self, program: ExportedProgram, name: str) -> None:
+        self.program = program
+        self.name = name
+        self.store: dict[str, np.ndarray] = {}
+        self.refusals = Refusals()
+        self.inputs: list[Node] = []
+        self.values: dict[fx.Node, Any] = {}  # IR nodes, and tuples of them
+        self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
+        self.labels: dict[fx.Node, str] = {}  # names of what is fixed
+        self.tensors = {**program.constants, **program.state_dict}
+        self.roots = {name for name in self.tensors if not name.startswith("lifted_tensor")}
+        self.kinds = {
+            spec.arg.name: spec
+            for spec in program.graph_signature.input_specs
+            if hasattr(spec.arg, "name")
+        }
+
+    def graph(self, progress: Callable[[str], None] | None = None) -> Graph:
+        """The whole program. Raises Unsupported with everything that was refused."""
+        nodes = list(self.program.graph.nodes)
+        outputs: tuple[Node, ...] = ()
+        for number, node in enumerate(nodes):
+            if progress is not None and number % 1000 == 999:
+                progress(f"lowered {number + 1} of {len(nodes)} calls")
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "get_attr":
+                self.values[node] = UNKNOWN  # a submodule, for the call that runs it
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                outputs = self._outputs(node)
+        self.refusals.raise_if_any()
+        return Graph(self.name, tuple(self.inputs), outputs, _needed(outputs, self.store))
+
+    def _placeholder(self, node: fx.Node) -> None:
+        spec = self.kinds[node.name]
+        if spec.kind == InputKind.USER_INPUT:
+            if isinstance(node.meta.get("val"), Tensor):
+                self.values[node] = input_node(node.name, type_of_fake(node.meta["val"]))
+                self.inputs.append(self.values[node])
+            return
+        assert spec.target is not None, f"{node.name} has no target"
+        self.fixed[node] = self.tensors[spec.target].detach()
+        self.labels[node] = spec.target
+
+    def _outputs(self, node: fx.Node) -> tuple[Node, ...]:
+        """The outputs of the user; a program that also changes its buffers is refused."""
+        found = []
+        specs = self.program.graph_signature.output_specs
+        for spec, value in zip(specs, node.args[0], strict=True):  # type: ignore[arg-type]
+            if spec.kind != OutputKind.USER_OUTPUT:
+                self.refusals.add(
+                    f"writes to '{spec.target}'",
+                    source_of(value) if isinstance(value, fx.Node) else "",
+                    "return the new value as an output, and pass the old one as an input",
+                )
+            elif isinstance(value, fx.Node):
+                found.append(self._operand(value))
+        known = [value for value in found if value is not UNKNOWN]
+        return tuple(known) if len(known) == len(found) else ()
+
+    def _call(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            self._item(node)
+            return
+        target = str(node.target)
+        bare = target.split(".")[1] if target.startswith("aten.") else ""
+        if bare in CHECKS or bare.startswith("sym_"):
+            return
+        if bare in FILLS:
+            self._fill(node, bare)
+        elif is_repeatable(node) and all(n in self.fixed for n in node.all_input_nodes):
+            self._fold(node, bare)
+        else:
+            self.values[node] = self._lower(node, target)
+
+    def _item(self, node: fx.Node) -> None:
+        source, index = node.args
+        assert isinstance(source, fx.Node), "an item of what is no call"
+        if source in self.fixed:
+            self.fixed[node] = self.fixed[source][index]
+            self.labels[node] = self.labels[source]
+        else:
+            value = self.values.get(source, UNKNOWN)
+            self.values[node] = value[index] if isinstance(value, tuple) else UNKNOWN
+
+    def _fill(self, node: fx.Node, bare: str) -> None:
+        """One value everywhere: held once, and broadcast where it is read."""
+        fake = node.meta["val"]
+        value = FILLS[bare]
+        if value is None:
+            value = node.args[1] if bare != "new_full" else node.args[2]
+            value = self.fixed.get(value, value) if isinstance(value, fx.Node) else value
+        if isinstance(value, fx.Node) or not all(isinstance(n, int) for n in fake.shape):
+            self.values[node] = self._lower(node, str(node.target))
+            return
+        scalar = torch.as_tensor(value).to(fake.dtype).reshape(())
+        self.fixed[node] = scalar.expand(fake.shape)
+        self.labels[node] = name_of(node)
+
+    def _fold(self, node: fx.Node, bare: str) -> None:
+        """What depends on no input is computed by torch, exactly as eager computes it."""
+
+        def value(arg: fx.Node) -> Any:
+            return self.fixed[arg]
+
+        args = fx.map_arg(node.args, value)
+        named = fx.map_arg(node.kwargs, value)
+        # A constant may be held with fewer strides than torch.export saw.
+        function: Any = torch.reshape if bare in ("view", "_unsafe_view") else node.target
+        with torch.no_grad():
+            self.fixed[node] = function(*args, **named)
+        roots = {self._root(n) for n in node.all_input_nodes} - {""}
+        if len(roots) != 1:
+            self.labels[node] = name_of(node)
+        elif bare in NAMELESS:
+            self.labels[node] = next(self.labels[n] for n in node.all_input_nodes if self._root(n))
+        else:
+            self.labels[node] = f"{roots.pop()}.{bare.lstrip('_')}"
+
+    def _root(self, node: fx.Node) -> str:
+        """The parameter or buffer that a fixed value was made of, or nothing."""
+        label = self.labels[node]
+        while label:
+            if label in self.roots:
+                return label
+            label = label.rpartition(".")[0]
+        return ""
+
+    def _operand(self, node: fx.Node) -> Any:
+        """The IR value of an fx node; what is fixed becomes a constant here."""
+        if node not in self.values:
+            fixed = self.fixed.get(node, UNKNOWN)
+            if isinstance(fixed, Tensor):
+                fixed = self._constant(fixed, self.labels[node], source_of(node))
+            self.values[node] = fixed
+        return self.values[node]
+
+    def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
+        # Repeated axes (stride 0) are held once.
+        repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
+        whole = tuple(tensor.shape)
+        for axis, again in enumerate(repeated):
+            tensor = tensor.narrow(axis, 0, 1) if again else tensor
+        if all(n == 1 for n in tensor.shape) and any(repeated):
+            tensor = tensor.reshape(())
+        array = tensor.detach().cpu().contiguous().numpy()
+        type = Type(DTYPES[tensor.dtype], tuple(array.shape))
+        node = replace(constant(self.store, array, clean(label), type), source=source)
+        return Site("", clean(label), source, type, self.store).broadcast(node, whole)
+
+    def _lower(self, node: fx.Node, target: str) -> Any:
+        source = source_of(node)
+        lowering = lowering_of(target)
+        if lowering is None:
+            self.refusals.add_operator(node, target, source)
+            return UNKNOWN
+        args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
+        args, named = plain(args), plain(named)
+        out = types_of_fake(node.meta.get("val"))
+        if contains_unknown(args) or contains_unknown(named):
+            return UNKNOWN
+        site = Site(target, name_of(node), source, out, self.store)
+        try:
+            if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
+                raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
+            return lowering(site, *args, **named)
+        except Refused as refused:
+            self.refusals.add(refused.what, source, refused.advice)
+            return UNKNOWN
+
+
+def type_of_fake(fake: Any) -> Type | None:
+    """The IR type of a tensor of the exported program; None where its shape is not fixed."""
+    if not isinstance(fake, Tensor) or not all(isinstance(n, int) for n in fake.shape):
+        return None
+    return Type(DTYPES[fake.dtype], tuple(fake.shape))
+
+
+def types_of_fake(fake: Any) -> Any:
+    """The type of a result, or of each of several."""
+    if isinstance(fake, tuple | list):
+        return tuple(type_of_fake(part) for part in fake)
+    return type_of_fake(fake)
+
+
+def is_repeatable(node: fx.Node) -> bool:
+    """Whether torch may run the call now: it draws no random numbers and runs no submodule."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return torch.Tag.nondeterministic_seeded not in node.target.tags
+    return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def plain(value: Any) -> Any:
+    """Arguments of an fx call as lowerings take them: IR names of dtypes, tuples for lists."""
+    if isinstance(value, torch.dtype):
+        return DTYPES.get(value, str(value))
+    if isinstance(value, dict):
+        return {
+            key: plain(part)
+            for key, part in value.items()
+            if key not in ("device", "layout", "memory_format", "pin_memory")
+        }
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def contains_unknown(value: Any) -> bool:
+    """Whether an argument hangs on a call that was refused."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(contains_unknown(part) for part in value)
+    return value is UNKNOWN
+
+
+def _needed(outputs: Sequence[Node], store: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays that some constant of the graph holds."""
+    nodes = topological_order(outputs)
+    digests = {str(node["digest"]) for node in nodes if node.op == "constant"}
+    return {digest: store[digest] for digest in sorted(digests)}
