@@ -115,3 +115,10 @@ def run(kernel: Kernel, spec: Spec, arrays: Sequence[Array], lanes: Lanes) -> li
         if not np.all(guard == 0xAB):
             raise AssertionError(f"kernel {kernel.name} wrote behind a buffer: {spec}")
     return [result for result, _ in results]
+
+
+def relative_error(result: Array, wanted: Array) -> float:
+    """The norm of the difference over the norm of ``wanted`` (1 where that is zero)."""
+    wanted = wanted.astype(np.float64)
+    scale = float(np.linalg.norm(wanted)) or 1.0
+    return float(np.linalg.norm(result.astype(np.float64) - wanted)) / scale
