@@ -127,6 +127,7 @@ class Registers:
     """
 
     def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
+        self.count = count
         self.lanes = lanes
         self._buffer = T.alloc_buffer((count * lanes,), dtype)
 
@@ -200,6 +201,24 @@ def store_lanes(
     named[0] = value
     for i in range(valid):
         write(named.lane(0, i), start + i, 1)
+
+
+def mask_lanes(vector: Any, valid: int, lanes: int) -> Any:
+    """``vector`` with zero in every lane from ``valid`` on."""
+    if valid == lanes:
+        return vector
+    zero = constant(0.0, lanes)
+    return T.Shuffle([vector, zero], [i if i < valid else lanes + i for i in range(lanes)])
+
+
+def each_vector(lanes: int, size: int, body: Callable[[Any, int], None]) -> None:
+    """``body(first, valid)`` for every vector of a row; the last one may hold fewer elements."""
+    whole, rest = divmod(size, lanes)
+    if whole:
+        with T.serial(whole) as i:
+            body(i * lanes, lanes)
+    if rest:
+        body(whole * lanes, rest)
 
 
 def row_blocks(rows: int, tile_rows: int) -> list[tuple[int, int, int]]:

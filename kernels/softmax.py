@@ -1,0 +1,112 @@
+"""``softmax`` over the last axis: exp(x - max) / sum, for rows of any length."""
+
+from __future__ import annotations
+
+from math import prod
+from operator import add
+from typing import Any
+
+from .lanes import Lanes
+from .pointwise_math import LOG2_E, exp2
+from .record import Kernel, Spec
+from .tir import (
+    Registers,
+    T,
+    broadcast,
+    constant,
+    each_vector,
+    function,
+    let,
+    load_lanes,
+    mask_lanes,
+    reduce_lanes,
+    rows_of,
+    span,
+    store,
+    store_lanes,
+)
+
+# Below every finite score, and finite itself: exp2 of it is 1e-38, and it makes no NaN.
+LOWEST = -3.0e38
+
+
+def supports(spec: Spec, lanes: Lanes) -> bool:
+    (x,) = spec.operands
+    axis = dict(spec.attributes).get("axis", -1)
+    return (
+        spec.op == "softmax"
+        and x.dtype == "f32"
+        and x.layout is None
+        and prod(x.shape) > 0
+        and axis in (-1, len(x.shape) - 1)
+    )
+
+
+def cost(spec: Spec, lanes: Lanes) -> float:
+    return 20 * prod(spec.operands[0].shape) / lanes.float_lanes
+
+
+def build(spec: Spec, lanes: Lanes, name: str) -> Any:
+    x_type = rows_of(spec.operands[0])
+    rows, size = x_type.shape
+    width = lanes.float_lanes
+    with function(name, {"x": x_type, "y": x_type}) as f:
+        x, y = f.buffers
+        with T.serial(rows) as row:
+
+            def scores(first: Any, valid: int) -> Any:
+                return load_lanes(
+                    lambda i, n: x[row, span(i, n)], first, valid, width, T.float32(LOWEST)
+                )
+
+            def keep(value: Any, first: Any, valid: int) -> None:
+                store_lanes(
+                    lambda part, at, n: store(y, part, row, span(at, n)),
+                    value,
+                    first,
+                    valid,
+                    width,
+                )
+
+            inverse = let(T.float32(1) / exponentials(lanes, size, 1.0, scores, keep), 1)
+
+            def scale(first: Any, valid: int) -> None:
+                value = load_lanes(
+                    lambda i, n: y[row, span(i, n)], first, valid, width, T.float32(0)
+                )
+                keep(value * broadcast(inverse, width), first, valid)
+
+            each_vector(width, size, scale)
+    return f.result
+
+
+def exponentials(lanes: Lanes, size: int, scale: float, scores: Any, keep: Any) -> Any:
+    """Store e**(scale * (score - max)) of one row, zero beyond ``size``; return their sum.
+
+    ``scores(first, valid)`` reads a vector, with a very low score in the lanes beyond ``valid``;
+    ``keep(vector, first, valid)`` stores one. The sum is a scalar and at least 1.
+    """
+    width = lanes.float_lanes
+    largest = Registers(1, width)
+    largest[0] = constant(LOWEST, width)
+
+    def see(first: Any, valid: int) -> None:
+        largest[0] = lanes.maximum(largest[0], let(scores(first, valid), width))
+
+    each_vector(width, size, see)
+    top = let(reduce_lanes(largest[0], width, lanes.maximum), 1)
+    total = Registers(1, width)
+    total[0] = constant(0.0, width)
+    slope = scale * LOG2_E
+
+    def exponential(first: Any, valid: int) -> None:
+        below = (scores(first, valid) - broadcast(top, width)) * constant(slope, width)
+        value = let(mask_lanes(exp2(lanes, below), valid, width), width)
+        total[0] = total[0] + value
+        keep(value, first, valid)
+
+    each_vector(width, size, exponential)
+    return reduce_lanes(total[0], width, add)
+
+
+KERNEL = Kernel("softmax", ("softmax",), supports, build, cost)
