@@ -1,0 +1,119 @@
+"""The cores and boards that can be compiled for: one TOML file each, in ``cores/`` or a user's."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..compiler.errors import UsageError, unknown_name
+
+CORES = Path(__file__).parent / "cores"
+
+
+@attrs.frozen
+class Memory:
+    """One memory region: ``nominal`` bytes it has, ``usable`` are left for a model."""
+
+    name: str
+    nominal: int = attrs.field(validator=attrs.validators.gt(0))
+    usable: int = attrs.field(validator=attrs.validators.gt(0))
+
+    @usable.validator
+    def _not_over_nominal(self, _: object, usable: int) -> None:
+        if usable > self.nominal:
+            raise ValueError(f"usable {usable:,} bytes of nominal {self.nominal:,}")
+
+
+@attrs.frozen
+class Core:
+    """What is known about a core or board; only its family reads it.
+
+    ``family`` is a file of ``targets/``, ``triple``, ``cpu`` and ``features`` are LLVM's names
+    (``native``: this machine's), ``lanes`` names a vector unit, ``memories`` is empty where memory
+    is no limit, ``toolchain`` lists C compilers by preference, and ``runner`` is how a compiled
+    model runs here: ``native``, or the name of an emulator.
+    """
+
+    name: str = attrs.field(validator=attrs.validators.matches_re(r"[a-z0-9][a-z0-9-]*"))
+    family: str
+    description: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    lanes: str
+    toolchain: tuple[str, ...]
+    runner: str
+    memories: tuple[Memory, ...] = ()
+    clock_hz: int | None = None
+
+
+def core_names() -> tuple[str, ...]:
+    """The names of all cores and boards that we ship, sorted."""
+    return tuple(sorted(path.stem for path in CORES.glob("*.toml")))
+
+
+def load_core(name: str, extra_file: Path | None = None) -> Core:
+    """The core of that name: the one in ``extra_file``, or one that we ship.
+
+    Raises ``UnknownName`` with the nearest names, ``UsageError`` listing every fault of a file.
+    """
+    extra = _read(extra_file) if extra_file else None
+    if extra and extra.name == name:
+        return extra
+    if name not in core_names():
+        raise unknown_name("target", name, {*core_names(), *([extra.name] if extra else [])})
+    return _read(CORES / f"{name}.toml")
+
+
+def describe(name: str, extra_file: Path | None = None) -> dict[str, Any]:
+    """The same as plain data, for ``--json``."""
+    return attrs.asdict(load_core(name, extra_file))
+
+
+def _read(path: Path) -> Core:
+    from cattrs import ClassValidationError, Converter, transform_error
+    from cattrs.errors import IterableValidationError
+
+    converter = Converter(forbid_extra_keys=True)
+    for kind in (int, str):  # cattrs would make "8" of 8, and 8 of "8"
+        converter.register_structure_hook(kind, _exactly)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        core = converter.structure(data, Core)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML file: {error}") from error
+    except (ClassValidationError, IterableValidationError) as error:
+        faults = [
+            fault.replace(" @ $.", " at ").removesuffix(" @ $")
+            for fault in transform_error(error, format_exception=_fault)
+        ]
+        raise UsageError(
+            f"{path} describes no target: {'; '.join(faults)}",
+            help=f"keys: {', '.join(field.name for field in attrs.fields(Core))}; "
+            f"{CORES / 'x86-64-v3.toml'} is an example",
+        ) from error
+    if path.parent == CORES and core.name != path.stem:
+        raise UsageError(f"{path} describes '{core.name}', which is not its own name")
+    return core
+
+
+def _fault(error: BaseException, kind: type | None) -> str:
+    from cattrs import ForbiddenExtraKeysError
+
+    if isinstance(error, ForbiddenExtraKeysError):
+        return f"unknown key {', '.join(sorted(error.extra_fields))}"
+    if isinstance(error, KeyError):
+        return "missing key"
+    return str(error.args[0])
+
+
+def _exactly(value: object, kind: type) -> object:
+    """The value itself, if it is of this very kind (a bool is no int)."""
+    if type(value) is not kind:
+        raise ValueError(f"expected {kind.__name__}, found {value!r}")
+    return value
