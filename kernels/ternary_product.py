@@ -1,0 +1,242 @@
+"""The product of rows of activations and packed ternary weights: loops over register tiles.
+
+Few rows read packed weights straight into registers. For many, a column of tiles is unpacked into a
+panel, one block of k at a time, and all rows read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .lanes import Lanes
+from .layout_ternary import PLANES, steps_of
+from .record import Spec, Tensor
+from .ternary_tile import FloatTiles, IntegerTiles, Shape, Tiles, Weights
+from .tile import each_row_block
+from .tir import DTYPES, Registers, T, broadcast, span
+
+# activations(row, k, n): n consecutive values of a row, from k.
+Activations = Callable[[Any, Any, int], Any]
+
+# The most values of k in a panel: 16 outputs of floats then fill 16 KiB.
+PANEL_DEPTH = 256
+# Fewer rows than this read packed weights directly.
+PANEL_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Where the sums go: outputs count from the product's first, ``valid`` of a vector exist."""
+
+    # start(row): what a sum starts from, a scalar.
+    start: Callable[[Any], Any]
+    # read(row, output, valid)
+    read: Callable[[Any, Any, int], Any]
+    # write(row, output, value, valid)
+    write: Callable[[Any, Any, Any, int], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Vectors of packed weights, of which ``outputs`` outputs exist."""
+
+    first: Any
+    vectors: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class TernaryProduct:
+    """``rows`` rows of ``depth`` activations by packed weights, and the sizes of the tiles."""
+
+    tiles: Tiles
+    rows: int
+    depth: int
+    tile_rows: int
+    # In vectors of packed weights.
+    tile_vectors: int
+    through_panel: bool
+
+    @property
+    def lanes(self) -> Lanes:
+        return self.tiles.lanes
+
+    @property
+    def step(self) -> int:
+        """Values of k of a step of packed weights."""
+        return PLANES * self.lanes.ternary_depth
+
+    @property
+    def block(self) -> int:
+        """The most values of k of a tile: whole steps."""
+        wanted = PANEL_DEPTH if self.through_panel else self.depth
+        steps = min(self.depth, wanted, self.tiles.exact_depth)
+        return steps_of(steps, self.lanes.ternary_depth) * self.step
+
+    @property
+    def padded_depth(self) -> int:
+        """The values of k of all steps."""
+        return steps_of(self.depth, self.lanes.ternary_depth) * self.step
+
+    def scratch(self) -> Tensor:
+        """The panel; one element where none is used."""
+        size = self.block * self.tile_vectors * self.lanes.ternary_outputs
+        return Tensor(self.tiles.panel_dtype, (size if self.through_panel else 1,))
+
+    def emit(
+        self, w: Any, panel: Any, first: Any, outputs: int, activations: Activations, sums: Sums
+    ) -> None:
+        """The product with ``outputs`` outputs, from vector ``first`` of the packed ``w``."""
+        size = self.lanes.ternary_outputs * self.lanes.ternary_depth
+        for column in self._columns(outputs):
+            vector = first + column.first
+
+            def weights(step: Any, v: int, vector: Any = vector) -> Any:
+                return w[vector + v, step, span(0, size)]
+
+            if self.through_panel:
+                self._panel_column(column, weights, panel, activations, sums)
+            else:
+                self._direct_column(column, weights, activations, sums)
+
+    def _columns(self, outputs: int) -> Iterator[Column]:
+        whole, rest = divmod(outputs, self.tile_vectors * self.lanes.ternary_outputs)
+        if whole:
+            with T.serial(whole) as i:
+                outputs = self.tile_vectors * self.lanes.ternary_outputs
+                yield Column(i * self.tile_vectors, self.tile_vectors, outputs)
+        if rest:
+            yield Column(whole * self.tile_vectors, -(-rest // self.lanes.ternary_outputs), rest)
+
+    def blocks(self) -> Iterator[tuple[Any, int]]:
+        """Loop over k: yields (first step, values of k)."""
+        whole, rest = divmod(self.depth, self.block)
+        if whole:
+            with T.serial(whole) as i:
+                yield i * (self.block // self.step), self.block
+        if rest:
+            yield whole * (self.block // self.step), rest
+
+    def _direct_column(
+        self, column: Column, weights: Weights, activations: Activations, sums: Sums
+    ) -> None:
+        for row, rows in each_row_block(self.rows, self.tile_rows):
+            count = rows * self._vectors_of_sums(column)
+            total = Registers(count, self.tiles.width, DTYPES[self.tiles.dtype])
+            for i, (r, _) in enumerate(self._each_sum(column, rows)):
+                total[i] = broadcast(sums.start(row + r), self.tiles.width)
+            for step, depth in self.blocks():
+                part = self.tiles.packed(
+                    Shape(rows, column.vectors, depth),
+                    _moved(activations, row, step * self.step),
+                    _moved_weights(weights, step),
+                )
+                for i in range(count):
+                    total[i] = total[i] + part[i]
+            for i, (r, v) in enumerate(self._each_sum(column, rows)):
+                self._write(column, sums, row + r, v, total[i])
+
+    def _panel_column(
+        self, column: Column, weights: Weights, panel: Any, activations: Activations, sums: Sums
+    ) -> None:
+        once = self.depth <= self.block
+        if not once:
+            with T.serial(self.rows) as row:
+                for _, v in self._each_sum(column, 1):
+                    start = broadcast(sums.start(row), self.tiles.width)
+                    self._write(column, sums, row, v, start)
+        for step, depth in self.blocks():
+            steps = steps_of(depth, self.lanes.ternary_depth)
+            self.tiles.fill(panel, column.vectors, steps, _moved_weights(weights, step))
+            for row, rows in each_row_block(self.rows, self.tile_rows):
+                shape = Shape(rows, column.vectors, depth)
+                part = self.tiles.unpacked(shape, _moved(activations, row, step * self.step), panel)
+                for (r, v), value in zip(self._each_sum(column, rows), part, strict=True):
+                    if once:
+                        before = broadcast(sums.start(row + r), self.tiles.width)
+                    else:
+                        before = self._read(column, sums, row + r, v)
+                    self._write(column, sums, row + r, v, before + value)
+
+    def _vectors_of_sums(self, column: Column) -> int:
+        return column.vectors * self.lanes.ternary_outputs // self.tiles.width
+
+    def _each_sum(self, column: Column, rows: int) -> list[tuple[int, int]]:
+        """(row, vector of sums) of a tile, in the order of its sums."""
+        return [(r, v) for r in range(rows) for v in range(self._vectors_of_sums(column))]
+
+    def _place(self, column: Column, v: int) -> tuple[Any, int]:
+        """The output at which vector of sums ``v`` starts, and how many of its outputs exist."""
+        width = self.tiles.width
+        valid = min(column.outputs - v * width, width)
+        return column.first * self.lanes.ternary_outputs + v * width, valid
+
+    def _read(self, column: Column, sums: Sums, row: Any, v: int) -> Any:
+        output, valid = self._place(column, v)
+        return sums.read(row, output, valid)
+
+    def _write(self, column: Column, sums: Sums, row: Any, v: int, value: Any) -> None:
+        output, valid = self._place(column, v)
+        if valid > 0:
+            sums.write(row, output, value, valid)
+
+
+def _moved(activations: Activations, row: Any, k: Any) -> Activations:
+    return lambda r, offset, n: activations(row + r, k + offset, n)
+
+
+def _moved_weights(weights: Weights, step: Any) -> Weights:
+    return lambda offset, v: weights(step + offset, v)
+
+
+def ternary_layout(lanes: Lanes) -> str:
+    """How packed ternary weights lie for this vector unit."""
+    return f"ternary{lanes.ternary_outputs}x{lanes.ternary_depth}"
+
+
+def integer_product(spec: Spec, lanes: Lanes, rows: int, depth: int) -> TernaryProduct:
+    """The product of int8 activations; parameters of ``spec`` override the record's sizes."""
+    many = lanes.ternary_tile_rows, lanes.ternary_tile_vectors
+    few = rows, max(2 * lanes.ternary_gemv_vectors // max(rows, 2), 1)
+    through_panel = rows >= spec.parameter("panel_rows", PANEL_ROWS)
+    return _sized(IntegerTiles(lanes), spec, rows, depth, through_panel, many, few)
+
+
+def float_product(spec: Spec, lanes: Lanes, rows: int, depth: int) -> TernaryProduct:
+    """The product of float32 activations; parameters of ``spec`` override the record's sizes."""
+    many = lanes.tile_rows, max(lanes.tile_vectors * lanes.float_lanes // lanes.ternary_outputs, 1)
+    few = rows, max(lanes.gemv_vectors // rows, 1)
+    through_panel = rows >= spec.parameter("panel_rows", PANEL_ROWS)
+    through_panel |= lanes.ternary_outputs != lanes.float_lanes
+    return _sized(FloatTiles(lanes), spec, rows, depth, through_panel, many, few)
+
+
+def _sized(
+    tiles: Tiles,
+    spec: Spec,
+    rows: int,
+    depth: int,
+    through_panel: bool,
+    many: tuple[int, int],
+    few: tuple[int, int],
+) -> TernaryProduct:
+    tile_rows, tile_vectors = many if through_panel else few
+    tile_rows = spec.parameter("tile_rows", tile_rows)
+    tile_vectors = spec.parameter("tile_vectors", tile_vectors)
+    return TernaryProduct(tiles, rows, depth, tile_rows, tile_vectors, through_panel)
+
+
+def row_sums(
+    product: TernaryProduct, activations: Activations, write: Callable[[Any, Any], None]
+) -> None:
+    """``write(row, sum)`` for every row of integer activations."""
+    assert isinstance(product.tiles, IntegerTiles), "only integers are multiplied by codes"
+    with T.serial(product.rows) as row:
+        total = Registers(1, 1, "int32")
+        total[0] = T.int32(0)
+        for step, depth in product.blocks():
+            part = product.tiles.row_sum(depth, _moved(activations, row, step * product.step))
+            total[0] = total[0] + part
+        write(row, total[0])
