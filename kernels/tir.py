@@ -203,12 +203,12 @@ def store_lanes(
         write(named.lane(0, i), start + i, 1)
 
 
-def mask_lanes(vector: Any, valid: int, lanes: int) -> Any:
-    """``vector`` with zero in every lane from ``valid`` on."""
+def mask_lanes(vector: Any, valid: int, lanes: int, fill: float = 0.0) -> Any:
+    """``vector`` with ``fill`` in every lane from ``valid`` on."""
     if valid == lanes:
         return vector
-    zero = constant(0.0, lanes)
-    return T.Shuffle([vector, zero], [i if i < valid else lanes + i for i in range(lanes)])
+    other = constant(fill, lanes)
+    return T.Shuffle([vector, other], [i if i < valid else lanes + i for i in range(lanes)])
 
 
 def each_vector(lanes: int, size: int, body: Callable[[Any, int], None]) -> None:
@@ -230,3 +230,16 @@ def row_blocks(rows: int, tile_rows: int) -> list[tuple[int, int, int]]:
     small, larger = divmod(rows, blocks)
     parts = [(0, larger, small + 1), (larger * (small + 1), blocks - larger, small)]
     return [part for part in parts if part[1]]
+
+
+def each_vector(count: int, lanes: int) -> Iterator[tuple[Any, int]]:
+    """Loop over ``count`` elements, a vector at a time: yields (start, elements that exist there).
+
+    The body is emitted inside the loop that is open at that moment.
+    """
+    whole, rest = divmod(count, lanes)
+    if whole:
+        with T.serial(whole) as i:
+            yield i * lanes, lanes
+    if rest:
+        yield whole * lanes, rest
