@@ -10,7 +10,7 @@ import numpy as np
 from ..ir.graph import Node, constant
 from .aten_elementwise import arithmetic
 from .aten_shape import constant_pad, repeat_interleave
-from .site import Site, accept, lowers
+from .site import Refused, Site, accept, lowers
 
 _MOST_GROUPS = 8
 
@@ -123,10 +123,9 @@ def _dilated(site: Site, w: Node, dilation: tuple[int, ...]) -> Node:
     if dilation == (1, 1):
         return w
     value = site.value(w)
-    advice = "give the convolution constant weights"
-    assert value is not None or advice
-    accept(value is not None, "a dilated convolution with computed weights", advice)
-    assert value is not None
+    if value is None:
+        advice = "give the convolution constant weights"
+        raise Refused("a dilated convolution with computed weights", advice)
     sizes = [(n - 1) * d + 1 for n, d in zip(value.shape[2:], dilation, strict=True)]
     apart = np.zeros((*value.shape[:2], *sizes), value.dtype)
     apart[:, :, :: dilation[0], :: dilation[1]] = value
@@ -153,8 +152,7 @@ def _grouped(
     for group in range(groups):
         channels = site.slice(x, 1, group * inputs, (group + 1) * inputs)
         start, stop = group * outputs, (group + 1) * outputs
-        own = (site.slice(w, 0, start, stop),)
-        own += () if bias is None else (site.slice(bias, 0, start, stop),)
+        own = [site.slice(y, 0, start, stop) for y in (w, bias) if y is not None]
         parts.append(site.make("conv2d", channels, *own, **window))
     return site.concat(parts, 1)
 

@@ -59,28 +59,39 @@ def rms_norm(
     eps = 2.0**-23 if eps is None else eps  # torch: the machine epsilon of the dtype
     axes = tuple(range(x.type.rank - len(shape), x.type.rank))
     power = site.make("mean", site.make("mul", x, x), axes=axes, keep=True)
-    inverse = site.make("rsqrt", arithmetic_like(site, x, "add", power, eps))
+    inverse = site.make("rsqrt", _plus(site, power, eps))
     y = site.make("mul", x, inverse)
     y = y if weight is None else site.make("mul", y, weight)
     return (y, inverse) if isinstance(site.out, tuple) else y
 
 
-def arithmetic_like(site: Site, x: Node, op: str, a: Node, b: float) -> Node:
-    return site.make(op, a, site.constant(b, x.type.dtype))
+def _plus(site: Site, x: Node, number: float) -> Node:
+    return site.make("add", x, site.constant(number, x.type.dtype))
 
 
-@lowers("aten.group_norm", "aten.native_group_norm")
-def group_norm(site: Site, x: Node, *arguments: Any) -> Any:
-    if site.operator == "native_group_norm":
-        weight, bias, _, _, _, groups, eps = arguments
-    else:
-        groups, weight, bias, eps, *_ = (*arguments, *(None, None, 1e-5)[len(arguments) - 1 :])
+@lowers("aten.group_norm")
+def group_norm(
+    site: Site,
+    x: Node,
+    groups: int,
+    weight: Node | None = None,
+    bias: Node | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Node:
     batch, channels, *rest = x.type.shape
-    rows = site.reshape(x, (batch, groups, x.type.size // (batch * groups)))
-    ones = (rows.type.shape[2],)
-    y = layer_norm(site, rows, ones, None, None, eps)
-    y = _per_channel(site, site.reshape(y, x.type.shape), weight, bias, channels, len(rest))
-    return (y, None, None) if isinstance(site.out, tuple) else y
+    width = x.type.size // (batch * groups)
+    y = layer_norm(site, site.reshape(x, (batch, groups, width)), (width,), None, None, eps)
+    y = site.reshape(y, x.type.shape)
+    return _per_channel(site, y, weight, bias, channels, len(rest))
+
+
+@lowers("aten.native_group_norm")
+def native_group_norm(
+    site: Site, x: Node, weight: Node | None, bias: Node | None, *sizes: Any
+) -> tuple[Node | None, ...]:
+    *_, groups, eps = sizes  # batch, channels, pixels, groups, eps
+    return group_norm(site, x, groups, weight, bias, eps), None, None
 
 
 @lowers("aten.instance_norm")
@@ -123,7 +134,7 @@ def batch_norm(
     else:
         accept(not training, "batch_norm while training", "call model.eval() before torch.export")
     shape = (channels, *(1,) * behind)
-    inverse = site.make("rsqrt", site.make("add", variance, site.constant(eps, x.type.dtype)))
+    inverse = site.make("rsqrt", _plus(site, variance, eps))
     scale = inverse if weight is None else site.make("mul", inverse, weight)
     y = site.make("sub", x, site.reshape(mean, shape))
     return _per_channel(site, y, scale, bias, channels, behind)
@@ -202,7 +213,7 @@ def average_pool(
 
 @lowers("aten.adaptive_avg_pool2d", "aten._adaptive_avg_pool2d", "aten.adaptive_avg_pool1d")
 def adaptive_average_pool(site: Site, x: Node, size: Any) -> Node:
-    count = len(site.out.shape) if False else (1 if site.operator.endswith("1d") else 2)
+    count = 1 if site.operator.endswith("1d") else 2
     front, inner = x.type.shape[:-count], x.type.shape[-count:]
     outer = site.out.shape[-count:]
     fits = all(n % m == 0 for n, m in zip(inner, outer, strict=True))

@@ -158,30 +158,41 @@ def topk(
     return _ordered(site, x, k, axis, largest)
 
 
-@lowers("aten.sort")
-def sort(site: Site, x: Node, *positional: Any, **named: Any) -> tuple[Node, Node]:
-    if "stable" in site.target:  # sort.stable(x, *, stable, dim, descending)
-        axis, descending = named.get("dim", -1), named.get("descending", False)
-        if positional:
-            _, axis, descending = (*positional, *(None, -1, False)[len(positional) :])
-    else:
-        axis, descending = (*positional, *(-1, False)[len(positional) :])
-    return _ordered(site, x, x.type.shape[axis], axis, descending)
+@lowers("aten.sort.default")
+def sort(site: Site, x: Node, axis: int = -1, descending: bool = False) -> tuple[Node, Node]:
+    return _ordered(site, x, _length(x, axis), axis, descending)
 
 
-@lowers("aten.argsort")
-def argsort(site: Site, x: Node, *positional: Any, **named: Any) -> Node:
-    if "stable" in site.target:
-        axis, descending = named.get("dim", -1), named.get("descending", False)
-    else:
-        axis, descending = (*positional, *(-1, False)[len(positional) :])
-    return _ordered(site, x, x.type.shape[axis], axis, descending)[1]
+@lowers("aten.sort.stable")
+def sort_stable(
+    site: Site, x: Node, *, stable: bool = True, dim: int = -1, descending: bool = False
+) -> tuple[Node, Node]:
+    return sort(site, x, dim, descending)
+
+
+@lowers("aten.argsort.default")
+def argsort(site: Site, x: Node, axis: int = -1, descending: bool = False) -> Node:
+    return sort(site, x, axis, descending)[1]
+
+
+@lowers("aten.argsort.stable")
+def argsort_stable(
+    site: Site, x: Node, *, stable: bool = True, dim: int = -1, descending: bool = False
+) -> Node:
+    return sort(site, x, dim, descending)[1]
+
+
+def _length(x: Node, axis: int) -> int:
+    return x.type.shape[axis] if x.type.rank else 1
 
 
 def _ordered(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[Node, Node]:
     """The k largest (or smallest) of an axis in order, and where they stood."""
     dtype = x.type.dtype
     axis %= max(1, x.type.rank)
+    if not x.type.rank:
+        values, index = _ordered(site, site.reshape(x, (1,)), k, 0, descending)
+        return site.reshape(values, ()), site.reshape(index, ())
     x = site.cast(x, "i32") if dtype in ("bool", "u8") else x
     rows = site.move(x, axis, -1)
     rows = rows if descending else site.make("neg", rows)

@@ -1,4 +1,4 @@
-"""ATen calls that write elements by index tensors, as masks and products: nothing is written twice."""
+"""ATen calls that write elements by index tensors: as masks and products, nothing in place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
 def _write_step_by_step(
     site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool
 ) -> Node:
-    """One element of each row after the other: where the row's number is the index, it is written."""
+    """One element of each row after the other, written where the row's number is the index."""
     shape = [1] * x.type.rank
     shape[axis] = size = x.type.shape[axis]
     numbers = site.constant(
@@ -73,7 +73,7 @@ def _write_step_by_step(
 
 
 def _write(site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool) -> Node:
-    """Rows of ``source`` along ``axis`` written to (or added at) the places that ``index`` names."""
+    """Rows of ``source`` along ``axis`` written to, or added at, the places in ``index``."""
     shape = site.move(x, axis, 0).type.shape
     rows = site.reshape(site.move(x, axis, 0), (shape[0], prod(shape[1:])))
     count = index.type.size

@@ -86,6 +86,11 @@ def expand(site: Site, x: Node, *_: Any, **__: Any) -> Node:
     return site.broadcast(x, site.out.shape)
 
 
+@lowers("aten.fill")
+def fill(site: Site, x: Node, value: Node) -> Node:
+    return site.broadcast(site.cast(value, site.out.dtype), site.out.shape)
+
+
 @lowers("aten.copy")
 def copy(site: Site, x: Node, source: Node, *_: Any) -> Node:
     return site.broadcast(site.cast(source, site.out.dtype), site.out.shape)

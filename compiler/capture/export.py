@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
-from .sources import clean, user_frame
+from .sources import clean, every_user_line, user_frame
 from .walk import DTYPES, Walk
 
 Progress = Callable[[str], None]
@@ -39,9 +39,9 @@ def capture(
     """The graph of ``model`` in eval mode, for inputs of the shapes of ``example_inputs``.
 
     Constants keep the names of the state dict, inputs those of forward's arguments, and every node
-    the line of the user's code it comes from. Raises BadInput for example inputs that are no float32,
-    integer or bool tensors and for weights that hold NaN; Unsupported, with every such place, for
-    what cannot be compiled.
+    the line of the user's code it comes from. Raises BadInput for example inputs that are no
+    float32, integer or bool tensors and for weights that hold NaN; Unsupported, with every such
+    place, for what cannot be compiled.
     """
     _check_inputs(example_inputs)
     if isinstance(model, ExportedProgram):
@@ -73,7 +73,7 @@ def _check_inputs(inputs: Any) -> None:
         if not isinstance(value, Tensor):
             raise BadInput(
                 f"example input {place} is a {type(value).__name__}, not a torch.Tensor",
-                help="convert arrays with torch.from_numpy; give settings to the module, not forward",
+                help="convert arrays with torch.from_numpy; give settings to the module itself",
             )
         if value.dtype not in DTYPES or value.dtype in _WIDE:
             raise BadInput(
@@ -98,8 +98,9 @@ def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) 
         is_weight = isinstance(tensor, nn.Parameter)
         count = int(tensor.isnan().sum() + (tensor.isinf().sum() if is_weight else 0))
         if count:
+            kind = "NaN or Inf" if is_weight else "NaN"
             raise BadInput(
-                f"'{name}' holds {count} NaN{' or Inf' if is_weight else ''} of {tensor.numel()} values",
+                f"'{name}' holds {count} {kind} of {tensor.numel()} values",
                 help="the training diverged or the checkpoint is damaged: load an earlier one",
             )
 
@@ -125,7 +126,7 @@ def _exported(
 ) -> ExportedProgram:
     if progress is not None:
         progress("exporting with torch.export")
-    with _evaluating(model):
+    with _evaluating(model), every_user_line():
         try:
             return torch.export.export(model, inputs, strict=False)
         except Exception as error:

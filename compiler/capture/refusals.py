@@ -22,7 +22,7 @@ _RECURRENT = "write the steps out with linear, sigmoid and tanh"
 # What to do about operators that people meet; a prefix of the operator's name is enough.
 ADVICE = {
     "_embedding_bag": "take embedding(...) and sum or average over the axis",
-    "_grouped_mm": "gather each row's matrix and use torch.einsum, or compute all experts and select",
+    "_grouped_mm": "gather each row's matrix and use einsum, or compute all experts and select",
     "_local_scalar_dense": "keep the value a tensor: no .item(), int() or float()",
     "_unique": _SIZE,
     "bernoulli": _RANDOM,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import StackSummary
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import fx
@@ -18,7 +21,7 @@ _ODD = re.compile(r"[^A-Za-z0-9_.]+")
 
 
 def is_of_user(file: str) -> bool:
-    """Whether a file is neither PyTorch's, nor Python's own machinery, nor this package's capture."""
+    """Whether a file is neither PyTorch's, nor Python's machinery, nor of this folder."""
     return not (_TORCH.search(file) or file.startswith(("<", _HERE)))
 
 
@@ -37,6 +40,30 @@ def user_frame(trace: TracebackType | None) -> tuple[str, str]:
         if is_of_user(frame.filename):
             return f"{Path(frame.filename).name}:{frame.lineno}", frame.line or ""
     return "", ""
+
+
+@contextmanager
+def every_user_line() -> Iterator[None]:
+    """While it lasts, torch notes each line of the user's code; by itself, only lines of `forward`.
+
+    Without the hook (another PyTorch), sources name the line of the innermost forward.
+    """
+    from torch.fx.proxy import TracerBase
+
+    def user_lines(_: Any, stack: StackSummary) -> StackSummary:
+        names = [frame.name for frame in stack]
+        start = names.index("forward") if "forward" in names else len(names)
+        return StackSummary.from_list([f for f in stack[start:] if is_of_user(f.filename)])
+
+    name = "_filter_traceback_frames"
+    before = getattr(TracerBase, name, None)
+    if before is not None:
+        setattr(TracerBase, name, user_lines)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(TracerBase, name, before)
 
 
 def module_path(node: fx.Node) -> str:

@@ -125,13 +125,22 @@ class Walk:
     def _placeholder(self, node: fx.Node) -> None:
         spec = self.kinds[node.name]
         if spec.kind == InputKind.USER_INPUT:
-            if isinstance(node.meta.get("val"), Tensor):
-                self.values[node] = input_node(node.name, type_of_fake(node.meta["val"]))
-                self.inputs.append(self.values[node])
+            self._input(node)
             return
         assert spec.target is not None, f"{node.name} has no target"
         self.fixed[node] = self.tensors[spec.target].detach()
         self.labels[node] = spec.target
+
+    def _input(self, node: fx.Node) -> None:
+        fake = node.meta.get("val")
+        type = type_of_fake(fake)
+        if type is not None:
+            self.values[node] = input_node(node.name, type)
+            self.inputs.append(self.values[node])
+        elif fake is not None and not isinstance(fake, bool | int | float | str):
+            self.values[node] = UNKNOWN
+            advice = "export without dynamic_shapes: a compiled model has one shape"
+            self.refusals.add(f"input '{node.name}' of a shape that is not fixed", "", advice)
 
     def _outputs(self, node: fx.Node) -> tuple[Node, ...]:
         """The outputs of the user; a program that also changes its buffers is refused."""
@@ -167,6 +176,7 @@ class Walk:
     def _item(self, node: fx.Node) -> None:
         source, index = node.args
         assert isinstance(source, fx.Node), "an item of what is no call"
+        assert isinstance(index, int), "an item by what is no number"
         if source in self.fixed:
             self.fixed[node] = self.fixed[source][index]
             self.labels[node] = self.labels[source]
@@ -177,7 +187,7 @@ class Walk:
     def _fill(self, node: fx.Node, bare: str) -> None:
         """One value everywhere: held once, and broadcast where it is read."""
         fake = node.meta["val"]
-        value = FILLS[bare]
+        value: Any = FILLS[bare]
         if value is None:
             value = node.args[1] if bare != "new_full" else node.args[2]
             value = self.fixed.get(value, value) if isinstance(value, fx.Node) else value
