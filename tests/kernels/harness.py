@@ -103,7 +103,7 @@ def run(kernel: Kernel, spec: Spec, arrays: Sequence[Array], lanes: Lanes) -> li
         raise ValueError(f"kernel {kernel.name} does not support {spec}")
     inputs = []
     for operand, array in zip(spec.operands, arrays, strict=True):
-        value = np.ascontiguousarray(array, NUMPY[operand.dtype])
+        value = np.asarray(array, NUMPY[operand.dtype], order="C")
         if value.shape != operand.shape:
             raise ValueError(f"an operand is {value.shape}, the spec says {operand}")
         inputs.append(pack(operand.layout, value) if operand.layout else value)
