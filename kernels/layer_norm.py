@@ -87,7 +87,8 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
                     width,
                 )
 
-            each_vector(lanes.float_lanes, size, normalise)
+            for first, valid in each_vector(size, lanes.float_lanes):
+                normalise(first, valid)
     return f.result
 
 

@@ -70,13 +70,11 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 
             inverse = let(T.float32(1) / exponentials(lanes, size, 1.0, scores, keep), 1)
 
-            def scale(first: Any, valid: int) -> None:
+            for first, valid in each_vector(size, width):
                 value = load_lanes(
                     lambda i, n: y[row, span(i, n)], first, valid, width, T.float32(0)
                 )
                 keep(value * broadcast(inverse, width), first, valid)
-
-            each_vector(width, size, scale)
     return f.result
 
 
@@ -90,22 +88,16 @@ def exponentials(lanes: Lanes, size: int, scale: float, scores: Any, keep: Any) 
     largest = Registers(1, width)
     largest[0] = constant(LOWEST, width)
 
-    def see(first: Any, valid: int) -> None:
+    for first, valid in each_vector(size, width):
         largest[0] = lanes.maximum(largest[0], let(scores(first, valid), width))
-
-    each_vector(width, size, see)
     top = let(reduce_lanes(largest[0], width, lanes.maximum), 1)
     total = Registers(1, width)
     total[0] = constant(0.0, width)
-    slope = scale * LOG2_E
-
-    def exponential(first: Any, valid: int) -> None:
-        below = (scores(first, valid) - broadcast(top, width)) * constant(slope, width)
+    for first, valid in each_vector(size, width):
+        below = (scores(first, valid) - broadcast(top, width)) * constant(scale * LOG2_E, width)
         value = let(mask_lanes(exp2(lanes, below), valid, width), width)
         total[0] = total[0] + value
         keep(value, first, valid)
-
-    each_vector(width, size, exponential)
     return reduce_lanes(total[0], width, add)
 
 

@@ -211,16 +211,6 @@ def mask_lanes(vector: Any, valid: int, lanes: int, fill: float = 0.0) -> Any:
     return T.Shuffle([vector, other], [i if i < valid else lanes + i for i in range(lanes)])
 
 
-def each_vector(lanes: int, size: int, body: Callable[[Any, int], None]) -> None:
-    """``body(first, valid)`` for every vector of a row; the last one may hold fewer elements."""
-    whole, rest = divmod(size, lanes)
-    if whole:
-        with T.serial(whole) as i:
-            body(i * lanes, lanes)
-    if rest:
-        body(whole * lanes, rest)
-
-
 def row_blocks(rows: int, tile_rows: int) -> list[tuple[int, int, int]]:
     """``rows`` as (first row, number of blocks, rows a block), blocks of almost equal size.
 
