@@ -6,6 +6,7 @@ One packing serves one row and many: a tile for one row spans several panels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -107,6 +108,9 @@ def _tile(
     def valid(v: int) -> int:
         return columns.valid if v == vectors - 1 else width
 
+    def keep(value: Any, at: Any, n: int, r: int) -> None:
+        store(y, value, row + r, span(at, n))
+
     total = _start(lanes, columns, vector, rows, bias)
     accumulate(
         lanes,
@@ -121,7 +125,7 @@ def _tile(
     for r in range(rows):
         for v in range(vectors):
             store_lanes(
-                lambda value, at, n, r=r: store(y, value, row + r, span(at, n)),
+                partial(keep, r=r),
                 activate(lanes, total[r * vectors + v]),
                 (vector + v) * width,
                 valid(v),
