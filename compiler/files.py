@@ -48,6 +48,19 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     _sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """The folder is there, and those above it. Raises ``CannotWrite`` with the reason."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CannotWrite(
+            f"cannot make the folder {path}: there is a file of that name",
+            help="choose another name, or remove the file",
+        ) from error
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def _cannot_write(path: Path, error: OSError) -> CannotWrite:
     reason, help = _REASONS.get(error.errno or 0, (error.strerror or str(error), None))
     return CannotWrite(f"cannot write {path}: {reason}", help=help)
@@ -61,3 +74,11 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """The folder ``path`` and those above it exist. Raises ``CannotWrite`` with the reason."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error

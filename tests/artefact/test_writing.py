@@ -16,7 +16,7 @@ import pytest
 from butterflyc.compiler import artefact as bfly
 from butterflyc.compiler.artefact import Artefact
 from butterflyc.compiler.errors import CannotWrite
-from butterflyc.compiler.files import write_whole
+from butterflyc.compiler.files import make_folder, write_whole
 
 ARTEFACT = Artefact({"name": "a"}, {"weights.safetensors": bytes(5000)})
 
@@ -114,7 +114,7 @@ def test_real_limit_on_file_size(tmp_path: Path) -> None:
     """A system that refuses the bytes for real (a limit on file size) leaves nothing."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from butterflyc.compiler.files import write_whole\n"
+        "from butterflyc.compiler.files import make_folder, write_whole\n"
         "from butterflyc.compiler.errors import CannotWrite\n"
         "try: write_whole(Path(sys.argv[1]), [bytes(100_000)])\n"
         "except CannotWrite as error: print(error.what)\n"
@@ -135,3 +135,19 @@ def test_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     bfly.write(tmp_path / "a.bfly", ARTEFACT)
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "a.bfly").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    """A folder is made where there was none, and may be there already."""
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file in the place of the folder, or of one above it, is told."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite, match="there is a file of that name"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(CannotWrite, match="a part of the path is no folder"):
+        make_folder(tmp_path / "file" / "a")
