@@ -19,6 +19,8 @@ from .tir import DTYPES, Registers, T, broadcast, span
 
 # activations(row, k, n): n consecutive values of a row, from k.
 Activations = Callable[[Any, Any, int], Any]
+# write(row, output, value, valid): a vector of sums, of which ``valid`` outputs exist.
+Write = Callable[[Any, Any, Any, int], None]
 
 # The most values of k in a panel: 16 outputs of floats then fill 16 KiB.
 PANEL_DEPTH = 256
@@ -28,14 +30,15 @@ PANEL_ROWS = 5
 
 @dataclass(frozen=True)
 class Sums:
-    """Where the sums go: outputs count from the product's first, ``valid`` of a vector exist."""
+    """Where the sums go; outputs count from the product's first."""
 
     # start(row): what a sum starts from, a scalar.
     start: Callable[[Any], Any]
-    # read(row, output, valid)
+    # read(row, output, valid): sums that were written.
     read: Callable[[Any, Any, int], Any]
-    # write(row, output, value, valid)
-    write: Callable[[Any, Any, Any, int], None]
+    write: Write
+    # Takes sums that are complete, where more is to be done with them than to write them.
+    finish: Write | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class TernaryProduct:
                 for i in range(count):
                     total[i] = total[i] + part[i]
             for i, (r, v) in enumerate(self._each_sum(column, rows)):
-                self._write(column, sums, row + r, v, total[i])
+                self._write(column, sums.finish or sums.write, row + r, v, total[i])
 
     def _panel_column(
         self, column: Column, weights: Weights, panel: Any, activations: Activations, sums: Sums
@@ -146,7 +149,7 @@ class TernaryProduct:
             with T.serial(self.rows) as row:
                 for _, v in self._each_sum(column, 1):
                     start = broadcast(sums.start(row), self.tiles.width)
-                    self._write(column, sums, row, v, start)
+                    self._write(column, sums.write, row, v, start)
         for step, depth in self.blocks():
             steps = steps_of(depth, self.lanes.ternary_depth)
             self.tiles.fill(panel, column.vectors, steps, _moved_weights(weights, step))
@@ -155,10 +158,16 @@ class TernaryProduct:
                 part = self.tiles.unpacked(shape, _moved(activations, row, step * self.step), panel)
                 for (r, v), value in zip(self._each_sum(column, rows), part, strict=True):
                     if once:
-                        before = broadcast(sums.start(row + r), self.tiles.width)
+                        start = broadcast(sums.start(row + r), self.tiles.width)
+                        write = sums.finish or sums.write
+                        self._write(column, write, row + r, v, start + value)
                     else:
                         before = self._read(column, sums, row + r, v)
-                    self._write(column, sums, row + r, v, before + value)
+                        self._write(column, sums.write, row + r, v, before + value)
+        if not once and sums.finish:
+            with T.serial(self.rows) as row:
+                for _, v in self._each_sum(column, 1):
+                    self._write(column, sums.finish, row, v, self._read(column, sums, row, v))
 
     def _vectors_of_sums(self, column: Column) -> int:
         return column.vectors * self.lanes.ternary_outputs // self.tiles.width
@@ -177,10 +186,10 @@ class TernaryProduct:
         output, valid = self._place(column, v)
         return sums.read(row, output, valid)
 
-    def _write(self, column: Column, sums: Sums, row: Any, v: int, value: Any) -> None:
+    def _write(self, column: Column, write: Write, row: Any, v: int, value: Any) -> None:
         output, valid = self._place(column, v)
         if valid > 0:
-            sums.write(row, output, value, valid)
+            write(row, output, value, valid)
 
 
 def _moved(activations: Activations, row: Any, k: Any) -> Activations:

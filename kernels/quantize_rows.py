@@ -1,0 +1,110 @@
+"""``quantize_rows``: each row as int8 codes of its own scale, rounded as the interpreter does.
+
+scale = max|x| / 127 and code = round(x * (127 / max|x|)), ties to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from .lanes import Lanes
+from .record import Kernel, Spec
+from .tir import (
+    Registers,
+    T,
+    broadcast,
+    cast,
+    constant,
+    each_vector,
+    function,
+    let,
+    load_lanes,
+    reduce_lanes,
+    rows_of,
+    span,
+    store,
+    store_lanes,
+)
+
+LARGEST_CODE = 127
+
+
+def codes_of(lanes: Lanes, value: Any, inverse: Any) -> Any:
+    """int8 codes of a vector of floats, given 127 / max|x| of the row."""
+    width = lanes.float_lanes
+    scaled = let(value * broadcast(inverse, width), width)
+    # A row of denormals has an infinite inverse: limit before rounding, which is the same.
+    limited = lanes.maximum(
+        let(lanes.minimum(scaled, constant(LARGEST_CODE, width)), width),
+        constant(-LARGEST_CODE, width),
+    )
+    return cast("int8", lanes.round_to_int32(let(limited, width)), width)
+
+
+def inverse_of(largest: Any) -> Any:
+    """127 / max|x|, or 0 for a row of zeros."""
+    return T.Select(largest > T.float32(0), T.float32(LARGEST_CODE) / largest, T.float32(0))
+
+
+def scale_of(largest: Any) -> Any:
+    """The row's scale, for max|x| of the row."""
+    # A float32 constant, as in the meaning: x / 127 would round differently.
+    return largest * (T.float32(1 / 127))
+
+
+def quantize_row(
+    lanes: Lanes,
+    width: int,
+    read: Callable[[Any, int], Any],
+    write: Callable[[Any, Any, int], None],
+    largest: Any,
+) -> None:
+    """Write the codes of one row of ``width`` floats, whose largest magnitude is ``largest``."""
+    inverse = let(inverse_of(largest), 1)
+    for start, valid in each_vector(width, lanes.float_lanes):
+        value = load_lanes(read, start, valid, lanes.float_lanes, T.float32(0))
+        codes = codes_of(lanes, value, inverse)
+        store_lanes(write, codes, start, valid, lanes.float_lanes, "int8")
+
+
+def largest_magnitude(lanes: Lanes, width: int, read: Callable[[Any, int], Any]) -> Any:
+    """max|x| of one row of ``width`` floats, named."""
+    largest = Registers(1, lanes.float_lanes)
+    largest[0] = constant(0, lanes.float_lanes)
+    for start, valid in each_vector(width, lanes.float_lanes):
+        value = load_lanes(read, start, valid, lanes.float_lanes, T.float32(0))
+        largest[0] = lanes.maximum(largest[0], let(lanes.absolute(value), lanes.float_lanes))
+    return let(reduce_lanes(largest[0], lanes.float_lanes, lanes.maximum), 1)
+
+
+def supports(spec: Spec, lanes: Lanes) -> bool:
+    (x,) = spec.operands
+    return spec.op == "quantize_rows" and x.dtype == "f32" and prod(x.shape) > 0
+
+
+def cost(spec: Spec, lanes: Lanes) -> float:
+    return 2 * prod(spec.operands[0].shape) / lanes.float_lanes
+
+
+def build(spec: Spec, lanes: Lanes, name: str) -> Any:
+    x_type, codes_type, scale_type = map(rows_of, (*spec.operands, *spec.results))
+    rows, width = x_type.shape
+    with function(name, {"x": x_type, "codes": codes_type, "scale": scale_type}) as f:
+        x, codes, scale = f.buffers
+        with T.serial(rows) as row:
+
+            def read(i: Any, n: int) -> Any:
+                return x[row, span(i, n)]
+
+            def write(value: Any, i: Any, n: int) -> None:
+                store(codes, value, row, span(i, n))
+
+            largest = largest_magnitude(lanes, width, read)
+            store(scale, scale_of(largest), row, 0)
+            quantize_row(lanes, width, read, write, largest)
+    return f.result
+
+
+KERNEL = Kernel("quantize_rows", ("quantize_rows",), supports, build, cost)
