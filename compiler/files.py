@@ -74,11 +74,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def make_folder(path: Path) -> None:
-    """The folder ``path`` and those above it exist. Raises ``CannotWrite`` with the reason."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
