@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +16,8 @@ from .compiler.artefact import Artefact
 from .compiler.capture.export import capture
 from .compiler.capture.load import load_model
 from .compiler.capture.recognise import LayerReport, recognise
-from .compiler.errors import BadInput, UsageError
-from .compiler.files import write_whole
+from .compiler.errors import BadInput
+from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.interpret import interpret
 from .compiler.lower.model_c import check_name
@@ -35,7 +35,7 @@ def compile(
     *,
     target: str = "host",
     mode: str = "f32",
-    calibration: Sequence[Any] | None = None,
+    calibration: Any = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
     dump_ir: str | Path | None = None,
@@ -54,11 +54,47 @@ def compile(
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
-    family = import_module(f".targets.{core.family}", __package__)
-    passes = family.passes(core, mode)
-    module, examples = _model_and_examples(model, example_inputs, progress)
-    stages = _Stages(Path(dump_ir) if dump_ir else None)
+    module, examples = open_model(model, example_inputs, progress)
+    folder = Path(dump_ir) if dump_ir else None
+    built = lower(module, examples, core, mode, name, folder, progress)
+    files = family_of(core).emit(built.last, core, name, progress)
+    golden = _golden(module, _arrays(examples), built.last, calibration)
+    splits = _samples_are_independent(module, _arrays(examples))
+    return _assemble(built, files, golden, splits, keep_stages)
 
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model after all passes: what it was lowered for, the graph of each stage, the census."""
+
+    core: Core
+    mode: str
+    name: str
+    stages: Mapping[str, Graph]
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def last(self) -> Graph:
+        return self.stages[list(self.stages)[-1]]
+
+
+def family_of(core: Core) -> Any:
+    """The module of targets/ that compiles for ``core``."""
+    return import_module(f".targets.{core.family}", __package__)
+
+
+def lower(
+    module: Any,
+    examples: tuple[Any, ...],
+    core: Core,
+    mode: str,
+    name: str,
+    dump: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Lowered:
+    """Capture, recognise, and run the target's passes; every stage is verified."""
+    passes = family_of(core).passes(core, mode)
+    stages = _Stages(dump)
     progress("capturing with torch.export")
     captured = capture(module, examples, name=name, progress=progress)
     stages.add("capture", captured.graph)
@@ -67,15 +103,7 @@ def compile(
     for step in passes:
         progress(f"pass {step.name}")
         graph = stages.add(step.name, step(graph))
-
-    files = family.emit(graph, core, name, progress)
-    arrays = _arrays(examples)
-    return _assemble(core, mode, name, stages.graphs, recognised.layers, files, keep_stages, {
-        "inputs": arrays,
-        "golden": _golden(module, arrays, stages.graphs, calibration),
-        "splits": _samples_are_independent(module, arrays),
-        "cpu_features": list(family.machine(core).features),
-    })  # fmt: skip
+    return Lowered(core, mode, name, stages.graphs, recognised.layers)
 
 
 class _Stages:
@@ -85,10 +113,7 @@ class _Stages:
         self.graphs: dict[str, Graph] = {}
         self._folder = folder
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+            make_folder(folder)
 
     def add(self, step: str, graph: Graph) -> Graph:
         if self._folder is not None:
@@ -100,9 +125,10 @@ class _Stages:
         return graph
 
 
-def _model_and_examples(
-    model: Any, example_inputs: Sequence[Any] | None, progress: Progress
+def open_model(
+    model: Any, example_inputs: Sequence[Any] | None = None, progress: Progress = lambda _: None
 ) -> tuple[Any, tuple[Any, ...]]:
+    """The torch module and its example inputs. Raises BadInput where examples are missing."""
     if isinstance(model, str | Path):
         progress(f"loading {model}")
         loaded, examples = load_model(str(model), checkpoint_loader=_load_checkpoint)
@@ -118,17 +144,19 @@ def _model_and_examples(
 
 
 def _load_checkpoint(path: Path) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
     from .models.checkpoint import load_checkpoint
 
-    module, _ = load_checkpoint(path)
-    return module, module.example_inputs()
+    module, config = load_checkpoint(path)
+    return module, (torch.zeros(1, config.channels, config.image, config.image),)
 
 
 def _arrays(tensors: Sequence[Any]) -> tuple[np.ndarray, ...]:
     return tuple(t.detach().cpu().numpy() for t in tensors)
 
 
-def _eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """What PyTorch computes, as arrays."""
     import torch
 
@@ -143,8 +171,8 @@ def _eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
 def _golden(
     module: Any,
     arrays: tuple[np.ndarray, ...],
-    stages: Mapping[str, Graph],
-    calibration: Sequence[Any] | None,
+    last: Graph,
+    calibration: Any,
 ) -> dict[str, np.ndarray]:
     """Inputs with what eager PyTorch and the interpreter (same mode) make of them."""
     pairs: dict[str, np.ndarray] = {}
@@ -153,11 +181,10 @@ def _golden(
         batch = arrays[0].shape[0]
         rows = np.asarray(calibration, arrays[0].dtype)[: GOLDEN_ROWS * batch]
         samples += [(rows[i : i + batch],) for i in range(0, len(rows) - batch + 1, batch)]
-    last = stages[list(stages)[-1]]
     for i, sample in enumerate(samples):
         for kind, values in (
             ("input", sample),
-            ("eager", _eager(module, sample)),
+            ("eager", eager(module, sample)),
             ("expected", interpret(last, *sample)),
         ):
             pairs |= {f"{i:03}.{kind}.{j}": np.ascontiguousarray(v) for j, v in enumerate(values)}
@@ -171,10 +198,10 @@ def _samples_are_independent(module: Any, arrays: tuple[np.ndarray, ...]) -> boo
     other = tuple(np.roll(a, 1, axis=-1) for a in arrays)
     both = tuple(np.concatenate(pair) for pair in zip(arrays, other, strict=True))
     try:
-        together = _eager(module, both)
+        together = eager(module, both)
     except Exception:  # the model, or its exported program, takes no other batch size
         return False
-    apart = zip(_eager(module, arrays), _eager(module, other), strict=True)
+    apart = zip(eager(module, arrays), eager(module, other), strict=True)
     return all(
         y.shape == (len(a) + len(b), *a.shape[1:])
         and np.allclose(y, np.concatenate((a, b)), rtol=1e-4, atol=1e-4 * float(np.abs(a).max()))
@@ -184,16 +211,13 @@ def _samples_are_independent(module: Any, arrays: tuple[np.ndarray, ...]) -> boo
 
 
 def _assemble(
-    core: Core,
-    mode: str,
-    name: str,
-    stages: Mapping[str, Graph],
-    layers: Sequence[LayerReport],
+    built: Lowered,
     files: Mapping[str, bytes],
+    golden: Mapping[str, np.ndarray],
+    splits: bool,
     keep_stages: bool,
-    more: Mapping[str, Any],
 ) -> Program:
-    last = stages[list(stages)[-1]]
+    last, stages, layers = built.last, built.stages, built.layers
     sections = {f"kernels/{file}": content for file, content in files.items()}
     for i, (step, graph) in enumerate(stages.items()):
         sections[stage_section(i, step)] = f"{graph}\n".encode()
@@ -201,14 +225,14 @@ def _assemble(
     if keep_stages:
         every = {k: v for g in stages.values() for k, v in g.constants.items()}
         sections["stages.safetensors"] = pack_arrays(every)
-    sections["golden.safetensors"] = pack_arrays(more["golden"])
+    sections["golden.safetensors"] = pack_arrays(golden)
     reports = [asdict(layer) for layer in layers]
     sections["report.json"] = json.dumps({"layers": reports}, indent=1, sort_keys=True).encode()
     manifest = {
-        "name": name,
-        "target": core.name,
-        "mode": mode,
-        "inputs": _ports(last.inputs, more["inputs"]),
+        "name": built.name,
+        "target": built.core.name,
+        "mode": built.mode,
+        "inputs": _ports(last.inputs),
         "outputs": _ports(last.outputs),
         "stages": list(stages),
         "census": {
@@ -223,14 +247,14 @@ def _assemble(
             "arena_lower_bound": last.notes.get("arena_lower_bound", 0),
         },
         "routing": _routing(last),
-        "splits": more["splits"],
-        "cpu_features": more["cpu_features"],
-        "tools": _tools(),
+        "splits": splits,
+        "cpu_features": list(family_of(built.core).machine(built.core).features),
+        "tools": tool_versions(),
     }
     return Program(Artefact(manifest, sections), stages)
 
 
-def _ports(nodes: Sequence[Any], _: Any = None) -> list[dict[str, Any]]:
+def _ports(nodes: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {"name": node.name, "dtype": node.type.dtype, "shape": list(node.type.shape)}
         for node in nodes
@@ -251,7 +275,7 @@ def _routing(graph: Graph) -> list[dict[str, Any]]:
     ]
 
 
-def _tools() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
     from . import __version__
 
     found = {"butterflyc": __version__}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..compiler.errors import UsageError
+from ..compiler.errors import UsageError, unknown_name
 from ..compiler.ir import Graph, Node
 from ..compiler.lower.link import c_compiler, link_shared
 from ..compiler.lower.model_c import write_model
@@ -50,10 +50,15 @@ class Machine:
 
 
 def machine(core: Core) -> Machine:
-    """The machine that ``core`` describes; `host` is resolved to the one we run on."""
+    """The machine that ``core`` describes; `native` is resolved to the one we run on.
+
+    Raises UnknownName for lanes that we do not have.
+    """
     triple, cpu, lanes = core.triple, core.cpu, core.lanes
-    if core.name == "host":
+    if "native" in (triple, cpu, lanes):
         triple, cpu, lanes = host()
+    if lanes not in LANES:
+        raise unknown_name("vector unit", lanes, LANES)
     description: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu}
     if core.features:
         description["mattr"] = [f"+{feature}" for feature in core.features]
@@ -113,7 +118,7 @@ def emit(
     model = write_model(graph, name, symbols)
     progress("linking")
     return {
-        f"lib{name}.so": link_shared(model, objects, c_compiler()),
+        f"lib{name}.so": link_shared(model, objects, c_compiler(core.toolchain)),
         f"{name}.h": model.header.encode(),
         f"{name}.c": model.source.encode(),
         f"{name}_kernels.o": objects,

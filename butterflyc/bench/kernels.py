@@ -39,7 +39,7 @@ def dense_spec(rows: int, depth: int, outputs: int) -> Spec:
     return Spec("linear", attributes, operands, (Tensor("f32", (rows, outputs)),))
 
 
-def suite(progress: Callable[[str], None] = lambda _: None) -> list[Row]:
+def suite(progress: Callable[[str], None] = lambda _: None, rounds: int = 25) -> list[Row]:
     """Every product of the table above, on one core."""
     host = machine(load_core("host"))
     rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def suite(progress: Callable[[str], None] = lambda _: None) -> list[Row]:
         np.testing.assert_allclose(call.results[0], x @ w.T + b, rtol=1e-3, atol=1e-3)
         contenders[key], work[key], wanted[key] = call.raw(), rows * depth * outputs, target
     with one_core():
-        times = interleave(contenders, rounds=25, progress=progress)
+        times = interleave(contenders, rounds, progress)
     rows_out = []
     for key, target in wanted.items():
         peak = "peak ternary" if key.startswith("ternary") else "peak float"

@@ -8,6 +8,7 @@ Every contender is warm, runs on one thread, takes the same image, and takes tur
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..build import compile
@@ -84,7 +85,7 @@ def suite(progress: Callable[[str], None] = lambda _: None, rounds: int = 15) ->
     modes = ("f32", "a8")
     for mode in modes:
         program = compile(source, (image,), mode=mode, name="vit", progress=progress)
-        contenders[mode] = lambda run=program, x=image: run(x)
+        contenders[mode] = partial(program, image)
     with one_core():
         times = interleave(contenders, rounds, progress)
     return [row for mode in modes for row in _rows(mode, times)]

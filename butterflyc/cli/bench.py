@@ -1,0 +1,55 @@
+"""``butterflyc bench``: how fast, against what, how sure."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+import click
+
+from ._output import print_columns, print_json
+from ._progress import progress
+
+if TYPE_CHECKING:
+    from ..bench.timing import Row
+
+SUITES = ("kernels", "vit")
+
+
+@click.command()
+@click.option("--suite", type=click.Choice(SUITES), default="vit", show_default=True)
+@click.option("--rounds", type=click.IntRange(3, 1000), default=15, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(suite: str, rounds: int, as_json: bool) -> None:
+    """Time compiled code against its rivals, in turns, in one process, on one core."""
+    from importlib import import_module
+
+    from ..build import tool_versions
+
+    with progress() as report:
+        rows: list[Row] = import_module(f"...bench.{suite}", __name__).suite(report, rounds)
+    machine = {"machine": platform.machine(), "cpu": cpu_name(), "tools": tool_versions()}
+    if as_json:
+        print_json("bench", {**machine, "rows": [row.as_dict() for row in rows]})
+        return
+    header = ("name", "shape", "against", "ratio", "spread", "wanted", "")
+    print_columns([header, *map(_cells, rows)])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    wanted = f"{row.target_ratio:g}" if row.target_ratio else ""
+    verdict = "" if not row.target_ratio else "ok" if row.ratio >= row.target_ratio else "below"
+    numbers = f"{row.ratio:.2f}", f"{row.spread:.2f}"
+    return row.name, row.shape, row.baseline, *numbers, wanted, verdict
+
+
+def cpu_name() -> str:
+    """The CPU as the system calls it."""
+    from pathlib import Path
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,106 @@
+"""``butterflyc compile``: a model to an artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+
+from ..compiler.errors import UsageError
+from ._output import bytes_text, print_columns, print_json
+from ._progress import progress
+
+if TYPE_CHECKING:
+    from ..program import Program
+
+
+@click.command()
+@click.argument("model")
+@click.option("-t", "--target", default="host", show_default=True, help="See `targets`.")
+@click.option("-m", "--mode", default="f32", show_default=True, help="f32, or a8: int8 rows.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Samples: an .npz file.")
+@click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
+@click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
+@click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for each stage's text.")
+@click.option("--keep-stages", is_flag=True, help="Keep the constants of all stages.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(
+    model: str,
+    target: str,
+    mode: str,
+    output: Path,
+    calibrate: Path | None,
+    name: str,
+    target_file: Path | None,
+    dump_ir: Path | None,
+    keep_stages: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL: model.pt2, file.py:function, or a checkpoint.safetensors.
+
+    OUTPUT is a .bfly file; or a folder, which also gets the library and its header for C.
+    """
+    from ..targets.registry import load_core
+
+    load_core(target, target_file)  # a wrong name is found before torch is loaded
+    folder = output.suffix != ".bfly"
+    artefact = output / f"{name}.bfly" if folder else output
+    if artefact.exists() and not force:
+        raise UsageError(f"{artefact} exists", help="--force overwrites it")
+    from ..build import compile
+    from ._files import read_arrays
+
+    samples = read_arrays(calibrate)[0] if calibrate else None
+    start = perf_counter()
+    with progress() as report:
+        program = compile(
+            model,
+            target=target,
+            mode=mode,
+            calibration=samples,
+            name=name,
+            target_file=target_file,
+            dump_ir=dump_ir,
+            keep_stages=keep_stages,
+            progress=report,
+        )
+    seconds = perf_counter() - start
+    write(program, artefact, folder)
+    if as_json:
+        print_json("compile", {"artefact": str(artefact), "seconds": seconds, **program.manifest})
+    else:
+        _print(program, artefact, seconds)
+
+
+def write(program: Program, artefact: Path, folder: bool) -> None:
+    """The artefact; in a folder also what a C program links with."""
+    from ..compiler.files import make_folder, write_whole
+
+    if folder:
+        make_folder(artefact.parent)
+        for section, content in program.artefact.sections.items():
+            if section.startswith("kernels/"):
+                write_whole(artefact.parent / section.removeprefix("kernels/"), [content])
+    program.save(artefact)
+
+
+def _print(program: Program, artefact: Path, seconds: float) -> None:
+    census, memory = program.census, program.memory
+    print_columns(
+        [
+            ("target", f"{program.target}, mode {program.mode}"),
+            ("stages", " -> ".join(program.manifest["stages"])),
+            ("layers", f"{census['recognised']} of {census['layers']} MoE layers recognised"),
+            ("experts", f"{census['found']} of {census['choosable']} found"),
+            ("weights", bytes_text(memory["weights"])),
+            ("arena", bytes_text(memory["arena"])),
+            ("time", f"{seconds:.1f} s"),
+        ]
+    )
+    click.echo(f"wrote {artefact}")
+    click.echo(f"next: butterflyc verify {artefact}   butterflyc inspect {artefact}")
