@@ -29,6 +29,8 @@ class ButterflyConfig:
     ``down_bias``: absent, weighted by the gates (inside the expert), or added once a token.
     ``down_first_sum``: sum the experts before W_down, which they share; the same function with
     1/k of the work. Off, each chosen expert has its own product, as the papers print it.
+    ``angle_std``, ``matrix_gain``: spread of the angles at the start, and of both matrices against
+    that of ``nn.Linear``; at 1 the experts add little to the residual stream of a small model.
     """
 
     d_model: int = 256
@@ -51,6 +53,7 @@ class ButterflyConfig:
     down_bias: DownBias = "none"
     down_first_sum: bool = False
     angle_std: float = 0.01
+    matrix_gain: float = 1.0
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -118,12 +121,13 @@ class ButterflyMoE(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Angles from N(0, angle_std^2), matrices as in ``nn.Linear``, biases zero."""
+        """Angles from N(0, angle_std^2), matrices uniform and scaled by the gain, biases zero."""
         for angles in (self.theta, self.phi):
             nn.init.normal_(angles, std=self.config.angle_std)
         for matrix in (self.up, self.down):
             if matrix is not None:
-                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+                bound = self.config.matrix_gain / math.sqrt(matrix.shape[1])
+                nn.init.uniform_(matrix, -bound, bound)
         for bias in (self.up_bias, self.down_bias):
             if bias is not None:
                 nn.init.zeros_(bias)

@@ -18,7 +18,8 @@ from ..compiler.errors import ButterflycError, CannotWrite, Damaged, Incompatibl
 from .data import ImageSet
 from .vit import ViT, ViTConfig
 
-FORMAT = "butterflyc.checkpoint"
+# One metadata entry, as JSON: safetensors writes several in an order that differs from run to run.
+HEAD = "butterflyc.checkpoint"
 VERSION = 1
 DIGITS = Path(__file__).with_name("digits.safetensors")
 _FOREIGN = "give a .safetensors file that butterflyc's trainer or save_checkpoint wrote"
@@ -62,13 +63,13 @@ def save_checkpoint(
         tensors[f"images.{name}.pixels"] = torch.from_numpy(part.images.copy())
         tensors[f"images.{name}.labels"] = torch.from_numpy(part.labels.astype(np.uint8))
     head = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "config": json.dumps(model.config.as_dict(), sort_keys=True),
-        "white": json.dumps({name: part.white for name, part in (images or {}).items()}),
-        "notes": json.dumps(notes or {}, sort_keys=True),
+        "version": VERSION,
+        "config": model.config.as_dict(),
+        "white": {name: part.white for name, part in (images or {}).items()},
+        "notes": notes or {},
     }
-    write_atomically(path, save(tensors, metadata=head))
+    metadata = {HEAD: json.dumps(head, sort_keys=True)}
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -93,8 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"no checkpoint '{path}'", help="give the path of a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            head = file.metadata() or {}
-            _check_head(head)
+            head = _head(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         return _parse(head, tensors)
     except ButterflycError as error:
@@ -144,19 +144,21 @@ def _digits_images(name: str) -> ImageSet:
     return images[name]
 
 
-def _check_head(head: dict[str, str]) -> None:
-    if head.get("format") != FORMAT:
+def _head(metadata: dict[str, str]) -> dict[str, Any]:
+    if HEAD not in metadata:
         raise Damaged("these safetensors are no butterflyc checkpoint", help=_FOREIGN)
+    head: dict[str, Any] = json.loads(metadata[HEAD])
     if int(head["version"]) > VERSION:
         raise Incompatible(
             f"checkpoint version {head['version']}, this butterflyc reads up to {VERSION}",
             help="install a newer butterflyc",
         )
+    return head
 
 
-def _parse(head: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:
+def _parse(head: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     try:
-        config = ViTConfig.from_dict(json.loads(head["config"]))
+        config = ViTConfig.from_dict(head["config"])
     except UsageError as error:
         raise Damaged(f"its configuration is not possible: {error.what}", help=_FOREIGN) from error
     prefix = "weights."
@@ -170,6 +172,6 @@ def _parse(head: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:
             tensors[f"images.{name}.labels"].numpy().astype(np.int64),
             int(white),
         )
-        for name, white in json.loads(head["white"]).items()
+        for name, white in head["white"].items()
     }
-    return Checkpoint(config, weights, images, dict(json.loads(head["notes"])))
+    return Checkpoint(config, weights, images, dict(head["notes"]))

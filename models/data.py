@@ -85,9 +85,7 @@ def cifar100(folder: Path) -> Split:
 
 def _cifar_file(path: Path) -> ImageSet:
     if not path.is_file():
-        raise UsageError(
-            f"CIFAR-100 lacks its file '{path.name}'", where=str(path), help=CIFAR_HELP
-        )
+        raise UsageError(f"no CIFAR-100 file '{path.name}'", where=str(path), help=CIFAR_HELP)
     content = read_pickle(path)
     if not isinstance(content, dict) or not {b"data", b"fine_labels"} <= content.keys():
         raise BadInput(

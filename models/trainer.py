@@ -22,7 +22,15 @@ from .losses import LossTerms, training_loss
 from .vit import DenseConfig, ViT, ViTConfig
 
 # What torch.load and the load_state_dict functions raise for a file that was cut or changed.
-_BROKEN = (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError)
+_BROKEN = (
+    pickle.UnpicklingError,
+    OSError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True)
