@@ -25,6 +25,7 @@ from ..passes.fold_permutations import FoldPermutations
 from ..passes.fuse_attention import FuseAttention
 from ..passes.fuse_experts import FuseExperts
 from ..passes.merge_rotations import MergeRotations
+from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
 from ..passes.quantize_activations import QuantizeActivations
@@ -91,6 +92,7 @@ def passes(core: Core, mode: str) -> tuple[Pass, ...]:
         *((QuantizeActivations(),) if mode == "a8" else ()),
         FuseAttention(),
         FuseExperts(),
+        NarrowConstants(),
         SelectKernels(kernels, lanes),
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing=True),
