@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -88,14 +89,9 @@ def train(
     The state is saved as ``folder/name.state`` after every epoch. ``with_images`` puts the
     calibration and test images into the checkpoint.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(
-            f"cannot make the folder '{folder}': {error.strerror}", help="choose another with -o"
-        ) from error
+    _make_folder(folder)
     console = console or Console(stderr=True)
-    state, started = folder / f"{name}.state", time.monotonic()
+    state = folder / f"{name}.state"
     trainer = Trainer(recipe, data.train)
     if resume:
         trainer.resume(state)
@@ -105,22 +101,40 @@ def train(
             f"'{state}' holds a training that was begun",
             help="go on with --resume, or remove that file to start afresh",
         )
-    with _progress(console) as progress:
-        task = progress.add_task("", total=recipe.epochs, completed=trainer.epoch)
-        while not trainer.done:
-            loss = [terms.total.item() for terms in trainer.train_epoch()]
-            trainer.save(state)
-            line = f"epoch {trainer.epoch}/{recipe.epochs}  loss {sum(loss) / len(loss):.4f}"
-            if trainer.epoch % 10 == 0 or trainer.done:
-                line += f"  {_figures(trainer.model, data)}"
-            progress.update(task, advance=1, description=f"loss {sum(loss) / len(loss):.4f}")
-            progress.console.print(line, soft_wrap=True, highlight=False)
-            if minutes is not None and time.monotonic() - started > 60 * minutes:
-                break
+    _run_epochs(trainer, data, state, math.inf if minutes is None else minutes, console)
     if not trainer.done:
         console.print(f"stopped after {minutes} minutes: go on with --resume")
         return None
     return _finish(trainer, data, folder / f"{name}.safetensors", with_images)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(
+            f"cannot make the folder '{folder}': {error.strerror}", help="choose another with -o"
+        ) from error
+
+
+def _run_epochs(
+    trainer: Trainer, data: Split, state: Path, minutes: float, console: Console
+) -> None:
+    """Train to the end or until the minutes are over; a line an epoch, figures every tenth."""
+    epochs, started = trainer.config.epochs, time.monotonic()
+    with _progress(console) as progress:
+        task = progress.add_task("", total=epochs, completed=trainer.epoch)
+        while not trainer.done:
+            losses = [terms.total.item() for terms in trainer.train_epoch()]
+            trainer.save(state)
+            loss = f"loss {sum(losses) / len(losses):.4f}"
+            measured = trainer.epoch % 10 == 0 or trainer.done
+            figures = f"  {_figures(trainer.model, data)}" if measured else ""
+            line = f"epoch {trainer.epoch}/{epochs}  {loss}{figures}"
+            progress.update(task, advance=1, description=loss)
+            progress.console.print(line, soft_wrap=True, highlight=False)
+            if time.monotonic() - started > 60 * minutes:
+                break
 
 
 def _progress(console: Console) -> Progress:

@@ -176,7 +176,7 @@ def test_command_line_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_command_line_stops_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``--minutes 0`` trains one epoch and leaves its state; ``--resume`` ends with a checkpoint."""
+    """``--minutes 0`` trains one epoch and leaves a state; ``--resume`` ends in a checkpoint."""
     monkeypatch.setattr("butterflyc.models.train.digits", lambda: halves(16))
     command = ["digits", "-o", str(tmp_path), "--epochs", "2"]
     assert main([*command, "--minutes", "0"]) == 0
