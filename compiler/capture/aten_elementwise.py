@@ -249,9 +249,17 @@ def logical_not(site: Site, x: Node) -> Node:
     return site.make("logical_not", truth(site, x))
 
 
-@lowers("aten.bitwise_and", "aten.bitwise_or", "aten.bitwise_xor", "aten.bitwise_not")
+@lowers(
+    "aten.__and__",
+    "aten.__or__",
+    "aten.__xor__",
+    "aten.bitwise_and",
+    "aten.bitwise_not",
+    "aten.bitwise_or",
+    "aten.bitwise_xor",
+)
 def bitwise(site: Site, *operands: Any) -> Node:
-    op = site.operator.removeprefix("bitwise_")
+    op = site.operator.removeprefix("bitwise_").strip("_")
     advice = "combine masks as bool; write integer bits as sums and products"
     accept(site.out.dtype == "bool", f"bits of {site.out.dtype}", advice)
     parts = [site.tensor(x, "bool") for x in operands]

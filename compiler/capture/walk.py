@@ -31,22 +31,11 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_shape,
     einsum,
 )
+from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import Refusals
 from .site import Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
 
-DTYPES = {
-    torch.bool: "bool",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-    torch.int16: "i16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-}
 FILLS = {
     "zeros": 0,
     "zeros_like": 0,
@@ -65,6 +54,8 @@ FILLS = {
     "new_full": None,
     "fill": None,
 }
+# Calls that take no tensor: they are computed here.
+CREATORS = frozenset({"arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices"})
 # Checks that torch.export leaves in the graph; with static shapes they hold.
 CHECKS = frozenset(
     {
@@ -81,7 +72,6 @@ NAMELESS = frozenset(
     | {"reshape", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze"}
     | {"view", "_to_copy", "_unsafe_view", "split", "split_with_sizes"}
 )
-UNKNOWN = object()  # the value of a call that was refused, and of what reads it
 
 
 class Walk:
@@ -98,6 +88,7 @@ class Walk:
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.tensors = {**program.constants, **program.state_dict}
         self.roots = {name for name in self.tensors if not name.startswith("lifted_tensor")}
+        self.sizes = Sizes()
         self.kinds = {
             spec.arg.name: spec
             for spec in program.graph_signature.input_specs
@@ -133,7 +124,7 @@ class Walk:
 
     def _input(self, node: fx.Node) -> None:
         fake = node.meta.get("val")
-        type = type_of_fake(fake)
+        type = self.sizes.type_of(fake)
         if type is not None:
             self.values[node] = input_node(node.name, type)
             self.inputs.append(self.values[node])
@@ -164,12 +155,14 @@ class Walk:
             return
         target = str(node.target)
         bare = target.split(".")[1] if target.startswith("aten.") else ""
-        if bare in CHECKS or bare.startswith("sym_"):
+        if bare in CHECKS:
             return
         if bare in FILLS:
             self._fill(node, bare)
         elif is_repeatable(node) and all(n in self.fixed for n in node.all_input_nodes):
             self._fold(node, bare)
+        elif is_about_sizes(node):
+            self.values[node] = UNKNOWN
         else:
             self.values[node] = self._lower(node, target)
 
@@ -191,11 +184,12 @@ class Walk:
         if value is None:
             value = node.args[1] if bare != "new_full" else node.args[2]
             value = self.fixed.get(value, value) if isinstance(value, fx.Node) else value
-        if isinstance(value, fx.Node) or not all(isinstance(n, int) for n in fake.shape):
+        type = self.sizes.type_of(fake)
+        if isinstance(value, fx.Node) or type is None:
             self.values[node] = self._lower(node, str(node.target))
             return
         scalar = torch.as_tensor(value).to(fake.dtype).reshape(())
-        self.fixed[node] = scalar.expand(fake.shape)
+        self.fixed[node] = scalar.expand(type.shape)
         self.labels[node] = name_of(node)
 
     def _fold(self, node: fx.Node, bare: str) -> None:
@@ -210,6 +204,7 @@ class Walk:
         function: Any = torch.reshape if bare in ("view", "_unsafe_view") else node.target
         with torch.no_grad():
             self.fixed[node] = function(*args, **named)
+        self.sizes.learn(node.meta.get("val"), self.fixed[node])
         roots = {self._root(n) for n in node.all_input_nodes} - {""}
         if len(roots) != 1:
             self.labels[node] = name_of(node)
@@ -257,7 +252,7 @@ class Walk:
             return UNKNOWN
         args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
         args, named = plain(args), plain(named)
-        out = types_of_fake(node.meta.get("val"))
+        out = self.sizes.types_of(node.meta.get("val"))
         if contains_unknown(args) or contains_unknown(named):
             return UNKNOWN
         site = Site(target, name_of(node), source, out, self.store)
@@ -270,20 +265,6 @@ class Walk:
             return UNKNOWN
 
 
-def type_of_fake(fake: Any) -> Type | None:
-    """The IR type of a tensor of the exported program; None where its shape is not fixed."""
-    if not isinstance(fake, Tensor) or not all(isinstance(n, int) for n in fake.shape):
-        return None
-    return Type(DTYPES[fake.dtype], tuple(fake.shape))
-
-
-def types_of_fake(fake: Any) -> Any:
-    """The type of a result, or of each of several."""
-    if isinstance(fake, tuple | list):
-        return tuple(type_of_fake(part) for part in fake)
-    return type_of_fake(fake)
-
-
 def is_repeatable(node: fx.Node) -> bool:
     """Whether torch may run the call now: it draws no random numbers and runs no submodule."""
     if isinstance(node.target, torch._ops.OpOverload):
@@ -291,26 +272,22 @@ def is_repeatable(node: fx.Node) -> bool:
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
-def plain(value: Any) -> Any:
-    """Arguments of an fx call as lowerings take them: IR names of dtypes, tuples for lists."""
-    if isinstance(value, torch.dtype):
-        return DTYPES.get(value, str(value))
-    if isinstance(value, dict):
-        return {
-            key: plain(part)
-            for key, part in value.items()
-            if key not in ("device", "layout", "memory_format", "pin_memory")
-        }
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+def is_about_sizes(node: fx.Node) -> bool:
+    """Whether a call computes with sizes, not with tensors."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).startswith("aten.sym_")
+    return not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
-def contains_unknown(value: Any) -> bool:
-    """Whether an argument hangs on a call that was refused."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return any(contains_unknown(part) for part in value)
-    return value is UNKNOWN
+def is_known_and_pure(node: fx.Node) -> bool:
+    """Whether the walk can take a node as it is: it writes to no tensor and has a lowering."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return node.op != "get_attr"
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return False
+    bare = str(node.target).split(".")[1]
+    known = bare in FILLS or bare in CHECKS or bare in CREATORS
+    return known or lowering_of(str(node.target)) is not None
 
 
 def _needed(outputs: Sequence[Node], store: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,84 @@
+"""What torch.export knows of values: dtypes, shapes, and sizes that it could not name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+
+from ..ir.types import Type
+
+DTYPES = {
+    torch.bool: "bool",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+}
+UNKNOWN = object()  # the value of a call that was refused, and of what reads it
+_DROPPED = frozenset({"device", "layout", "memory_format", "pin_memory"})
+
+
+class Sizes:
+    """Sizes that torch.export left open, known since what depends on no input was computed.
+
+    The number of true elements of a constant mask is such a size.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, int] = {}
+
+    def learn(self, fake: Any, value: Any) -> None:
+        """Notes the sizes of ``fake`` that ``value`` tells."""
+        if isinstance(fake, tuple | list):
+            for part, real in zip(fake, value, strict=True):
+                self.learn(part, real)
+        elif isinstance(fake, Tensor) and isinstance(value, Tensor):
+            for size, number in zip(fake.shape, value.shape, strict=True):
+                self.learn(size, number)
+        elif isinstance(fake, SymInt) and isinstance(value, int):
+            self._known[fake.node.expr] = value
+
+    def _number(self, size: Any) -> int | None:
+        if not isinstance(size, SymInt):
+            return int(size)
+        known = size.node.expr.subs(self._known)
+        return int(known) if known.is_number else None
+
+    def type_of(self, fake: Any) -> Type | None:
+        """The type of a tensor of the exported program; None where its shape is not fixed."""
+        if not isinstance(fake, Tensor):
+            return None
+        shape = [self._number(size) for size in fake.shape]
+        fixed = tuple(size for size in shape if size is not None)
+        return Type(DTYPES[fake.dtype], fixed) if len(fixed) == len(shape) else None
+
+    def types_of(self, fake: Any) -> Any:
+        """The type of a result, or of each of several."""
+        if isinstance(fake, tuple | list):
+            return tuple(self.type_of(part) for part in fake)
+        return self.type_of(fake)
+
+
+def plain(value: Any) -> Any:
+    """Arguments of an fx call as lowerings take them: IR names of dtypes, lists of parts."""
+    if isinstance(value, torch.dtype):
+        return DTYPES.get(value, str(value))
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items() if key not in _DROPPED}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def contains_unknown(value: Any) -> bool:
+    """Whether an argument hangs on a call that was refused."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(contains_unknown(part) for part in value)
+    return value is UNKNOWN
