@@ -24,8 +24,10 @@ Write = Callable[[Any, Any, Any, int], None]
 
 # The most values of k in a panel: 16 outputs of floats then fill 16 KiB.
 PANEL_DEPTH = 256
-# Fewer rows than this read packed weights directly.
-PANEL_ROWS = 5
+# Fewer rows than this read packed weights directly, a few of them at a time.
+INTEGER_PANEL_ROWS = 5
+FLOAT_PANEL_ROWS = 12
+DIRECT_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -208,17 +210,18 @@ def ternary_layout(lanes: Lanes) -> str:
 def integer_product(spec: Spec, lanes: Lanes, rows: int, depth: int) -> TernaryProduct:
     """The product of int8 activations; parameters of ``spec`` override the record's sizes."""
     many = lanes.ternary_tile_rows, lanes.ternary_tile_vectors
-    few = rows, max(2 * lanes.ternary_gemv_vectors // max(rows, 2), 1)
-    through_panel = rows >= spec.parameter("panel_rows", PANEL_ROWS)
+    few = lanes.ternary_gemv_vectors if rows == 1 else lanes.ternary_tile_vectors
+    through_panel = rows >= spec.parameter("panel_rows", INTEGER_PANEL_ROWS)
     return _sized(IntegerTiles(lanes), spec, rows, depth, through_panel, many, few)
 
 
 def float_product(spec: Spec, lanes: Lanes, rows: int, depth: int) -> TernaryProduct:
     """The product of float32 activations; parameters of ``spec`` override the record's sizes."""
-    many = lanes.tile_rows, max(lanes.tile_vectors * lanes.float_lanes // lanes.ternary_outputs, 1)
-    few = rows, max(lanes.gemv_vectors // rows, 1)
-    through_panel = rows >= spec.parameter("panel_rows", PANEL_ROWS)
+    vectors = max(lanes.tile_vectors * lanes.float_lanes // lanes.ternary_outputs, 1)
+    few = lanes.ternary_gemv_vectors if rows <= 2 else vectors
+    through_panel = rows >= spec.parameter("panel_rows", FLOAT_PANEL_ROWS)
     through_panel |= lanes.ternary_outputs != lanes.float_lanes
+    many = lanes.tile_rows, vectors
     return _sized(FloatTiles(lanes), spec, rows, depth, through_panel, many, few)
 
 
@@ -229,9 +232,9 @@ def _sized(
     depth: int,
     through_panel: bool,
     many: tuple[int, int],
-    few: tuple[int, int],
+    few_vectors: int,
 ) -> TernaryProduct:
-    tile_rows, tile_vectors = many if through_panel else few
+    tile_rows, tile_vectors = many if through_panel else (min(rows, DIRECT_ROWS), few_vectors)
     tile_rows = spec.parameter("tile_rows", tile_rows)
     tile_vectors = spec.parameter("tile_vectors", tile_vectors)
     return TernaryProduct(tiles, rows, depth, tile_rows, tile_vectors, through_panel)

@@ -1,0 +1,47 @@
+"""Rows are quantised to the very codes and scales that the interpreter gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from butterflyc.kernels.quantize_rows import KERNEL
+
+from .harness import EVERY_LANES
+from .meaning import floats, meaning, results_of
+
+
+def check(x, lanes):
+    results = results_of(KERNEL, "quantize_rows", [x], lanes)
+    for result, wanted in zip(results, meaning("quantize_rows", [x]), strict=True):
+        assert result.dtype == wanted.dtype
+        np.testing.assert_array_equal(result, wanted)
+
+
+@pytest.mark.parametrize("lanes", EVERY_LANES)
+@given(st.integers(1, 4), st.integers(1, 70))
+@settings(max_examples=8)
+def test_gives_the_interpreters_codes(lanes, rows, width):
+    """Codes and scales are equal to the last bit, whatever the width."""
+    check(floats(np.random.default_rng(width), rows, width), lanes)
+
+
+@pytest.mark.parametrize("lanes", EVERY_LANES)
+def test_rounds_ties_to_even(lanes):
+    """Halves round to the even code; a row of zeros has scale 0; tiny and huge rows are served."""
+    ties = np.arange(-127, 127, dtype=np.float32) + np.float32(0.5)
+    rows = np.zeros((5, 255), np.float32)
+    rows[0] = [*ties, 127]
+    rows[1, 7] = -3
+    rows[2] = rows[0] * np.float32(2.0**-20)
+    rows[3] = rows[0] * np.float32(2.0**100)
+    check(rows, lanes)
+
+
+@pytest.mark.parametrize("lanes", EVERY_LANES)
+def test_denormal_rows_saturate(lanes):
+    """A row whose inverse scale overflows still gets codes of at most 127."""
+    with np.errstate(all="ignore"):
+        check(np.array([[1e-40, -1e-40, 1e-42]], np.float32), lanes)
