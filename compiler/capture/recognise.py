@@ -1,0 +1,161 @@
+"""Recognition: Butterfly layers found by what they compute, and written in butterfly ops.
+
+The probe is the interpreter. Constants are folded; behind each routing op the mixture is cut out,
+probed, factored, rebuilt, and the whole is run against the original. What does not come out equal
+stays as the plain ops it was captured as.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..ir.graph import Graph, Node
+from .recognise_build import build
+from .recognise_check import LIMIT, depends_on_order, residual
+from .recognise_evidence import describe, flaws
+from .recognise_layer import Layer, parse
+from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
+from .recognise_routing import NotRecognised, find_mixtures
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What was found behind one routing op.
+
+    ``recognised`` is "full"; "partial" where the layer was rebuilt exactly although a part is not
+    what the papers have (``reason`` says which); "none" where it stays as captured. ``residual``:
+    the largest relative difference in float64 of the rebuilt layer from the captured one.
+    """
+
+    path: str
+    source: str
+    recognised: str
+    parts: Mapping[str, str]
+    residual: float | None
+    reason: str
+    experts_found: int
+    experts: int
+    k: int
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as plain data, for ``--json``."""
+        return {**vars(self), "parts": dict(self.parts)}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The graph with its Butterfly layers rebuilt, and a report for each mixture in it."""
+
+    graph: Graph
+    layers: tuple[LayerReport, ...]
+
+
+def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) -> Recognised:
+    """The graph with each Butterfly mixture as k chains of butterfly ops, and what was found."""
+    graph = fold_constants(graph)
+    store = dict(graph.constants)
+    probe = Probe(store)
+    rng = np.random.default_rng(seed)
+    routers = [node for node in graph.nodes if node.op == "top_k"]
+    reports: list[LayerReport] = []
+    found: dict[Node, tuple[str, Layer]] = {}
+    for number, top_k in enumerate(routers):
+        start = time.perf_counter()
+        report, layer = _recognise_layer(graph, probe, top_k, rng)
+        if layer is not None:
+            path = _path(layer) or (graph.name if len(routers) == 1 else layer.y.name)
+            report = replace(report, path=path)
+            found[layer.y] = path, layer
+        reports.append(report)
+        if progress is not None:
+            verdict = report.recognised + (f": {report.reason}" if report.reason else "")
+            place = f"{number + 1}/{len(routers)} {report.path}"
+            progress(f"recognise {place}: {verdict} ({time.perf_counter() - start:.1f} s)")
+    return Recognised(_replaced(graph, found, store), tuple(reports))
+
+
+def _recognise_layer(
+    graph: Graph, probe: Probe, top_k: Node, rng: np.random.Generator
+) -> tuple[LayerReport, Layer | None]:
+    """The layer behind one routing op: the first mixture that proves equal, or why none does."""
+    count, k = top_k.operands[0].type.shape[-1], int(top_k["k"])
+    none = LayerReport(top_k.name, top_k.source, "none", {}, None, "", 0, count, k)
+    refused: list[LayerReport] = []
+    try:
+        for region, y, y_rows in find_mixtures(graph, probe, top_k, rng):
+            try:
+                layer = parse(region, y, y_rows, rng)
+                worst, where = _check(layer, rng)
+            except NotRecognised as reason:
+                refused.append(replace(none, reason=str(reason)))
+                continue
+            if worst > LIMIT:
+                text = f"rebuilt, it differs by {worst:.1e} on {where}"
+                refused.append(replace(none, reason=text, residual=worst))
+                continue
+            flawed = "; ".join(flaws(layer))
+            verdict = "partial" if flawed else "full"
+            source, parts = y.source or top_k.source, describe(layer)
+            return LayerReport("", source, verdict, parts, worst, flawed, count, count, k), layer
+    except (NotRecognised, OutOfReach) as reason:
+        refused.append(replace(none, reason=str(reason)))
+    except IndexError:
+        there = min((_table_sizes(graph, top_k)), default=0)
+        text = f"the gate chooses among {count} experts, but only {there} exist"
+        refused.append(replace(none, reason=text, experts_found=there))
+    return refused[0] if refused else none, None
+
+
+def _table_sizes(graph: Graph, top_k: Node) -> Iterator[int]:
+    """For how many experts each table that is read by the chosen numbers has rows."""
+    for node in graph.nodes:
+        if node.op == "take" and top_k in ancestors(node.operands[1]):
+            yield node.operands[0].type.shape[node["axis"]]
+
+
+def _check(layer: Layer, rng: np.random.Generator) -> tuple[float, str]:
+    """The residual of the rebuilt layer, and on which trial it was largest."""
+    region = layer.region
+    if depends_on_order(region, layer.y, layer.y_rows, rng):
+        raise NotRecognised("the result of a token depends on the order of the tokens")
+    store = region.probe.constants
+    new = build(layer, layer.x.nodes[0], region.experts, region.gates[0], store, "rebuilt")
+    return residual(region, layer.y, layer.y_rows, new, rng)
+
+
+def _path(layer: Layer) -> str:
+    """What the names of the layer's parameters have in common; "" if nothing."""
+    region = layer.region
+    plan = region.probe.plan((layer.y,), {region.h, *region.forced})
+    names = [n.name.split(".") for n in plan if n.op == "constant" and n.type.size > 1]
+    common: list[str] = []
+    for parts in zip(*names, strict=False):
+        if len(set(parts)) > 1 or len(names) == 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _replaced(
+    graph: Graph, found: Mapping[Node, tuple[str, Layer]], store: dict[str, np.ndarray]
+) -> Graph:
+    """The graph in which the y of each layer found is the rebuilt one."""
+    new: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node in found:
+            path, layer = found[node]
+            region = layer.region
+            ends = (new[layer.x.nodes[0]], new[region.experts], new[region.gates[0]])
+            new[node] = build(layer, *ends, store, path)
+        else:
+            operands = tuple(new[operand] for operand in node.operands)
+            new[node] = replace(node, operands=operands) if operands != node.operands else node
+    inputs = tuple(new[node] for node in graph.inputs)
+    outputs = tuple(new[node] for node in graph.outputs)
+    return with_used_constants(Graph(graph.name, inputs, outputs, store, graph.notes))

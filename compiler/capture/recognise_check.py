@@ -1,0 +1,95 @@
+"""The whole layer against the captured subgraph: compulsory, and the last word.
+
+Layers that gate the expert's input, or mix angles by the gate, pass every expert-wise test and fail
+only here; so does routing that depends on the order of the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Node
+from .recognise_probe import OutOfReach
+from .recognise_routing import Region, random_gates
+from .recognise_rows import Rows, layouts
+
+Array = np.ndarray
+LIMIT = 1e-9
+
+
+def residual(
+    region: Region, y: Node, y_rows: Rows, new: Node, rng: np.random.Generator
+) -> tuple[float, str]:
+    """The largest relative difference of ``new`` from ``y``, and on which trial it was seen."""
+    worst, where = 0.0, "no trial"
+    for name, given in _trials(region, y, y_rows, rng):
+        was, now = region.probe.run([y, new], given)
+        if not (np.isfinite(was).all() and np.isfinite(now).all()):
+            return float("inf"), name
+        size = max(float(np.abs(was).max()), 1e-300)
+        difference = float(np.abs(was - now).max()) / size
+        if difference >= worst:
+            worst, where = difference, name
+    return worst, where
+
+
+def depends_on_order(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> bool:
+    """Whether permuted tokens give other results than the permuted results (natural routing)."""
+    if not routes_by_h(region):
+        return False
+    rows = h_rows(region, y, y_rows, rng)
+    if rows is None:
+        return True
+    x = rng.standard_normal((region.tokens, 1, rows.channels))
+    before = y_rows.read(region.probe.run([y], {region.h: rows.write(x)})[0])
+    for _ in range(2):
+        order = rng.permutation(region.tokens)
+        after = y_rows.read(region.probe.run([y], {region.h: rows.write(x[order])})[0])
+        if np.abs(after - before[order]).max() > LIMIT * max(np.abs(before).max(), 1e-300):
+            return True
+    return False
+
+
+def routes_by_h(region: Region) -> bool:
+    """Whether the router reads the experts' own activation and nothing else."""
+    try:
+        region.probe.plan((region.top_k,), {region.h})
+    except OutOfReach:
+        return False
+    return True
+
+
+def h_rows(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> Rows | None:
+    """How h holds one row a token, found by which rows of y follow it."""
+    experts, gates = region.spread(rng), random_gates(region.tokens, region.k, rng)
+    forced = region.force(experts, gates)
+    x = rng.standard_normal(region.h.type.shape)
+    before = y_rows.read(region.probe.run([y], {**forced, region.h: x})[0])
+    chosen = np.arange(region.tokens) % 2 == 0
+    for rows in layouts(region.h.type.shape, region.tokens, 1):
+        moved = np.where(chosen[:, None, None], -1.5 * rows.read(x), rows.read(x))
+        after = y_rows.read(region.probe.run([y], {**forced, region.h: rows.write(moved)})[0])
+        if np.array_equal((before != after).any((1, 2)), chosen):
+            return rows
+    return None
+
+
+def _trials(
+    region: Region, y: Node, y_rows: Rows, rng: np.random.Generator
+) -> Iterator[tuple[str, dict[Node, Any]]]:
+    """Named sets of given values: natural routing at several scales, then forced routing."""
+    shape, t, k = region.h.type.shape, region.tokens, region.k
+    if routes_by_h(region):
+        yield "natural routing", {region.h: rng.standard_normal(shape)}
+        yield "natural routing of inputs times 5", {region.h: 5 * rng.standard_normal(shape)}
+        yield "natural routing of small inputs", {region.h: 0.05 * rng.standard_normal(shape)}
+    for first in range(0, region.count, max(1, t * k)):
+        numbers = (first + np.arange(t * k).reshape(t, k)) % region.count
+        given = region.force(numbers, random_gates(t, k, rng))
+        yield "every expert forced", {**given, region.h: rng.standard_normal(shape)}
+    only = np.broadcast_to(rng.permutation(region.count)[:k], (t, k))
+    given = region.force(only, random_gates(t, k, rng))
+    yield "all other experts idle", {**given, region.h: rng.standard_normal(shape)}

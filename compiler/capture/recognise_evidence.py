@@ -1,0 +1,96 @@
+"""What is said about a recognised layer: evidence for each part, and where it leaves the papers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .recognise_layer import Layer
+from .recognise_rotation import Activation, Blocks, Shuffle, Step
+from .recognise_ternary import as_ternary
+
+Array = np.ndarray
+# Cosine and sine are rounded to float32, so c * c + s * s is 1 to a few of its units.
+ORTHOGONAL = 1e-6
+
+
+def describe(layer: Layer) -> dict[str, str]:
+    """One line of evidence for each part of the layer."""
+    region = layer.region
+    activation = [step.name for step in layer.middle if isinstance(step, Activation)]
+    after = bool(activation) and isinstance(layer.middle[-1], Activation)
+    substrate = str(layer.substrate) + ("" if layer.bias is None else ", bias")
+    if activation:
+        substrate += f", then {activation[0]}" if not after else ""
+    gates = ", ".join(f"%{node.name}" for node in region.gates[:1])
+    return {
+        "rotation_in": rotation(layer.rotation_in),
+        "substrate": substrate,
+        "rotation_out": rotation(layer.middle) + (f", then {activation[0]}" if after else ""),
+        "routing": f"top {region.k} of {region.count} by %{region.top_k.name}, gates {gates}",
+        "down": _down(layer),
+    }
+
+
+def _down(layer: Layer) -> str:
+    down = layer.down
+    words = "absent"
+    if down.w is not None:
+        ternary = as_ternary(down.w)
+        words = f"dense {list(down.w.shape)}" if ternary is None else str(ternary)
+    if down.weighted is not None:
+        words += ", bias weighted by the gates"
+    return words + (", bias added once" if down.once is not None else "")
+
+
+def rotation(steps: list[Step]) -> str:
+    """The rotation in words: its layers, the kind of its blocks, the orders of its channels."""
+    blocks = [step.blocks for step in steps if isinstance(step, Blocks)]
+    if not blocks:
+        return "none"
+    sizes = "/".join(str(size) for size in dict.fromkeys(b.shape[2] for b in blocks))
+    kind = "; ".join(dict.fromkeys(_kind(b) for b in blocks))
+    width = blocks[0].shape[1] * blocks[0].shape[2]
+    words = f"{len(blocks)} layers of {sizes}x{sizes} blocks on {width} channels, {kind}"
+    orders = [_order(step.order) for step in steps if isinstance(step, Shuffle)]
+    return words + (f"; {', '.join(dict.fromkeys(orders))}" if orders else "")
+
+
+def flaws(layer: Layer) -> list[str]:
+    """In what the layer, rebuilt exactly, is not the papers' layer."""
+    found = []
+    for side, steps in (("input", layer.rotation_in), ("output", layer.middle)):
+        for step in steps:
+            if isinstance(step, Blocks) and _kind(step.blocks) != "Givens rotations":
+                found.append(f"the {side} blocks are {_kind(step.blocks)}")
+    if not any(isinstance(step, Blocks) for step in (*layer.rotation_in, *layer.middle)):
+        found.append("no expert rotates anything")
+    return list(dict.fromkeys(found))
+
+
+def _kind(blocks: Array) -> str:
+    """What blocks [E, groups, b, b] are: the most that is true of all of them."""
+    size = blocks.shape[2]
+    gram = np.swapaxes(blocks, -1, -2) @ blocks
+    if np.abs(gram - np.eye(size)).max() > ORTHOGONAL:
+        return "no rotations (not orthogonal)"
+    determinant = np.linalg.det(blocks)
+    if (determinant < 0).any():
+        return "no rotations (determinant -1)"
+    return "Givens rotations" if size == 2 else "orthogonal"
+
+
+def _order(order: Array) -> str:
+    """The name of an order of channels."""
+    n = len(order)
+    if (order < 0).any():
+        kept = int((order >= 0).sum())
+        return f"zero-padded from {kept} to {n}"
+    if len(set(order.tolist())) < n or order.max(initial=0) >= n:
+        return f"{n} channels kept"
+    if n % 2 == 0:
+        halves = np.arange(n).reshape(2, -1).T.reshape(-1)
+        if np.array_equal(order, halves):
+            return "interleave"
+        if np.array_equal(order, np.argsort(halves)):
+            return "deinterleave"
+    return "another order" if (order != np.arange(n)).any() else "identity"

@@ -1,0 +1,271 @@
+"""What a map of rows is: an order of channels, blocks on groups of channels, a bias, an activation.
+
+The map is known only by what it makes of rows that we choose: ``probe(rows [R, n], experts [R])``.
+Every answer is checked on random rows of every expert before it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..ir.ops.elementwise import ACTIVATIONS
+
+Array = np.ndarray
+RowProbe = Callable[[Array, Array], Array]
+
+LARGEST_BLOCK = 16
+TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Channel i of the result is channel order[i], or 0 where order[i] is -1."""
+
+    order: Array
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Each group of channels times one block, for each expert: blocks [E, groups, b, b]."""
+
+    blocks: Array
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The same vector is added for every expert."""
+
+    values: Array
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of each channel, by its name among the ops."""
+
+    name: str
+    source: str = ""
+
+
+Step = Shuffle | Blocks | Bias | Activation
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """None of these; ``reason`` ends the sentence "the map ..."."""
+
+    reason: str
+
+
+def classify(
+    probe: RowProbe, channels: int, experts: int, rng: np.random.Generator
+) -> list[Step] | Unknown:
+    """The steps whose composition is the map, or why there are none."""
+    every = np.arange(experts)
+    x = rng.standard_normal((experts, channels)) + 3 * rng.standard_normal((experts, 1))
+    y = probe(x, every)
+    zeros = np.zeros((experts, channels))
+    offset = probe(zeros, every)
+    if not (np.isfinite(y).all() and np.isfinite(offset).all()):
+        return Unknown("does not give finite values")
+    if not np.all(offset == offset[0]):
+        return Unknown("adds something else for each expert, or at each place")
+    bias = offset[0]
+    if x.shape == y.shape:
+        for name, function in ACTIVATIONS.items():
+            if name != "none" and close(y, function(x)):
+                return [Activation(name)]
+    doubled = probe(2 * x, every)
+    if not close(doubled - bias, 2 * (y - bias)):
+        return Unknown("is not linear")
+    steps = _as_shuffle(probe, channels, x, y, bias)
+    if steps is None:
+        found = _as_blocks(probe, channels, x, y, bias, rng)
+        if isinstance(found, Unknown):
+            return found
+        steps = found
+    return [*steps, Bias(bias)] if bias.any() else steps
+
+
+def close(a: Array, b: Array, tolerance: float = TOLERANCE) -> bool:
+    """Whether two arrays differ by no more than ``tolerance`` of the largest element."""
+    return bool(np.abs(a - b).max(initial=0) <= tolerance * max(1e-300, np.abs(b).max(initial=0)))
+
+
+def _as_shuffle(
+    probe: RowProbe, channels: int, x: Array, y: Array, bias: Array
+) -> list[Step] | None:
+    """The map as an order of channels, read off distinct values; ``x`` must then move to ``y``."""
+    ramp = np.arange(1.0, channels + 1)
+    moved = probe(ramp[None], np.zeros(1, np.int64))[0] - bias
+    order = np.rint(moved).astype(np.int64) - 1
+    if order.min(initial=0) < -1 or order.max(initial=0) >= channels:
+        return None
+    step = Shuffle(order)
+    return [step] if close(run_step(step, x, None), y - bias) else None
+
+
+def run_step(step: Step, x: Array, experts: Array | None) -> Array:
+    """What ``step`` makes of rows x [R, n] of the given experts."""
+    if isinstance(step, Shuffle):
+        return np.where(step.order >= 0, x[:, np.maximum(step.order, 0)], 0.0)
+    if isinstance(step, Bias):
+        return np.asarray(x + step.values)
+    if isinstance(step, Activation):
+        return ACTIVATIONS[step.name](x)
+    assert experts is not None, "blocks belong to experts"
+    groups, b = step.blocks.shape[1:3]
+    return (step.blocks[experts] @ x.reshape(-1, groups, b, 1)).reshape(x.shape)
+
+
+def _as_blocks(
+    probe: RowProbe, channels: int, x: Array, y: Array, bias: Array, rng: np.random.Generator
+) -> list[Step] | Unknown:
+    """The map as order, blocks, order. Its support comes from a basis, spread over the experts.
+
+    An angle may be zero for one expert and not for the next, so the basis is repeated with other
+    experts where the random rows ``x`` do not come out as ``y``.
+    """
+    experts, outputs = len(x), y.shape[1]
+    support = np.zeros((outputs, channels), bool)
+    for attempt in range(3):
+        owners = rng.integers(experts, size=1 if attempt == 2 else channels)
+        owners = np.broadcast_to(owners, channels)
+        seen = _support(probe, channels, outputs, owners, bias)
+        if seen is None:
+            return Unknown(f"mixes more than {LARGEST_BLOCK} channels")
+        support |= seen
+        groups = _components(support)
+        if groups is None:
+            return Unknown(f"mixes more than {LARGEST_BLOCK} channels")
+        steps = _read_blocks(probe, channels, outputs, experts, groups, bias)
+        value = x
+        for step in steps:
+            value = run_step(step, value, np.arange(experts))
+        if close(value, y - bias):
+            return steps
+    return Unknown("is not the same order of channels for every expert")
+
+
+def _support(
+    probe: RowProbe, channels: int, outputs: int, owners: Array, bias: Array
+) -> Array | None:
+    """Which output depends on which channel, or None as soon as one channel reaches too many."""
+    support = np.zeros((outputs, channels), bool)
+    block = max(2, (1 << 20) // max(channels, outputs))
+    # The first channel goes alone: it ends most searches in dense maps.
+    edges = [0, 1, *range(block, channels, block), channels]
+    for low, high in pairwise(edges):
+        basis = np.zeros((high - low, channels))
+        basis[np.arange(high - low), np.arange(low, high)] = 1
+        response = np.abs(probe(basis, owners[low:high]) - bias)
+        hit = response > TOLERANCE * response.max(initial=0)
+        if hit.sum(1).max(initial=0) > LARGEST_BLOCK:
+            return None
+        support[:, low:high] = hit.T
+    return support
+
+
+def _components(support: Array) -> list[tuple[Array, Array]] | None:
+    """(outputs, channels) of each connected part, by first channel; None if one is too large."""
+    channels = support.shape[1]
+    label = np.arange(channels)
+    rows = [np.flatnonzero(row) for row in support]
+    changed = True
+    while changed:
+        changed = False
+        for members in rows:
+            if len(members) > 1:
+                low = label[members].min()
+                if (label[members] != low).any():
+                    label[members] = low
+                    changed = True
+    groups: dict[int, tuple[list[int], list[int]]] = {}
+    for channel in np.flatnonzero(support.any(0)):
+        groups.setdefault(int(label[channel]), ([], []))[1].append(int(channel))
+    for output, members in enumerate(rows):
+        if len(members):
+            groups[int(label[members[0]])][0].append(output)
+    if any(max(len(a), len(b)) > LARGEST_BLOCK for a, b in groups.values()):
+        return None
+    return [(np.array(a), np.array(b)) for _, (a, b) in sorted(groups.items())]
+
+
+def _read_blocks(
+    probe: RowProbe,
+    channels: int,
+    outputs: int,
+    experts: int,
+    groups: list[tuple[Array, Array]],
+    bias: Array,
+) -> list[Step]:
+    """Order, blocks, order of known groups: channel i of all groups is read by one probe an expert.
+
+    Blocks are square with a power of two as their size; single channels are put in pairs.
+    """
+    widest = max(max(len(a), len(b)) for a, b in groups)
+    size = max(2, 1 << (widest - 1).bit_length())
+    slots = _packed(groups, size)
+    order_in = np.full(len(slots) * size, -1, np.int64)
+    order_out = np.full(outputs, -1, np.int64)
+    blocks = np.zeros((experts, len(slots), size, size))
+    for g, members in enumerate(slots):
+        inputs = np.concatenate([groups[m][1] for m in members])
+        results = np.concatenate([groups[m][0] for m in members])
+        order_in[g * size : g * size + len(inputs)] = inputs
+        order_out[results] = g * size + np.arange(len(results))
+        for spare in range(max(len(inputs), len(results)), size):
+            blocks[:, g, spare, spare] = 1  # dead channels, which leave the block orthogonal
+    place = np.flatnonzero(order_out >= 0)
+    for i in range(size):
+        chosen = order_in[i::size]
+        row = np.zeros(channels)
+        row[chosen[chosen >= 0]] = 1
+        response = probe(np.tile(row, (experts, 1)), np.arange(experts)) - bias
+        column = np.zeros((experts, len(slots) * size))
+        column[:, order_out[place]] = response[:, place]
+        blocks[:, :, :, i] += column.reshape(experts, len(slots), size)
+    return [Shuffle(order_in), Blocks(blocks), Shuffle(order_out)]
+
+
+def _packed(groups: list[tuple[Array, Array]], size: int) -> list[list[int]]:
+    """Groups put together into blocks of ``size``, so that small ones leave no dead channels."""
+    blocks: list[list[int]] = []
+    room: tuple[int, int] = 0, 0
+    for number, (results, inputs) in enumerate(groups):
+        if len(results) <= room[0] and len(inputs) <= room[1]:
+            blocks[-1].append(number)
+            room = room[0] - len(results), room[1] - len(inputs)
+        else:
+            blocks.append([number])
+            room = size - len(results), size - len(inputs)
+    return blocks
+
+
+def simplified(steps: list[Step], channels: int) -> list[Step]:
+    """The same steps from ``channels`` on, with neighbouring orders composed, idle ones dropped."""
+    short: list[Step] = []
+    for step in steps:
+        last = short[-1] if short else None
+        if isinstance(step, Shuffle) and isinstance(last, Shuffle):
+            moved = last.order[np.maximum(step.order, 0)]
+            short[-1] = Shuffle(np.where(step.order >= 0, moved, -1), step.source)
+        else:
+            short.append(step)
+    kept: list[Step] = []
+    for step in short:
+        if isinstance(step, Shuffle):
+            idle = np.array_equal(step.order, np.arange(channels))
+            channels = len(step.order)
+            if idle:
+                continue
+        elif isinstance(step, Blocks):
+            channels = step.blocks.shape[1] * step.blocks.shape[2]
+        kept.append(step)
+    return kept

@@ -1,0 +1,193 @@
+"""Where a mixture lies in a graph: its routing op, its gates, the activation it reads, its result.
+
+The result y is affine in the gates, token by token, with an offset that is the same for all tokens;
+beyond the gates and the chosen experts it depends on one activation only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Graph, Node
+from .recognise_probe import Probe, ancestors
+from .recognise_rotation import close
+from .recognise_rows import Rows, layouts
+
+Array = np.ndarray
+
+
+class NotRecognised(Exception):
+    """A layer is not what it was taken for; the message is the reason that a person reads."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A mixture of ``count`` experts: y = f(h, experts, gates), one row of y a token.
+
+    ``experts`` and ``gates`` are nodes that hold, token by token, the k numbers and the k factors;
+    ``gates`` may be several nodes of one value.
+    """
+
+    probe: Probe
+    top_k: Node
+    experts: Node
+    gates: tuple[Node, ...]
+    tokens: int
+    k: int
+    count: int
+    h: Node
+
+    @property
+    def forced(self) -> frozenset[Node]:
+        """The nodes that `force` sets."""
+        return frozenset((self.top_k, *self.gates))
+
+    def force(self, experts: Array, gates: Array) -> dict[Node, Any]:
+        """Given values by which tokens go to ``experts`` [T, k] with factors ``gates`` [T, k].
+
+        The values of the routing op become NaN, so that no use of them beside the gates hides.
+        """
+        values, numbers = self.top_k.types
+        numbered = experts.reshape(numbers.shape).astype(np.int64)
+        given: dict[Node, Any] = {self.top_k: (np.full(values.shape, np.nan), numbered)}
+        for node in self.gates:
+            given[node] = gates.astype(np.float64).reshape(node.type.shape)
+        return given
+
+    def spread(self, rng: np.random.Generator) -> Array:
+        """Expert numbers [T, k], no token with one twice, spread over all experts."""
+        first = np.arange(self.tokens)[:, None] + rng.integers(self.count)
+        return np.asarray((first + np.arange(self.k)) % self.count)
+
+
+def find_mixtures(
+    graph: Graph, probe: Probe, top_k: Node, rng: np.random.Generator
+) -> Iterator[tuple[Region, Node, Rows]]:
+    """The mixtures that ``top_k`` may route, each with y and its rows; the furthest y first.
+
+    Raises NotRecognised if there is none.
+    """
+    k, count = int(top_k["k"]), top_k.operands[0].type.shape[-1]
+    tokens = top_k.operands[0].type.size // count
+    results = [node for node in graph.nodes if node.op == "result" and top_k in node.operands]
+    values = tuple(node for node in results if node["index"] == 0)
+    numbers = [node for node in results if node["index"] == 1]
+    if not numbers:
+        raise NotRecognised("the numbers of the chosen experts are not used")
+    router = ancestors(top_k)
+    found = False
+    for gates in _gate_candidates(graph, top_k, values, tokens * k):
+        for h, candidates in _dependents(graph, router, top_k, gates).items():
+            region = Region(probe, top_k, numbers[0], gates, tokens, k, count, h)
+            for y, rows in _mixtures(region, candidates, rng):
+                found = True
+                yield region, y, rows
+    if not found:
+        raise NotRecognised(
+            "nothing behind the routing is a sum of gate times a function of one activation"
+        )
+
+
+def _gate_candidates(
+    graph: Graph, top_k: Node, values: tuple[Node, ...], size: int
+) -> Iterator[tuple[Node, ...]]:
+    """Nodes that may hold the gates, nearest to the routing first."""
+    if values:
+        yield values
+    behind: set[Node] = {top_k}
+    for node in graph.nodes:
+        if behind.isdisjoint(node.operands):
+            continue
+        behind.add(node)
+        if node not in values and node.types[0].is_float and node.type.size == size:
+            yield (node,)
+
+
+def _dependents(
+    graph: Graph, router: frozenset[Node], top_k: Node, gates: tuple[Node, ...]
+) -> dict[Node, list[Node]]:
+    """For each activation h of the router's world: the nodes that need the gates and only h.
+
+    Nodes behind another routing op are left out: they belong to later layers.
+    """
+    needs: dict[Node, frozenset[Node] | None] = {}
+    gated: set[Node] = set(gates)
+    found: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        if node in gates or node is top_k or node.op == "constant":
+            needs[node] = frozenset()
+        elif node in router or node.op == "input":
+            needs[node] = frozenset((node,))
+        else:
+            needs[node] = _union(needs[operand] for operand in node.operands)
+            if node.op == "top_k":
+                needs[node] = None
+            if not gated.isdisjoint(node.operands):
+                gated.add(node)
+        need = needs[node]
+        usable = node in gated and node not in gates and len(node.types) == 1
+        if need is not None and len(need) == 1 and usable and node.type.is_float:
+            found.setdefault(next(iter(need)), []).append(node)
+    return found
+
+
+def _union(parts: Iterable[frozenset[Node] | None]) -> frozenset[Node] | None:
+    """All nodes of ``parts``; None, which stands for "too many", beyond a handful."""
+    union: frozenset[Node] = frozenset()
+    for part in parts:
+        if part is None:
+            return None
+        union |= part
+    return union if len(union) <= 4 else None
+
+
+def _mixtures(
+    region: Region, candidates: list[Node], rng: np.random.Generator
+) -> Iterator[tuple[Node, Rows]]:
+    """The candidates that are affine in the gates as y must be, with their rows; last first."""
+    t, k = region.tokens, region.k
+    candidates = [node for node in candidates if node.type.size % t == 0]
+    if not candidates or not region.h.type.is_float:
+        return
+    experts = region.spread(rng)
+    h = rng.standard_normal(region.h.type.shape)
+    a, b = rng.standard_normal((2, t, k))
+    touched = some_of((t,), rng)
+    other = np.where(touched[:, None], b, a)
+    runs = [
+        region.probe.run(candidates, {**region.force(experts, gates), region.h: h})
+        for gates in (np.zeros((t, k)), a, b, a + b, other)
+    ]
+    for node, zero, at_a, at_b, at_sum, at_other in reversed(
+        list(zip(candidates, *runs, strict=True))
+    ):
+        if not all(np.isfinite(value).all() for value in (zero, at_a, at_b, at_sum)):
+            continue
+        if not close(at_a + at_b - zero, at_sum, 1e-10) or close(at_a, zero):
+            continue
+        for rows in layouts(node.type.shape, t, 1):
+            offset = rows.read(zero)
+            moved = (rows.read(at_other) != rows.read(at_a)).any((1, 2))
+            if np.array_equal(moved, touched) and (offset == offset[:1]).all():
+                yield node, rows
+                break
+
+
+def some_of(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A random mask with at least one element set and, where there are several, one not."""
+    mask = rng.random(shape) < 0.5
+    flat = mask.reshape(-1)
+    first, last = rng.permutation(flat.size)[[0, -1]]
+    flat[last] = False
+    flat[first] = True
+    return mask
+
+
+def random_gates(tokens: int, k: int, rng: np.random.Generator) -> Array:
+    """Gates [tokens, k] of either sign, none near zero."""
+    size = rng.uniform(0.3, 1.5, (tokens, k))
+    return np.where(rng.random((tokens, k)) < 0.7, size, -size)

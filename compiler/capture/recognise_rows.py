@@ -1,0 +1,96 @@
+"""Rows: where in a tensor the channels of one token, or of one (token, slot) pair, lie.
+
+A slot is a place among the k experts that a token is given. Nothing is assumed of a tensor but its
+shape: `layouts` lists the ways in which it could hold rows, and a probe decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor of ``shape`` as rows [tokens, slots, channels]: viewed as ``view``, then transposed.
+
+    ``slots`` is 1 where all experts of a token share its row.
+    """
+
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    order: tuple[int, ...]
+    tokens: int
+    slots: int
+    channels: int
+
+    def read(self, value: Array) -> Array:
+        """The rows [tokens, slots, channels] of ``value``."""
+        moved = value.reshape(self.view).transpose(self.order)
+        return moved.reshape(self.tokens, self.slots, self.channels)
+
+    def write(self, rows: Array) -> Array:
+        """The tensor that holds ``rows`` [tokens, slots, channels]."""
+        moved = rows.reshape(tuple(self.view[axis] for axis in self.order))
+        return moved.transpose(np.argsort(self.order)).reshape(self.shape)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the rows lie one after the other, so that a reshape makes the matrix of rows."""
+        moving = [axis for axis in self.order if self.view[axis] != 1]
+        return moving == sorted(moving)
+
+    def with_channels(self, shape: tuple[int, ...]) -> Rows | None:
+        """The layout of a tensor that differs only in its last axis, if that holds all channels."""
+        same_lead = shape[:-1] == self.shape[:-1]
+        last = len(self.view) - 1
+        if not same_lead or self.order[-1] != last or self.view[last] != self.channels:
+            return None
+        return Rows(
+            shape, (*self.view[:-1], shape[-1]), self.order, self.tokens, self.slots, shape[-1]
+        )
+
+
+def layouts(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[Rows]:
+    """Every way in which a tensor of ``shape`` could hold rows, those with a slot axis first.
+
+    Tokens are a run of axes, the slot is one more, or one axis holds both.
+    """
+    found: list[Rows] = []
+    for view in _views(shape, tokens, slots):
+        for run in _runs(view, tokens):
+            others = [axis for axis in range(len(view)) if axis not in run]
+            choices: list[int | None] = [axis for axis in others if view[axis] == slots > 1]
+            for slot in [*choices, None]:
+                channels = [axis for axis in others if axis != slot]
+                order = (*run, *(() if slot is None else (slot,)), *channels)
+                width = int(np.prod([view[axis] for axis in channels], dtype=np.int64))
+                if width:
+                    count = 1 if slot is None else slots
+                    found.append(Rows(shape, view, order, tokens, count, width))
+    yield from dict.fromkeys(sorted(found, key=lambda rows: (-rows.slots, not rows.is_plain)))
+
+
+def _views(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[tuple[int, ...]]:
+    """The shape itself, and with one axis of tokens x slots split in two."""
+    yield shape
+    for axis, size in enumerate(shape):
+        if slots > 1 and tokens > 1 and size == tokens * slots:
+            yield (*shape[:axis], tokens, slots, *shape[axis + 1 :])
+            yield (*shape[:axis], slots, tokens, *shape[axis + 1 :])
+
+
+def _runs(view: tuple[int, ...], tokens: int) -> Iterator[tuple[int, ...]]:
+    """Each run of axes that holds ``tokens`` elements and neither starts nor ends in size 1."""
+    if tokens == 1:
+        yield ()
+    for start in range(len(view)):
+        size = 1
+        for stop in range(start, len(view)):
+            size *= view[stop]
+            if size == tokens and tokens > 1 and view[start] > 1 and view[stop] > 1:
+                yield tuple(range(start, stop + 1))
