@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from hypothesis import Phase
 
 from butterflyc.compiler.ir.ops import OPS
 from butterflyc.compiler.lower.tir import build_object
@@ -19,6 +20,9 @@ from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Kernel, Spec
 
 from .harness import TARGETS, Array, guarded, tensor
+
+# A failure names its case; to shrink the batch would compile hundreds more for nothing.
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 # Shared libraries stay loaded, so their files may go.
 _folder = TemporaryDirectory()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from butterflyc.kernels.conv2d import KERNEL
 
-from .batch import Case, check_close
+from .batch import UNSHRUNK, Case, check_close
 from .harness import EVERY_LANES
 
 
@@ -30,7 +30,7 @@ def convolution(draw):
 
 @pytest.mark.parametrize("lanes", EVERY_LANES)
 @given(convolutions=st.lists(convolution(), min_size=8, max_size=8), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=4)
+@settings(max_examples=4, phases=UNSHRUNK)
 def test_convolutions(convolutions, seed, lanes):
     """Any window, stride and padding, with and without bias, within 2e-6 of the magnitudes."""
     rng = np.random.default_rng(seed)

@@ -11,11 +11,11 @@ from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.move import KERNEL
 from butterflyc.kernels.record import Spec, Tensor
 
-from .batch import Case, check_exact
+from .batch import UNSHRUNK, Case, check_exact
 from .harness import EVERY_LANES
 from .test_pointwise import COMPUTED, sample
 
-SIZES = st.sampled_from([1, 2, 3, 4, 7, 8, 33])
+SIZES = st.sampled_from([1, 2, 3, 4, 7, 8, 35])
 
 
 @st.composite
@@ -51,7 +51,7 @@ def moved(draw):
     dtypes=st.lists(st.sampled_from(COMPUTED), min_size=16, max_size=16),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=8)
+@settings(max_examples=8, phases=UNSHRUNK)
 def test_elements_go_where_they_should(moves, dtypes, seed, lanes):
     """reshape, transpose, broadcast, slice and concat of any shape are NumPy's."""
     rng = np.random.default_rng(seed)

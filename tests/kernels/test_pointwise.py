@@ -12,7 +12,7 @@ from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.pointwise import KERNEL
 from butterflyc.kernels.record import Spec, Tensor
 
-from .batch import Case, check_close, check_exact, run_batch
+from .batch import UNSHRUNK, Case, check_close, check_exact, run_batch
 from .harness import EVERY_LANES, NUMPY
 
 INTEGERS = ("i8", "u8", "i16", "i32", "i64")
@@ -158,7 +158,7 @@ def broadcasts(draw):
     dtypes=st.lists(st.sampled_from(COMPUTED), min_size=6, max_size=6),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=6)
+@settings(max_examples=6, phases=UNSHRUNK)
 def test_operands_broadcast(shapes, dtypes, seed, lanes):
     """Operands of any shapes that fit broadcast as in NumPy, for every dtype."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from butterflyc.kernels.reduce import KERNEL
 
-from .batch import Case, check_close, check_exact
+from .batch import UNSHRUNK, Case, check_close, check_exact
 from .harness import EVERY_LANES
 from .test_pointwise import COMPUTED, sample
 
@@ -37,7 +37,7 @@ def magnitude(case, wanted):
     keep=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=8)
+@settings(max_examples=8, phases=UNSHRUNK)
 def test_any_axes(shapes, dtypes, keep, seed, lanes):
     """sum, mean, max and min over any axes, kept or not, of any dtype; NaN wins over all."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from butterflyc.kernels.take import KERNEL
 
-from .batch import Case, check_exact, run_batch
+from .batch import UNSHRUNK, Case, check_exact, run_batch
 from .harness import EVERY_LANES, NUMPY
 from .test_pointwise import COMPUTED, INTEGERS, sample
 
@@ -35,7 +35,7 @@ def chosen(draw):
     indices=st.lists(st.sampled_from(INTEGERS), min_size=12, max_size=12),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=8)
+@settings(max_examples=8, phases=UNSHRUNK)
 def test_the_index_chooses(choices, dtypes, indices, seed, lanes):
     """take and gather along any axis, by any integer dtype, also from the end, are NumPy's."""
     rng = np.random.default_rng(seed)

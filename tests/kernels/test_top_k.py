@@ -11,7 +11,7 @@ from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Spec, Tensor
 from butterflyc.kernels.top_k import KERNEL
 
-from .batch import Case, check_exact
+from .batch import UNSHRUNK, Case, check_exact
 from .harness import EVERY_LANES
 
 ELEMENTS = {
@@ -29,7 +29,7 @@ ELEMENTS = {
     sizes=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 60)), min_size=3, max_size=3),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=4)
+@settings(max_examples=4, phases=UNSHRUNK)
 def test_the_largest_come_first(rows, sizes, seed, lanes):
     """Values and places are those of a stable descending sort; NaN goes last."""
     rng = np.random.default_rng(seed)
