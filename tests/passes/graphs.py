@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from butterflyc.compiler.ir import Graph, Node, Type, constant, input_node, make, result
 from butterflyc.passes.base import pruned
 
 Array = np.ndarray
+some = settings(max_examples=50)  # of mixtures: each has a dozen choices and takes a while
 
 
 def padded(width: int) -> int:

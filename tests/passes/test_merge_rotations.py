@@ -11,7 +11,7 @@ from butterflyc.compiler.errors import UsageError
 from butterflyc.compiler.ir import Graph, Type, input_node, make
 from butterflyc.passes.merge_rotations import MergeRotations
 
-from .graphs import Builder, Mixture, Rotation, build, mixtures, rotations
+from .graphs import Builder, Mixture, Rotation, build, mixtures, rotations, some
 from .meaning import Golden, assert_same_meaning, check_golden, count
 
 
@@ -32,6 +32,7 @@ def test_golden(golden: Golden) -> None:
     check_golden(golden, MergeRotations(), build(one), build(two))
 
 
+@some
 @given(mixtures(), st.integers(0, 99))
 def test_means_the_same(mixture: Mixture, seed: int) -> None:
     """Any mixture computes the same after its rotations are merged."""
