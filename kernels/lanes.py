@@ -131,7 +131,8 @@ class Lanes:
 
         That k is the step's ``plane * ternary_depth + offset``.
         """
-        return T.Cast("float32", self.ternary_codes(weights, plane)) - T.float32(1)
+        codes = self.ternary_codes(weights, plane)
+        return cast("float32", codes, self.ternary_outputs) - constant(1, self.ternary_outputs)
 
     @property
     def _ternary_bytes(self) -> int:

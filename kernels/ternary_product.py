@@ -107,11 +107,11 @@ class TernaryProduct:
                 self._direct_column(column, weights, activations, sums)
 
     def _columns(self, outputs: int) -> Iterator[Column]:
-        whole, rest = divmod(outputs, self.tile_vectors * self.lanes.ternary_outputs)
+        size = self.tile_vectors * self.lanes.ternary_outputs
+        whole, rest = divmod(outputs, size)
         if whole:
             with T.serial(whole) as i:
-                outputs = self.tile_vectors * self.lanes.ternary_outputs
-                yield Column(i * self.tile_vectors, self.tile_vectors, outputs)
+                yield Column(i * self.tile_vectors, self.tile_vectors, size)
         if rest:
             yield Column(whole * self.tile_vectors, -(-rest // self.lanes.ternary_outputs), rest)
 

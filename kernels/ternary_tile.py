@@ -175,8 +175,7 @@ class FloatTiles:
 
     def packed(self, shape: Shape, activations: Activations, weights: Weights) -> list[Any]:
         lanes, group = self.lanes, self.lanes.ternary_depth
-        if lanes.ternary_outputs != self.width:
-            raise ValueError(f"float tiles of {lanes.name} must read a panel")
+        assert lanes.ternary_outputs == self.width, f"float tiles of {lanes.name} need a panel"
         rows, vectors = shape.rows, shape.vectors
         total = zeros(lanes, rows, vectors)
 
