@@ -40,7 +40,7 @@ def check(
     if against is None:
         outcome = verify(program, labels=labels, progress=progress)
         return _with_stages(outcome, program, program.stages, None, progress) if bisect else outcome
-    from .build import eager, lower, open_model
+    from .build import Lowered, eager, lower, open_model
     from .targets.registry import load_core
 
     examples = None
@@ -50,7 +50,10 @@ def check(
         examples = tuple(torch.zeros(t.shape, dtype=_torch_dtype(t.dtype)) for t in program.inputs)
     module, examples = open_model(against, examples, progress)
     core = load_core(program.target)
-    built = lower(module, examples, core, program.mode, program.name, progress=progress)
+    if program.fresh_stages:
+        built = Lowered(core, program.mode, program.name, program.fresh_stages, ())
+    else:
+        built = lower(module, examples, core, program.mode, program.name, progress=progress)
     batches = split_batches(program, samples) if samples is not None else golden(program)[0]
     progress(f"running PyTorch on {len(batches)} samples")
     cases = []

@@ -3,54 +3,167 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import unified_diff
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..compiler.errors import UsageError, unknown_name
 from ._output import bytes_text, print_columns, print_json
+
+if TYPE_CHECKING:
+    from ..program import Program
 
 
 @click.command()
 @click.argument("artefact", type=click.Path(path_type=Path))
-@click.argument(
-    "view",
-    type=click.Choice(["summary", "manifest"]),
-    metavar="[summary|manifest]",
-    default="summary",
-)
+@click.argument("view", metavar="[VIEW]", default="summary")
+@click.option("--stage", help="With ir: the stage to show (default: the last).")
+@click.option("--diff", nargs=2, metavar="A B", help="With ir: what changed between two stages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(artefact: Path, view: str, as_json: bool) -> None:
-    """Show what a compiled model is: a .bfly file, or the folder that holds one."""
-    from ..compiler.artefact import read
+def command(
+    artefact: Path, view: str, stage: str | None, diff: tuple[str, str] | None, as_json: bool
+) -> None:
+    """Show what a compiled model is: a .bfly file, or the folder that holds one.
 
-    manifest = read(artefact).manifest
-    if view == "manifest":
-        print_json("inspect.manifest", {"manifest": manifest})
-    elif as_json:
-        print_json("inspect.summary", summary(manifest))
+    VIEW is summary, ir, memory, kernels, experts, recognition or manifest.
+    """
+    from ..program import load
+
+    if view not in VIEWS and view != "ir":
+        raise unknown_name("view", view, [*VIEWS, "ir"])
+    if view != "ir" and (stage or diff):
+        raise UsageError(
+            "--stage and --diff go with the view 'ir'", help="inspect OUT ir --stage S"
+        )
+    program = load(artefact)
+    if view == "ir":
+        _show_ir(program, stage, diff, as_json)
+        return
+    gather, show = VIEWS[view]
+    data = gather(program)
+    if as_json or view == "manifest":
+        print_json(f"inspect.{view}", data)
     else:
-        _print_summary(summary(manifest))
+        show(data)
 
 
-def summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _show_ir(
+    program: Program, stage: str | None, diff: tuple[str, str] | None, as_json: bool
+) -> None:
+    if diff:
+        before, after = (program.ir(name).splitlines() for name in diff)
+        lines = list(unified_diff(before, after, *diff, lineterm=""))
+        text = "\n".join(lines) if lines else f"{diff[0]} and {diff[1]} are the same"
+    else:
+        stage = stage or str(program.manifest["stages"][-1])
+        text = program.ir(stage).rstrip()
+    if as_json:
+        print_json("inspect.ir", {"stage": stage, "diff": diff, "text": text})
+    else:
+        click.echo(text)
+
+
+def summary(program: Program) -> dict[str, Any]:
     """What matters in a manifest, in the order in which a person asks for it."""
+    manifest = program.manifest
     keys = ("name", "target", "mode", "inputs", "outputs", "stages", "census", "memory", "tools")
     sections = {name: entry["bytes"] for name, entry in manifest["hashes"].items()}
     return {**{key: manifest.get(key) for key in keys}, "sections": sections}
 
 
-def _print_summary(data: Mapping[str, Any]) -> None:
+def memory(program: Program) -> dict[str, Any]:
+    """Bytes in all, and every buffer of the arena: offset, bytes, who writes it, source line."""
+    buffers = []
+    for node in program.stages[program.manifest["stages"][-1]].nodes:
+        places: Any = node.notes.get("at", ())
+        for type, at in zip(node.types, places, strict=False):
+            if at >= 0:
+                row = {"at": at, "bytes": type.bytes, "name": node.name, "source": node.source}
+                buffers.append(row)
+    return {**program.memory, "buffers": sorted(buffers, key=lambda row: row["at"])}
+
+
+def kernels(program: Program) -> dict[str, Any]:
+    """Each op that is computed, with its kernel and its types, in the order of the run."""
+    graph = program.stages[program.manifest["stages"][-1]]
+    rows = [
+        {
+            "name": node.name,
+            "op": node.op,
+            "kernel": node.notes["kernel"],
+            "operands": [str(operand.type) for operand in node.operands],
+            "results": [str(type) for type in node.types],
+            "source": node.source,
+        }
+        for node in graph.nodes
+        if "kernel" in node.notes
+    ]
+    return {"kernels": rows}
+
+
+def experts(program: Program) -> dict[str, Any]:
+    """The expert census, in all and layer by layer."""
+    keys = ("path", "experts_found", "experts", "k")
+    layers = [{key: layer[key] for key in keys} for layer in program.report["layers"]]
+    return {**program.census, "per_layer": layers}
+
+
+def recognition(program: Program) -> dict[str, Any]:
+    """What was recognised in each MoE layer, with the evidence."""
+    return dict(program.report)
+
+
+def _show_summary(data: Mapping[str, Any]) -> None:
     text: dict[str, Callable[[Any], str]] = {
         "inputs": lambda tensors: ", ".join(map(_tensor, tensors)),
         "outputs": lambda tensors: ", ".join(map(_tensor, tensors)),
         "stages": " -> ".join,
         "census": _pairs,
-        "memory": _sizes,
+        "memory": _pairs,
         "tools": _pairs,
-        "sections": _sizes,
+        "sections": lambda sizes: ", ".join(f"{k} {bytes_text(v)}" for k, v in sizes.items()),
     }
     print_columns([(key, text.get(key, str)(value)) for key, value in data.items() if value])
+
+
+def _show_memory(data: Mapping[str, Any]) -> None:
+    click.echo(
+        f"weights {bytes_text(data['weights'])}, arena {bytes_text(data['arena'])} "
+        f"(no plan needs less than {bytes_text(data['arena_lower_bound'])})"
+    )
+    rows = [(b["at"], b["bytes"], b["name"], b["source"]) for b in data["buffers"]]
+    print_columns([("at", "bytes", "written by", "source"), *rows])
+
+
+def _show_kernels(data: Mapping[str, Any]) -> None:
+    rows = [
+        (k["kernel"], k["op"], ", ".join(k["results"]), k["name"], k["source"])
+        for k in data["kernels"]
+    ]
+    print_columns([("kernel", "op", "result", "name", "source"), *rows])
+
+
+def _show_experts(data: Mapping[str, Any]) -> None:
+    click.echo(f"{data['found']} of {data['choosable']} experts found")
+    rows = [
+        (e["path"], e["experts_found"], e["experts"], f"top-{e['k']}") for e in data["per_layer"]
+    ]
+    print_columns([("layer", "found", "choosable", "chosen"), *rows])
+
+
+def _show_recognition(data: Mapping[str, Any]) -> None:
+    if not data["layers"]:
+        click.echo("no mixture of experts in this model")
+    for layer in data["layers"]:
+        residual = "" if layer["residual"] is None else f", residual {layer['residual']:.1e}"
+        found = f"{layer['experts_found']} of {layer['experts']} experts{residual}"
+        click.echo(f"{layer['path']} ({layer['source']}): {layer['recognised']}, {found}")
+        if layer["reason"]:
+            click.echo(f"  {layer['reason']}")
+        if layer["parts"]:
+            print_columns(list(layer["parts"].items()), indent="  ")
 
 
 def _tensor(tensor: Mapping[str, Any]) -> str:
@@ -61,5 +174,12 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def _sizes(values: Mapping[str, int]) -> str:
-    return ", ".join(f"{key} {bytes_text(value)}" for key, value in values.items())
+View = tuple[Callable[["Program"], dict[str, Any]], Callable[[Mapping[str, Any]], None]]
+VIEWS: dict[str, View] = {
+    "summary": (summary, _show_summary),
+    "memory": (memory, _show_memory),
+    "kernels": (kernels, _show_kernels),
+    "experts": (experts, _show_experts),
+    "recognition": (recognition, _show_recognition),
+    "manifest": (lambda program: {"manifest": program.manifest}, lambda _: None),
+}
