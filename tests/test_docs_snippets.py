@@ -1,9 +1,9 @@
 """What README.md and docs/ show is true: their ``python`` and ``console`` blocks are run.
 
-Blocks of one page run in order, in one empty folder, and Python blocks share their names. In a
-console block a line ``$ command`` is run; the lines below it, if any, are what it must print on
-stdout, where ``...`` stands for anything. Words behind the language: ``not-run: REASON`` shows a
-block only; ``slow`` puts its page among the slow tests.
+Blocks of one page run in order, in a folder that holds only ``examples``, and Python blocks share
+their names. In a console block a line ``$ command`` is run; the lines below it, if any, are what it
+must print on stdout, where ``...`` stands for anything. Words behind the language:
+``not-run: REASON`` shows a block only; ``slow`` puts its page among the slow tests.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def run_console(where: str, text: str, folder: Path) -> None:
 def test_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of the page runs, and prints what the page shows."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     run_page(str(page.relative_to(ROOT)), page.read_text(), tmp_path)
 
 
