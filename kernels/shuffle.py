@@ -9,7 +9,11 @@ from .elements import plain
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .take import position
+from .tile import each_row_block
 from .tir import DTYPES, T, function, let, rows_of, store
+
+# Rows that share one look at the order.
+TILE_ROWS = 8
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:
@@ -29,12 +33,13 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     with function(name, {"x": rows_of(x_type), "order": order_type, "y": result}) as f:
         x, order, y = f.buffers
         zero = getattr(T, DTYPES[x_type.dtype])(0)
-        with T.serial(channels) as i:
-            chosen = let(order[i], 1, "int32")
-            # Read from a place that exists, also where the result is 0.
-            source = position(T.Select(chosen < 0, T.int32(0), chosen), "i32", width)
-            with T.serial(rows) as row:
-                store(y, T.Select(chosen < 0, zero, x[row, source]), row, i)
+        for row, size in each_row_block(rows, TILE_ROWS):
+            with T.serial(channels) as i:
+                chosen = let(order[i], 1, "int32")
+                # Read from a place that exists, also where the result is 0.
+                source = position(T.Select(chosen < 0, T.int32(0), chosen), "i32", width)
+                for r in range(size):
+                    store(y, T.Select(chosen < 0, zero, x[row + r, source]), row + r, i)
     return f.result
 
 
