@@ -25,6 +25,7 @@ import numpy as np
 from ..compiler.ir import Graph, Node, make
 from ..compiler.ir.ops.elementwise import ACTIVATIONS
 from .base import Walk, is_constant, rewrite
+from .rules_shape import compose_reshapes, drop_identity
 
 BLOCKS = (2, 4)
 
@@ -136,4 +137,5 @@ class FuseExperts:
     exact = True
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite(graph, fuse)
+        # The rows came as [T, 1, d] out of other views: [T, d] may be there already.
+        return rewrite(graph, fuse, compose_reshapes, drop_identity)
