@@ -15,6 +15,15 @@ from butterflyc.compiler.artefact import Artefact
 
 HEAVY = ("torch", "tvm", "triton", "networkx", "sklearn", "matplotlib")
 CPU_SECONDS = 0.5
+MANIFEST = {
+    "name": "a",
+    "target": "host",
+    "mode": "f32",
+    "inputs": [],
+    "outputs": [],
+    "stages": [],
+    "memory": {"weights": 8 << 20, "arena": 0},
+}
 COMMANDS = app.list_commands(app.make_context("butterflyc", ["targets"], resilient_parsing=True))
 
 # Runs one command line, then says what was imported and what it cost, on the last line of stderr.
@@ -36,7 +45,7 @@ print(json.dumps(seen), file=sys.stderr)
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lazy") / "a.bfly"
     sections = {"weights.safetensors": bytes(8 << 20)}
-    bfly.write(path, Artefact({"name": "a", "target": "host"}, sections))
+    bfly.write(path, Artefact(MANIFEST, sections))
     return path
 
 

@@ -121,7 +121,7 @@ def _show_summary(data: Mapping[str, Any]) -> None:
         "outputs": lambda tensors: ", ".join(map(_tensor, tensors)),
         "stages": " -> ".join,
         "census": _pairs,
-        "memory": _pairs,
+        "memory": lambda sizes: ", ".join(f"{k} {bytes_text(v)}" for k, v in sizes.items()),
         "tools": _pairs,
         "sections": lambda sizes: ", ".join(f"{k} {bytes_text(v)}" for k, v in sizes.items()),
     }

@@ -92,7 +92,7 @@ def test_interrupt(
         ("targts", "error[BF201]: unknown command 'targts'\n  help: nearest: targets. known:"),
         ("targets --jsn", "error[BF200]: No such option"),
         ("inspect", "error[BF200]: Missing argument 'ARTEFACT'"),
-        ("inspect a.bfly everything", "'everything' is not one of"),
+        ("inspect a.bfly everything", "unknown view 'everything'"),
         ("--nothing", "error[BF200]: No such option"),
         ("targets x86-64v3", "error[BF201]: unknown target 'x86-64v3'\n  help: nearest: x86-64-v3"),
     ],
