@@ -107,7 +107,10 @@ def read(path: Path) -> Artefact:
         with file_path.open("rb") as file:
             return _Reader(file_path, file).artefact()
     except OSError as error:
-        raise UsageError(f"cannot read {file_path}: {error.strerror or error}") from error
+        raise UsageError(
+            f"cannot read {file_path}: {error.strerror or error}",
+            help="give the .bfly file that `butterflyc compile` wrote, or its folder",
+        ) from error
 
 
 def _is_safe(name: object) -> bool:

@@ -84,7 +84,10 @@ def _read(path: Path) -> Core:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         core = converter.structure(data, Core)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror or error}",
+            help="give a TOML file like those in targets/cores/",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML file: {error}") from error
     except (ClassValidationError, IterableValidationError) as error:

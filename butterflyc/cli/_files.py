@@ -24,7 +24,10 @@ def read_arrays(path: Path) -> list[np.ndarray]:
         with loaded:
             return [loaded[key] for key in loaded.files]
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror or error}",
+            help="give an .npz file that you can read",
+        ) from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UsageError(
             f"{path} holds no arrays: {error}", help="write it with numpy.savez(path, x=array)"
