@@ -8,12 +8,9 @@ from math import prod
 import numpy as np
 
 from ..ir.graph import Node
+from .refusals import MASK_ADVICE
 from .site import Refused, Site, accept, lowers
 
-MASK_ADVICE = (
-    "keep all rows and select with torch.where(mask, ..., ...), or gather the parameters of the "
-    "chosen expert by index"
-)
 # Ops through which an index stays what it was.
 _CARRIERS = frozenset({"cast", "reshape", "transpose", "broadcast", "slice", "take", "gather"})
 
@@ -148,11 +145,6 @@ def repeat_interleave_by(
     axis = 0 if axis is None else axis % x.type.rank
     order = np.repeat(np.arange(x.type.shape[axis]), np.asarray(counts))
     return site.make("take", x, site.constant(order, "i64", f"{site.name}.order"), axis=axis)
-
-
-@lowers("aten.nonzero", "aten.nonzero_numpy", "aten.masked_select", "aten.argwhere")
-def nonzero(site: Site, *_: object) -> Node:
-    raise Refused("a result whose size depends on the data", MASK_ADVICE)
 
 
 @lowers("aten.diagonal")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..ir.graph import Node, constant
+from ..ir.graph import Node
 from .aten_elementwise import arithmetic
 from .aten_shape import constant_pad, repeat_interleave
 from .site import Refused, Site, accept, lowers
@@ -37,10 +38,7 @@ def _by_constant(site: Site, x: Node, b: Node) -> Node | None:
     value = site.value(b)
     if value is None or value.ndim != 2:
         return None
-    w = constant(
-        site.store, np.ascontiguousarray(value.T), b.name, b.type.with_shape(*value.T.shape)
-    )
-    return site.make("linear", x, w)
+    return site.make("linear", x, site.constants.hold(value.T, b.type.dtype, b.name, b.source))
 
 
 @lowers("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv")
@@ -50,9 +48,8 @@ def product_and_sum(
     plain = beta == 1 and alpha == 1 and site.operator == "addmm"
     value = site.value(b)
     if plain and value is not None and bias.type.shape == value.shape[1:]:
-        w = np.ascontiguousarray(value.T)
-        weight = constant(site.store, w, b.name, b.type.with_shape(*w.shape))
-        return site.make("linear", a, weight, bias)
+        w = site.constants.hold(value.T, b.type.dtype, b.name, b.source)
+        return site.make("linear", a, w, bias)
     y = site.make("matmul", a, b) if b.type.rank > 1 else product(site, a, b)
     y = site.sum(y, (0,)) if site.operator == "addbmm" else y
     y = y if alpha == 1 else arithmetic(site, "mul", y, alpha)
@@ -231,7 +228,7 @@ def _attend(site: Site, q: Node, k: Node, v: Node, options: dict[str, object]) -
 
 def _repeat_heads(site: Site, x: Node, times: int) -> Node:
     shape = (*x.type.shape[:-3], times * x.type.shape[-3], *x.type.shape[-2:])
-    spread = Site(site.target, site.name, site.source, x.type.with_shape(*shape), site.store)
+    spread = replace(site, out=x.type.with_shape(*shape))
     return repeat_interleave(spread, x, times, -3)
 
 

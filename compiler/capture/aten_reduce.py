@@ -228,8 +228,3 @@ def hits(site: Site, index: Node, size: int) -> Node:
     """Whether each element of ``index`` is 0, 1 ... size - 1, along a new last axis."""
     numbers = site.constant(np.arange(size), index.type.dtype, f"{site.name}.numbers")
     return site.make("equal", site.reshape(index, (*index.type.shape, 1)), numbers)
-
-
-@lowers("aten.bincount")
-def bincount(site: Site, x: Node, weights: Node | None = None, minlength: int = 0) -> Node:
-    raise Refused("bincount, whose length depends on the data", "sum one_hot(x, num_classes)")

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..ir.graph import Node
 from .aten_elementwise import arithmetic
-from .aten_index import MASK_ADVICE, as_numbers, flat_index
+from .aten_index import as_numbers, flat_index
 from .aten_reduce import hits
-from .site import Refused, Site, accept, lowers
+from .refusals import MASK_ADVICE
+from .site import Site, accept, lowers
 
 _MOST_STEPS = 64
 _MOST_HITS = 1 << 24
@@ -163,8 +164,3 @@ def _put_by_mask(site: Site, x: Node, mask: Node, values: Node, accumulate: bool
     mask = site.reshape(mask, (*mask.type.shape, *(1,) * len(inner)))
     changed = site.make("add", x, values) if accumulate else values
     return site.make("where", mask, changed, x)
-
-
-@lowers("aten.scatter_reduce", "aten.index_reduce", "aten.masked_scatter")
-def refuse_scatter(site: Site, *_: object, **__: object) -> Node:
-    raise Refused(f"{site.operator}", "use scatter_add, index_add or torch.where")

@@ -205,7 +205,14 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
         if progress is not None:
             progress("making in-place calls functional")
         known = torch.export.default_decompositions()
-        table = {target: known[target] for target in strange if target in known}
+        # In-place calls become their functional forms by themselves, whole.
+        table = {
+            target: known[target]
+            for target in strange
+            if isinstance(target, torch._ops.OpOverload)
+            and target in known
+            and not target._schema.is_mutable
+        }
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)
             program = program.run_decompositions(table)

@@ -14,32 +14,48 @@ if TYPE_CHECKING:
     from torch import fx
 
 _MOST_LINES = 6
-_SIZE = "its result's size depends on the data: keep all rows and select with torch.where"
+_NOWHERE = "no source line"
+MASK_ADVICE = (
+    "keep all rows and select with torch.where(mask, ..., ...), or gather the parameters of the "
+    "chosen expert by index"
+)
+_SIZE = f"the size of its result depends on the data: {MASK_ADVICE}"
 _RANDOM = "a compiled model draws no random numbers: pass them as an input, or call model.eval()"
 _CONTROL = "write the computation for all cases and select with torch.where"
 _RECURRENT = "write the steps out with linear, sigmoid and tanh"
 
-# What to do about operators that people meet; a prefix of the operator's name is enough.
-ADVICE = {
-    "_embedding_bag": "take embedding(...) and sum or average over the axis",
-    "_grouped_mm": "gather each row's matrix and use einsum, or compute all experts and select",
+# Operators whose result has no fixed size, and what to do about each. Nothing can make them known.
+OF_NO_SIZE = {
     "_local_scalar_dense": "keep the value a tensor: no .item(), int() or float()",
     "_unique": _SIZE,
+    "_unique2": _SIZE,
+    "argwhere": _SIZE,
+    "bincount": "its size depends on the data: sum one_hot(x, num_classes) over the rows",
+    "item": "keep the value a tensor: no .item(), int() or float()",
+    "masked_select": _SIZE,
+    "nonzero": _SIZE,
+    "nonzero_numpy": _SIZE,
+    "unique_consecutive": _SIZE,
+    "unique_dim": _SIZE,
+}
+# What to do about others that people meet; the beginning of the operator's name is enough.
+ADVICE = {
+    "_embedding_bag": "take embedding(...) and sum or average over the axis",
+    "_fft": "multiply by the matrix of the transform, a constant",
+    "_grouped_mm": "gather each row's matrix and use einsum, or compute all experts and select",
     "bernoulli": _RANDOM,
-    "bincount": "sum one_hot(x, num_classes) over the rows",
     "conv3d": "convolve over 1 or 2 axes",
     "conv_transpose": "use linear and a reshape (pixel_shuffle)",
-    "fft": "multiply by the matrix of the transform, a constant",
     "gru": _RECURRENT,
     "histc": "sum comparisons with the edges of the bins",
-    "item": "keep the value a tensor: no .item(), int() or float()",
+    "index_reduce": "use index_add, or torch.where",
     "lstm": _RECURRENT,
     "masked_scatter": "use torch.where(mask, values, x)",
     "multinomial": _RANDOM,
     "normal": _RANDOM,
     "rand": _RANDOM,
     "rnn": _RECURRENT,
-    "unique": _SIZE,
+    "scatter_reduce": "use scatter_add, or torch.where",
     "upsample": "use nearest-neighbour resizing, or resize before the model",
 }
 HIGHER_ORDER = {
@@ -58,6 +74,8 @@ def advice_for(target: str) -> str:
         known = HIGHER_ORDER.get(target)
         return known or "write it with the operators of torch, without custom kernels"
     bare = target.split(".")[1]
+    if bare in OF_NO_SIZE:
+        return OF_NO_SIZE[bare]
     for prefix in sorted(ADVICE, key=len, reverse=True):
         if bare.startswith(prefix):
             return ADVICE[prefix]
@@ -74,7 +92,7 @@ class Refusals:
         self._lines: dict[tuple[str, str], Counter[str]] = {}
 
     def add(self, what: str, source: str, advice: str) -> None:
-        self._lines.setdefault((what, advice), Counter())[source or "no source line"] += 1
+        self._lines.setdefault((what, advice), Counter())[source or _NOWHERE] += 1
 
     def add_operator(self, node: fx.Node, target: str, source: str) -> None:
         self.add(target, source, advice_for(target))
@@ -87,7 +105,7 @@ class Refusals:
         head = f"{calls} call{'s' * (calls > 1)} of the model cannot be compiled:"
         entries = [f"  {what} x{found.total()}: {_places(found)}" for (what, _), found in self]
         advice = [f"{what}: {advice}" for (what, advice), _ in self]
-        first = next(iter(next(iter(self._lines.values()))))
+        first = next((line for _, found in self for line in found if line != _NOWHERE), None)
         raise Unsupported(
             "\n".join([head, *entries]), where=first, help="\n        ".join(dict.fromkeys(advice))
         )

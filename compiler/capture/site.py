@@ -55,6 +55,20 @@ def accept(condition: bool, what: str, advice: str) -> None:
         raise Refused(what, advice)
 
 
+class Constants:
+    """The constants of a graph: equal ones of the same name are one node."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self._nodes: dict[tuple[str, str, Type], Node] = {}
+
+    def hold(self, array: np.ndarray, dtype: str, name: str, source: str = "") -> Node:
+        type = Type(dtype, tuple(array.shape))
+        node = constant(self.arrays, np.asarray(array, order="C"), name, type)
+        key = (str(node["digest"]), name, type)
+        return self._nodes.setdefault(key, replace(node, source=source))
+
+
 @dataclass(frozen=True)
 class Site:
     """One call: makes IR nodes that carry its name and source line.
@@ -67,7 +81,7 @@ class Site:
     name: str
     source: str
     out: Any
-    store: dict[str, np.ndarray]
+    constants: Constants
 
     @property
     def operator(self) -> str:
@@ -85,13 +99,13 @@ class Site:
     def constant(self, value: Any, dtype: str, name: str = "") -> Node:
         """A constant that the call itself brings: a scalar, an order of elements."""
         array = np.asarray(value).astype(STORAGE[dtype])
-        type = Type(dtype, tuple(array.shape))
-        node = constant(self.store, array, name or f"{self.name}.constant", type)
-        return replace(node, source=self.source)
+        if not name and array.ndim == 0:
+            return self.constants.hold(array, dtype, "scalar")
+        return self.constants.hold(array, dtype, name or f"{self.name}.constant", self.source)
 
     def value(self, x: Node) -> np.ndarray | None:
         """The array of ``x`` where it is a constant."""
-        return self.store[str(x["digest"])] if x.op == "constant" else None
+        return self.constants.arrays[str(x["digest"])] if x.op == "constant" else None
 
     # Forms that do nothing where there is nothing to do.
 
@@ -103,7 +117,13 @@ class Site:
         return x if x.type.dtype == dtype else self.make("cast", x, dtype=dtype)
 
     def reshape(self, x: Node, shape: Sequence[int]) -> Node:
-        return x if x.type.shape == tuple(shape) else self.make("reshape", x, shape=tuple(shape))
+        """``x`` in another shape; a constant stays a constant, under its name."""
+        value = self.value(x)
+        if x.type.shape == tuple(shape):
+            return x
+        if value is None:
+            return self.make("reshape", x, shape=tuple(shape))
+        return self.constants.hold(value.reshape(shape), x.type.dtype, x.name, x.source)
 
     def transpose(self, x: Node, order: Sequence[int]) -> Node:
         order = tuple(order)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ..ir.build import input_node
-from ..ir.graph import Graph, Node, constant, topological_order
+from ..ir.graph import Graph, Node, topological_order
 from ..ir.types import FLOATS, Type
 from . import (  # noqa: F401  (each enters its family into the table of lowerings)
     aten_activation,
@@ -32,8 +31,8 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     einsum,
 )
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
-from .refusals import Refusals
-from .site import Refused, Site, lowering_of
+from .refusals import OF_NO_SIZE, Refusals
+from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
 
 FILLS = {
@@ -68,9 +67,10 @@ CHECKS = frozenset(
 )
 # Calls that leave a constant what it is: it keeps its parameter's name.
 NAMELESS = frozenset(
-    {"alias", "clone", "contiguous", "detach", "expand", "getitem", "lift_fresh_copy", "permute"}
-    | {"reshape", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze"}
-    | {"view", "_to_copy", "_unsafe_view", "split", "split_with_sizes"}
+    {"_to_copy", "_unsafe_view", "adjoint", "alias", "clone", "contiguous", "detach", "expand"}
+    | {"flatten", "getitem", "lift_fresh_copy", "mT", "matrix_H", "movedim", "numpy_T", "permute"}
+    | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
+    | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
 )
 
 
@@ -80,7 +80,7 @@ class Walk:
     def __init__(self, program: ExportedProgram, name: str) -> None:
         self.program = program
         self.name = name
-        self.store: dict[str, np.ndarray] = {}
+        self.constants = Constants()
         self.refusals = Refusals()
         self.inputs: list[Node] = []
         self.values: dict[fx.Node, Any] = {}  # IR nodes, and tuples of them
@@ -111,14 +111,18 @@ class Walk:
             elif node.op == "output":
                 outputs = self._outputs(node)
         self.refusals.raise_if_any()
-        return Graph(self.name, tuple(self.inputs), outputs, _needed(outputs, self.store))
+        return Graph(
+            self.name, tuple(self.inputs), outputs, _needed(outputs, self.constants.arrays)
+        )
 
     def _placeholder(self, node: fx.Node) -> None:
         spec = self.kinds[node.name]
         if spec.kind == InputKind.USER_INPUT:
             self._input(node)
             return
-        assert spec.target is not None, f"{node.name} has no target"
+        if spec.target is None:  # a token, which orders calls with effects
+            self.values[node] = UNKNOWN
+            return
         self.fixed[node] = self.tensors[spec.target].detach()
         self.labels[node] = spec.target
 
@@ -138,6 +142,8 @@ class Walk:
         found = []
         specs = self.program.graph_signature.output_specs
         for spec, value in zip(specs, node.args[0], strict=True):  # type: ignore[arg-type]
+            if spec.kind == OutputKind.TOKEN:
+                continue
             if spec.kind != OutputKind.USER_OUTPUT:
                 self.refusals.add(
                     f"writes to '{spec.target}'",
@@ -240,9 +246,8 @@ class Walk:
         if all(n == 1 for n in tensor.shape) and any(repeated):
             tensor = tensor.reshape(())
         array = tensor.detach().cpu().contiguous().numpy()
-        type = Type(DTYPES[tensor.dtype], tuple(array.shape))
-        node = replace(constant(self.store, array, clean(label), type), source=source)
-        return Site("", clean(label), source, type, self.store).broadcast(node, whole)
+        node = self.constants.hold(array, DTYPES[tensor.dtype], clean(label), source)
+        return Site("", clean(label), source, node.type, self.constants).broadcast(node, whole)
 
     def _lower(self, node: fx.Node, target: str) -> Any:
         source = source_of(node)
@@ -255,7 +260,7 @@ class Walk:
         out = self.sizes.types_of(node.meta.get("val"))
         if contains_unknown(args) or contains_unknown(named):
             return UNKNOWN
-        site = Site(target, name_of(node), source, out, self.store)
+        site = Site(target, name_of(node), source, out, self.constants)
         try:
             if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
                 raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
@@ -283,10 +288,14 @@ def is_known_and_pure(node: fx.Node) -> bool:
     """Whether the walk can take a node as it is: it writes to no tensor and has a lowering."""
     if node.op != "call_function" or node.target is operator.getitem:
         return node.op != "get_attr"
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return is_about_sizes(node)
+    if node.target._schema.is_mutable:
         return False
+    if is_about_sizes(node):
+        return True
     bare = str(node.target).split(".")[1]
-    known = bare in FILLS or bare in CHECKS or bare in CREATORS
+    known = bare in FILLS or bare in CHECKS or bare in CREATORS or bare in OF_NO_SIZE
     return known or lowering_of(str(node.target)) is not None
 
 

@@ -1,0 +1,241 @@
+"""Capture keeps names and lines, refuses everything at once, and says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from butterflyc.compiler.capture.export import capture
+from butterflyc.compiler.errors import BadInput, Unsupported
+from butterflyc.compiler.ir.graph import Graph
+from butterflyc.compiler.ir.interpret import interpret
+
+from .agreement import Function, agree, data, numbers
+
+HERE = Path(__file__).name
+
+
+def line_of(text: str) -> str:
+    """``file:line`` of the one line of this file that ends in ``# text``."""
+    lines = Path(__file__).read_text().splitlines()
+    (number,) = (n for n, line in enumerate(lines, 1) if line.endswith(f"# {text}"))
+    return f"{HERE}:{number}"
+
+
+def helper(x: Tensor) -> Tensor:
+    return x.exp()  # in a helper
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(data(4, 4))
+        self.register_buffer("shift", data(4), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return helper(rows @ self.weight.T + self.shift)  # the sum
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Inner(), Inner()])
+        self.scale = nn.Parameter(torch.tensor([-1.5, 2.0, 1.0, 3.0]))
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layers[0](features)
+        y = self.layers[1](y.tanh() * self.scale.abs())  # by a folded constant
+        y = self.layers[0](y.tanh())
+        return torch.where(mask, y, 0.0), y.argmax(-1)
+
+
+def by_name(graph: Graph) -> dict[str, Any]:
+    return {node.name: node for node in graph.nodes}
+
+
+def test_names_and_lines() -> None:
+    """Constants are named by the state dict, results by module and operator."""
+    captured = agree(Outer(), data(3, 4), numbers(3, 1, below=2).bool())
+    nodes = by_name(captured.graph)
+    assert [node.name for node in captured.graph.inputs] == ["features", "mask"]
+    assert nodes["layers.1.weight"].op == "constant"
+    assert nodes["layers.0.shift"].op == "constant"
+    assert nodes["scale.abs"].op == "constant"
+    assert nodes["scale.abs"].source == line_of("by a folded constant")
+    assert "scale" not in nodes
+    assert nodes["layers.1.exp"].source == line_of("in a helper")
+    assert nodes["layers.0.add"].source == line_of("the sum")
+    assert captured.parameters == ("scale", "layers.0.weight", "layers.1.weight")
+    # A module that is called twice has its constants once.
+    constants = [node.name for node in captured.graph.nodes if node.op == "constant"]
+    assert sum(name.startswith("layers.0.weight") for name in constants) == 1
+
+
+def test_only_what_is_read_is_kept() -> None:
+    """Parameters that no output needs are not part of the graph."""
+    graph = capture(Function(lambda x, w: x + 1, w=data(100)), (data(3),)).graph
+    assert all(array.size == 1 for array in graph.constants.values())
+
+
+def test_repeated_values_are_held_once() -> None:
+    """A constant that repeats one value, or one row, is stored once and broadcast."""
+    graph = capture(
+        Function(lambda x: x + x.new_zeros(64, 64) + row.expand(64, 64)), (data(64),)
+    ).graph
+    assert sum(array.size for array in graph.constants.values()) <= 1 + 64
+
+
+row = data(1, 64)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Capture runs in eval mode, and leaves training modes and gradients as they were."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Sequential(nn.Dropout()).eval())
+    capture(model, (data(2, 4),))
+    assert [module.training for module in model.modules()] == [True, True, True, False, False]
+    assert torch.is_grad_enabled()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_exported_program() -> None:
+    """A program that torch.export made is taken as it is."""
+    model, x = Outer().eval(), (data(3, 4), numbers(3, 1, below=2).bool())
+    program = torch.export.export(model, x)
+    got = interpret(capture(program, x).graph, *(t.numpy() for t in x))
+    assert np.allclose(got[0], model(*x)[0].detach().numpy(), rtol=1e-5)
+
+
+def test_progress_is_told() -> None:
+    """Each step is told as it starts."""
+    told: list[str] = []
+    capture(Function(lambda x: x.clone().add_(1)), (data(3),), progress=told.append)
+    assert [line.split()[0] for line in told] == ["exporting", "making", "lowering"]
+
+
+def unsupported(function: Callable[..., Any], *inputs: Tensor) -> Unsupported:
+    with pytest.raises(Unsupported) as caught:
+        capture(Function(function), inputs or (data(4, 4),))
+    return caught.value
+
+
+def test_all_refusals_at_once() -> None:
+    """Every unsupported call is listed with its count, its lines and its remedy, in one error."""
+
+    def function(x: Tensor) -> Tensor:
+        y = torch.fft.fft(x).real  # a transform
+        y = y + torch.rand(4, 4)  # a random number
+        y = y + torch.linalg.inv(x)  # an inverse
+        y = y + torch.rand(4, 4) * x[x > 0].sum()  # another random number
+        return y.kthvalue(2).values
+
+    error = unsupported(function)
+    text = str(error)
+    for part in ("_fft_r2c", "aten.rand.default x2", "inv_ex", "kthvalue", "computed mask"):
+        assert part in text
+    for line in ("a transform", "a random number", "another random number", "an inverse"):
+        assert line_of(line) in text
+    assert "draws no random numbers" in text
+    assert "the matrix of the transform" in text
+    assert error.where == line_of("a transform")
+
+
+@pytest.mark.parametrize(
+    ("function", "what", "help"),
+    [
+        (lambda x: x * 2 if x.sum() > 0 else x, "if x.sum", "torch.where"),
+        (lambda x: x[: int(x.sum().item())], ".item()", "keep the value a tensor"),
+        (lambda x: sum(x.argmax(-1).tolist()) * x, "aten.item", "keep the value"),
+        (lambda x: {"y": x}, "returns a dict", "wrap the model"),
+        (lambda x: [[x], x], "returns a list", "wrap the model"),
+        (lambda x: (x, 3), "returns a tuple", "wrap the model"),
+        (lambda x: x.double() * 2, "f64", "float32"),
+    ],
+)
+def test_refused(function: Callable[..., Any], what: str, help: str) -> None:
+    """Control flow on data, odd results and wide floats are refused with the way out."""
+    error = unsupported(function)
+    assert what in str(error)
+    assert help in str(error.help)
+
+
+def test_written_buffers_are_refused() -> None:
+    """A module that changes its buffers has a state that a compiled model cannot keep."""
+
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1  # written
+            return x * self.count
+
+    with pytest.raises(Unsupported, match="writes to 'count'") as caught:
+        capture(Counter(), (data(3),))
+    assert caught.value.where == line_of("written")
+
+
+def test_dynamic_shapes_are_refused() -> None:
+    """A program exported for any batch size has no one shape."""
+    dynamic = {"x": {0: torch.export.Dim("batch", min=2)}}
+
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    program = torch.export.export(Plain(), (data(3, 4),), dynamic_shapes=dynamic)
+    with pytest.raises(Unsupported, match="not fixed") as caught:
+        capture(program, (data(3, 4),))
+    assert "dynamic_shapes" in str(caught.value.help)
+
+
+@pytest.mark.parametrize(("value", "count"), [(float("nan"), 2), (float("inf"), 2)])
+def test_bad_weights(value: float, count: int) -> None:
+    """NaN or Inf in a parameter is named and counted; a mask of -inf is no fault."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with torch.no_grad():
+        model[1].weight[0, :2] = value
+    with pytest.raises(BadInput, match=f"'1.weight' holds {count} NaN or Inf of 9 values"):
+        capture(model, (data(2, 3),))
+    mask = torch.full((3, 3), float("-inf")).triu(1)
+    agree(Function(lambda x, m: (x + m).softmax(-1), m=mask), data(3, 3))
+
+
+def test_nan_in_a_buffer() -> None:
+    """NaN in a buffer is a fault too."""
+    with pytest.raises(BadInput, match="'w' holds 1 NaN"):
+        capture(Function(lambda x, w: x + w, w=torch.tensor([float("nan")])), (data(3),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floats_are_refused(dtype: torch.dtype) -> None:
+    """Models and inputs are float32."""
+    with pytest.raises(Unsupported, match=str(dtype)):
+        capture(nn.Linear(3, 3).to(dtype), (data(2, 3),))
+    with pytest.raises(BadInput, match=str(dtype)):
+        capture(nn.Linear(3, 3), (data(2, 3).to(dtype),))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "what"),
+    [
+        (nn.Identity(), data(3), "not a tuple"),
+        (nn.Identity(), [data(3)], "not a tuple"),
+        (nn.Identity(), (np.zeros(3),), "ndarray"),
+        (nn.Identity(), (3,), "int"),
+        (lambda x: x, (data(3),), "function"),
+        (nn.Linear(3, 3), (data(2, 4),), "fails on its example inputs"),
+        (nn.Identity(), (data(3), data(3)), "fails on its example inputs"),
+    ],
+)
+def test_bad_example_inputs(model: Any, inputs: Any, what: str) -> None:
+    """What is no model, no tuple of tensors, or does not fit, is said before anything else."""
+    with pytest.raises(BadInput, match=what) as caught:
+        capture(model, inputs)
+    assert caught.value.help
