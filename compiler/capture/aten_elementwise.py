@@ -182,7 +182,7 @@ def reciprocal(site: Site, x: Node) -> Node:
     return arithmetic(site, "div", 1, x)
 
 
-@lowers("aten.clamp", "aten.clip", "aten.hardtanh")
+@lowers("aten.clamp", "aten.clip")
 def clamp(site: Site, x: Node, low: Any = None, high: Any = None) -> Node:
     dtype = site.out.dtype
     if not (low is None or high is None or isinstance(low, Node) or isinstance(high, Node)):
@@ -192,7 +192,7 @@ def clamp(site: Site, x: Node, low: Any = None, high: Any = None) -> Node:
     return x if high is None else site.make("minimum", x, site.tensor(high, dtype))
 
 
-@lowers("aten.hardtanh.default")
+@lowers("aten.hardtanh")
 def hardtanh(site: Site, x: Node, low: float = -1, high: float = 1) -> Node:
     return clamp(site, x, low, high)
 

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
+from ..ir.interpret import check_input
 from .fakes import DTYPES
 from .sources import clean, every_user_line, user_frame
 from .walk import Walk, is_known_and_pure
@@ -62,6 +63,7 @@ def capture(
     if progress is not None:
         progress(f"lowering {len(program.graph.nodes)} calls")
     graph = Walk(program, clean(name)).graph(progress)
+    _check_fit(graph, example_inputs)
     return Captured(graph, tuple(program.state_dict), program)
 
 
@@ -83,6 +85,17 @@ def _check_inputs(inputs: Any) -> None:
                 f"example input {place} is {value.dtype}",
                 help="pass float32 (x.float()), integer or bool tensors",
             )
+
+
+def _check_fit(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
+    """BadInput unless the example inputs are those that a program was exported for."""
+    if len(inputs) != len(graph.inputs):
+        raise BadInput(
+            f"{len(inputs)} example inputs for a program of {len(graph.inputs)}",
+            help=f"pass {', '.join(f'{node.name}: {node.type}' for node in graph.inputs)}",
+        )
+    for node, value in zip(graph.inputs, inputs, strict=True):
+        check_input(node, value.detach().cpu().numpy())
 
 
 def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) -> None:
@@ -157,11 +170,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# What stands in the refused line -> the rewrite that works (each was tried).
+# What stands in the refused line -> the rewrite that works.
 _REWRITES = (
     (".tolist(", "keep counts as tensors: no .tolist(); select rows with torch.where or gather"),
     (".item(", "keep the value a tensor: no .item(); compare and select with torch.where"),
-    ("numel()", "remove the `if`: a product over no rows is empty, and the code behind it runs"),
+    ("numel()", "remove the `if` and keep all rows: select with torch.where(mask, ..., 0)"),
     (".any()", "remove the `if`: run the branch always, and select with torch.where(mask, ...)"),
     (".all()", "remove the `if`: run the branch always, and select with torch.where(mask, ...)"),
     ("if ", "compute both branches and select with torch.where(condition, a, b)"),

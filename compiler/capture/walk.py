@@ -120,11 +120,12 @@ class Walk:
         if spec.kind == InputKind.USER_INPUT:
             self._input(node)
             return
-        if spec.target is None:  # a token, which orders calls with effects
+        tensor = self.tensors.get(spec.target or "")
+        if not isinstance(tensor, Tensor):  # a token, which orders calls with effects
             self.values[node] = UNKNOWN
             return
-        self.fixed[node] = self.tensors[spec.target].detach()
-        self.labels[node] = spec.target
+        self.fixed[node] = tensor.detach()
+        self.labels[node] = str(spec.target)
 
     def _input(self, node: fx.Node) -> None:
         fake = node.meta.get("val")
@@ -207,7 +208,8 @@ class Walk:
         args = fx.map_arg(node.args, value)
         named = fx.map_arg(node.kwargs, value)
         # A constant may be held with fewer strides than torch.export saw.
-        function: Any = torch.reshape if bare in ("view", "_unsafe_view") else node.target
+        is_view = str(node.target) in ("aten.view.default", "aten._unsafe_view.default")
+        function: Any = torch.reshape if is_view else node.target
         with torch.no_grad():
             self.fixed[node] = function(*args, **named)
         self.sizes.learn(node.meta.get("val"), self.fixed[node])

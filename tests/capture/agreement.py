@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from butterflyc.compiler.capture.export import Captured, capture
 from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.compiler.ir.text import parse_graph
+from butterflyc.compiler.ir.verify import verify
 
 
 class Function(nn.Module):
@@ -39,8 +41,13 @@ def numbers(*shape: int, below: int = 5, seed: int = 0) -> Tensor:
 
 
 def agree(module: nn.Module, *inputs: Tensor, relative: float = 1e-5) -> Captured:
-    """The captured module, once it has given the shapes, dtypes and numbers that PyTorch gives."""
+    """The captured module, once it has given the shapes, dtypes and numbers that PyTorch gives.
+
+    Its graph is valid, and its text says all of it.
+    """
     captured = capture(module, inputs)
+    verify(captured.graph)
+    assert parse_graph(str(captured.graph), captured.graph.constants) == captured.graph
     module.eval()
     got = interpret(captured.graph, *(x.numpy() for x in inputs))
     with torch.no_grad():

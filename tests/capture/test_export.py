@@ -111,6 +111,15 @@ def test_exported_program() -> None:
     assert np.allclose(got[0], model(*x)[0].detach().numpy(), rtol=1e-5)
 
 
+def test_program_and_examples_must_fit() -> None:
+    """Example inputs other than those a program was exported for are refused."""
+    program = torch.export.export(nn.Linear(3, 3).eval(), (data(2, 3),))
+    with pytest.raises(BadInput, match=r"the graph wants float32\[2, 3\]"):
+        capture(program, (data(4, 3),))
+    with pytest.raises(BadInput, match="2 example inputs for a program of 1"):
+        capture(program, (data(2, 3), data(2, 3)))
+
+
 def test_progress_is_told() -> None:
     """Each step is told as it starts."""
     told: list[str] = []

@@ -103,7 +103,7 @@ def layer_configs(draw: st.DrawFn) -> ButterflyConfig:
 
 
 @given(layer_configs(), st.integers(1, 5))
-@settings(max_examples=12)
+@settings(max_examples=25)
 def test_layers(config: ButterflyConfig, tokens: int) -> None:
     """A ButterflyMoE layer of any form."""
     torch.manual_seed(tokens)
