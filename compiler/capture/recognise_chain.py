@@ -21,7 +21,6 @@ from .recognise_routing import Region, random_gates, some_of
 from .recognise_rows import Rows, layouts
 
 Array = np.ndarray
-TRIALS = 2
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,45 @@ def rows_of(
     if not nodes[0].type.is_float:
         return None
     for rows in layouts(nodes[0].type.shape, region.tokens, region.k):
-        if all(_rows_agree(region, nodes, rows, target, rng) for _ in range(TRIALS)):
+        trials = _touched(region, rows, rng)
+        if all(_rows_agree(region, nodes, rows, target, *trial, rng) for trial in trials):
             return rows
     return None
 
 
+def _touched(region: Region, rows: Rows, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+    """Which rows to change [T, slots], and the slot of each token whose gate is not zero [T].
+
+    First a single row, which no other layout with as many rows has in the same place, seen and
+    not seen by the gates; then several.
+    """
+    t, slots = region.tokens, rows.slots
+    for token, slot in ((0, slots - 1), (t - 1, 0)):
+        single = np.zeros((t, slots), bool)
+        single[token, slot] = True
+        yield single, np.full(t, slot)
+        if slots > 1:
+            yield single, np.full(t, (slot + 1) % slots)
+    for _ in range(2):
+        yield some_of((t, slots), rng), rng.integers(region.k, size=t)
+
+
 def _rows_agree(
-    region: Region, nodes: tuple[Node, ...], rows: Rows, target: Cut, rng: np.random.Generator
+    region: Region,
+    nodes: tuple[Node, ...],
+    rows: Rows,
+    target: Cut,
+    touched: Array,
+    lit: Array,
+    rng: np.random.Generator,
 ) -> bool:
     """Whether changing some rows of ``nodes`` changes the same rows of ``target`` and no other.
 
-    Each token has one slot whose gate is not zero, so that a target behind the sum over the slots
-    shows that slot.
+    Each token has one slot whose gate is not zero (``lit``), so that a target behind the sum over
+    the slots shows that slot.
     """
     t, k = region.tokens, region.k
-    lit = rng.integers(k, size=t)
     gates = np.where(np.arange(k) == lit[:, None], random_gates(t, k, rng), 0.0)
-    touched = some_of((t, rows.slots), rng)
     base = rng.standard_normal((t, rows.slots, rows.channels))
     fresh = rng.standard_normal(base.shape)
     other = np.where(touched[:, :, None], fresh, base)

@@ -285,6 +285,8 @@ def _down(region: Region, last: Cut, end: Cut, rng: np.random.Generator) -> Down
     if any(not np.array_equal(p.w, found[0].w) for p in found):
         raise NotRecognised("behind the experts lie several matrices: W_down is not shared")
     w = found[0].w if found else None
+    if w is not None and w.shape[1] != last.rows.channels:
+        raise NotRecognised(f"'{found[0].node.name}' does not read the experts' rows as they are")
     experts = region.spread(rng)
 
     def run(rows: Array, gates: Array) -> Array:  # rows: [chains, T, slots, F]
