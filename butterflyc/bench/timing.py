@@ -1,7 +1,8 @@
 """Timing that can be trusted on a noisy machine: contenders take turns in one process.
 
 In each round every contender runs for about the same time; ratios are taken within a round, so a
-machine that slows down slows both sides. Reported: the median ratio and its quartiles.
+machine that slows down slows both sides. Time is CPU time of the calling thread, in which everything
+runs: what other programs take of the core does not count. Reported: median ratio and quartiles.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import quantiles
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ WARMUP_CALLS = 3
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds a call, contender by round."""
+    """CPU seconds a call, contender by round."""
 
     seconds: Mapping[str, tuple[float, ...]]
 
@@ -63,10 +64,10 @@ def interleave(
 
 
 def _time(call: Callable[[], Any], count: int) -> float:
-    start = perf_counter()
+    start = thread_time()
     for _ in range(count):
         call()
-    return (perf_counter() - start) / count
+    return (thread_time() - start) / count
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,8 +42,10 @@ class Call:
     def raw(self) -> Callable[[], None]:
         """The same call with its pointers made once: what a benchmark repeats."""
         pointers = [ctypes.c_void_p(buffer.ctypes.data) for buffer in self.buffers]
-        function = self.function
-        return lambda: function(*pointers)
+        call = partial(self.function, *pointers)
+        # Pointers do not keep what they point to.
+        call.buffers = self.buffers  # type: ignore[attr-defined]
+        return call
 
 
 def bind(
