@@ -132,7 +132,8 @@ def batch_norm(
         axes = (0, *range(2, x.type.rank))
         variance, mean = variance_of(site, x, axes, 0, keep=False)
     else:
-        accept(not training, "batch_norm while training", "call model.eval() before torch.export")
+        # Statistics that are also written are made functional under another name, and refused.
+        assert not training, "batch_norm with running statistics while training"
     shape = (channels, *(1,) * behind)
     inverse = site.make("rsqrt", _plus(site, variance, eps))
     scale = inverse if weight is None else site.make("mul", inverse, weight)
@@ -145,11 +146,6 @@ def native_batch_norm_eval(site: Site, x: Node, *arguments: Any) -> tuple[Node |
     weight, bias, mean, variance, momentum, eps = arguments[:6]
     y = batch_norm(site, x, weight, bias, mean, variance, False, momentum, eps)
     return (y, *(None,) * (len(site.out) - 1))
-
-
-@lowers("aten.native_batch_norm", "aten._native_batch_norm_legit")
-def native_batch_norm(site: Site, x: Node, *arguments: Any) -> tuple[Node | None, ...]:
-    return batch_norm(site, x, *arguments), None, None
 
 
 def _windows(

@@ -43,6 +43,7 @@ ADVICE = {
     "_embedding_bag": "take embedding(...) and sum or average over the axis",
     "_fft": "multiply by the matrix of the transform, a constant",
     "_grouped_mm": "gather each row's matrix and use einsum, or compute all experts and select",
+    "_native_batch_norm": "call model.eval() before torch.export",
     "bernoulli": _RANDOM,
     "conv3d": "convolve over 1 or 2 axes",
     "conv_transpose": "use linear and a reshape (pixel_shuffle)",

@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from butterflyc.compiler.errors import Unsupported
-
 from .agreement import Function, agree, data, numbers
 
 I = torch.tensor  # noqa: E741  (an index)
@@ -121,22 +119,3 @@ def test_any_axes_by_index(draw: st.DataObject) -> None:
         return x[tuple(full)]
 
     agree(Function(function), data(*shape), *(index[axis] for axis in computed))
-
-
-@pytest.mark.parametrize(
-    ("function", "what"),
-    [
-        (lambda x: x[x[:, 0] > 0], "computed mask"),
-        (lambda x: x.nonzero(), "depends on the data"),
-        (lambda x: x.masked_select(x > 0), "depends on the data"),
-        (lambda x: torch.bincount((x > 0).long().flatten()), "bincount"),
-        (lambda x: x.scatter_reduce(1, x.topk(2).indices, x, "amax"), "scatter_reduce"),
-        (lambda x: x.scatter(0, x.topk(2).indices, x), "scatter of"),
-    ],
-)
-def test_refused(function: Callable[[Tensor], Tensor], what: str) -> None:
-    """A result whose size depends on the data is refused, with what to write instead."""
-    with pytest.raises(Unsupported, match=what) as caught:
-        agree(Function(function), data(5, 4))
-    assert caught.value.help
-    assert "test_aten_index.py:" in str(caught.value.where)

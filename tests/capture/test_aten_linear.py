@@ -12,11 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from butterflyc.compiler.errors import Unsupported
-
 from .agreement import Function, agree, agree_in_double, data
 
-FILTERS, NARROW = data(48, 2, 3), data(96, 2, 1)
 VECTOR = data(8)
 HEADS = data(2, 3, 5, 4)
 
@@ -172,23 +169,3 @@ def test_any_einsum(draw: st.DataObject) -> None:
     size = {"a": 2, "b": 3, "c": 1, "d": 4}
     operands = (data(*(size[label] for label in side)) for side in (left, right))
     agree(Function(lambda x, y: torch.einsum(equation, x, y)), *operands)
-
-
-@pytest.mark.parametrize(
-    ("function", "what"),
-    [
-        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout"),
-        (lambda x: F.conv2d(x[None], x[None, :, :2, :2], dilation=2), "computed weights"),
-        (lambda x: F.conv_transpose1d(x, FILTERS[:6]), "transposed convolution"),
-        (lambda x: F.conv1d(x.repeat(1, 4, 1), NARROW, groups=12), "12 groups"),
-        (lambda x: torch.einsum("bii->bi", x[:, :, :6]), "repeats a label"),
-        (lambda x: F.max_pool1d(x, 3, ceil_mode=True), "ceil_mode"),
-        (lambda x: F.avg_pool2d(x, 3, padding=1, count_include_pad=False), "uncounted padding"),
-        (lambda x: F.adaptive_avg_pool2d(x, 4), "adaptive pooling"),
-    ],
-)  # fmt: skip
-def test_refused(function: Callable[[Tensor], Tensor], what: str) -> None:
-    """A form without a lowering is refused by name, with what to write instead."""
-    with pytest.raises(Unsupported, match=what) as caught:
-        agree(Function(function), data(2, 6, 8))
-    assert caught.value.help

@@ -1,0 +1,112 @@
+"""Every form that a known operator refuses is refused by name, with what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from butterflyc.compiler.capture.export import capture
+from butterflyc.compiler.capture.refusals import advice_for
+from butterflyc.compiler.errors import Unsupported
+
+from .agreement import Function, data
+
+FILTERS, NARROW, CUBES = data(6, 2, 3), data(96, 2, 1), data(3, 6, 2, 2, 2)
+STATISTICS = data(6).abs()
+LONG = torch.arange(70).expand(1, 70)
+
+# Each on x: [2, 6, 8]: the call, what is named, what is advised.
+CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
+    (lambda x: x.long() ** x.long(), "an integer power in i64", "raise floats"),
+    (lambda x: x.long() ** 5, "power 5 of i64", "products"),
+    (lambda x: x.long() & 3, "bits of i64", "masks as bool"),
+    (lambda x: x.round(decimals=2), "round to 2 decimals", "scale"),
+    (lambda x: x[x[..., 0] > 0], "a computed mask", "torch.where"),
+    (lambda x: x.repeat_interleave(x[0, :, 0].long(), 1, output_size=9), "counts", "constants"),
+    (lambda x: F.conv3d(x.view(2, 6, 2, 2, 2), CUBES), "3 axes", "2 axes"),
+    (lambda x: F.conv_transpose1d(x, FILTERS), "transposed convolution", "pixel_shuffle"),
+    (lambda x: F.conv2d(x[None], x[None, :, :2, :2], dilation=2), "computed weights", "constant"),
+    (lambda x: F.conv1d(x.repeat(1, 4, 1), NARROW, groups=12), "12 groups", "one a channel"),
+    (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout", "dropout_p=0.0"),
+    (
+        lambda x: F.instance_norm(x, STATISTICS, STATISTICS, use_input_stats=False),
+        "running statistics",
+        "track_running_stats",
+    ),
+    (lambda x: F.max_pool1d(x, 3, ceil_mode=True), "ceil_mode", "pad"),
+    (lambda x: F.avg_pool2d(x, 3, padding=1, count_include_pad=False), "uncounted", "pad"),
+    (lambda x: F.adaptive_avg_pool2d(x, 4), "adaptive pooling", "divides"),
+    (lambda x: x.repeat(1, 20, 1).prod(1), "a product of 120", "logarithms"),
+    (lambda x: x.norm(3, dim=-1), "a norm of order 3", "order 1, 2"),
+    (lambda x: x[0, 0].repeat(600).cumsum(0), "a running sum over 4800", "4096"),
+    (lambda x: x.scatter(0, x.topk(2).indices, x), "scatter of", "other axes"),
+    (lambda x: x[0, :1].repeat(1, 10).scatter(1, LONG * x[0, 0, 0].long(), 1.0), "70 el", "64"),
+    (
+        lambda x: x.new_zeros(9000).index_add(0, x[0, 0].long().repeat(300), x[0, 0].repeat(300)),
+        "2400 rows written into 9000",
+        "fewer",
+    ),
+    (lambda x: x.scatter(2, x.topk(2).indices, 2.0, reduce="multiply"), "multiply", "scatter_add"),
+    (lambda x: _put(x, x[..., 0] > 0, x[:, 0] * 2), "a computed mask", "torch.where"),
+    (lambda x: F.dropout(x, 0.5, training=True), "dropout while training", "model.eval()"),
+    (lambda x: x.view(torch.int32), "bits of f32 read as i32", ".to(dtype)"),
+    (lambda x: F.pad(x, (-1, 2), mode="replicate"), "negative replicate", "slice"),
+    (lambda x: torch.einsum("bii->bi", x[:, :, :6]), "repeats a label", "diagonal"),
+    (lambda x: x.double() * 2, "in f64", "float32"),
+    (lambda x: x.nonzero(), "aten.nonzero", "torch.where"),
+    (lambda x: x.masked_select(x > 0), "masked_select", "torch.where"),
+    (lambda x: torch.bincount((x > 0).long().flatten()), "bincount", "one_hot"),
+    (lambda x: x.scatter_reduce(1, x.topk(2).indices, x, "amax"), "scatter_reduce", "scatter_add"),
+    (lambda x: torch.rand_like(x) + x, "rand", "no random numbers"),
+    (lambda x: x.kthvalue(2).values, "kthvalue", "elementwise"),
+]  # fmt: skip
+
+
+def _put(x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    return x.index_put((mask,), rows)
+
+
+@pytest.mark.parametrize(("function", "what", "advice"), CASES)
+def test_refused(function: Callable[[Tensor], Tensor], what: str, advice: str) -> None:
+    """A form without a lowering: what it is, where it stands, what to do."""
+    with pytest.raises(Unsupported) as caught:
+        capture(Function(function), (data(2, 6, 8),))
+    assert what in caught.value.what
+    assert advice in str(caught.value.help)
+    assert "test_aten_refusals.py:" in str(caught.value.where)
+
+
+def test_programs_in_training_mode() -> None:
+    """A program that was exported while training is refused where that matters."""
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5))
+    program = torch.export.export(model, (data(2, 6, 8),))
+    with pytest.raises(Unsupported) as caught:
+        capture(program, (data(2, 6, 8),))
+    assert "_native_batch_norm" in caught.value.what
+    assert "writes to '0.running_mean'" in caught.value.what
+    assert "call model.eval() before torch.export" in str(caught.value.help)
+
+
+def test_one_hot_needs_its_number_of_classes() -> None:
+    """Without it torch itself counts the classes in the data."""
+    with pytest.raises(Unsupported):
+        capture(Function(lambda x: F.one_hot(x.argmax(-1))), (data(2, 6),))
+
+
+@pytest.mark.parametrize(
+    ("target", "advice"),
+    [
+        ("aten.sofmax.int", "softmax"),
+        ("aten.lstm.input", "steps"),
+        ("mine.special.default", "custom kernels"),
+        ("cond", "torch.where"),
+    ],
+)
+def test_advice(target: str, advice: str) -> None:
+    """Unknown operators get advice too: the nearest known names, or a way around."""
+    assert advice in advice_for(target)
