@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ def save_checkpoint(
         "config": model.config.as_dict(),
         "white": {name: part.white for name, part in (images or {}).items()},
         "notes": notes or {},
+        "sha256": digest(tensors),
     }
     metadata = {HEAD: json.dumps(head, sort_keys=True)}
     write_atomically(path, save(tensors, metadata=metadata))
@@ -156,6 +158,15 @@ def _head(metadata: dict[str, str]) -> dict[str, Any]:
     return head
 
 
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all names and bytes: safetensors itself has no checksum."""
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(value.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
 def _parse(head: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     try:
         config = ViTConfig.from_dict(head["config"])
@@ -166,6 +177,11 @@ def _parse(head: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     for name, value in weights.items():
         if not torch.isfinite(value).all():
             raise Damaged(f"weight '{name}' holds NaN or infinity", help="train or fetch it again")
+    if head["sha256"] != digest(tensors):
+        raise Damaged(
+            "the weights or images changed since they were saved: SHA-256 differs",
+            help="fetch or train the checkpoint again",
+        )
     images = {
         name: ImageSet(
             tensors[f"images.{name}.pixels"].numpy(),

@@ -22,7 +22,13 @@ from butterflyc.compiler.errors import (
     UsageError,
 )
 from butterflyc.models.butterfly import ButterflyConfig
-from butterflyc.models.checkpoint import HEAD, load_checkpoint, read_checkpoint, save_checkpoint
+from butterflyc.models.checkpoint import (
+    HEAD,
+    digest,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from butterflyc.models.data import ImageSet
 from butterflyc.models.vit import ViT, ViTConfig
 
@@ -52,10 +58,11 @@ def saved(tmp_path: Path) -> tuple[Path, ViT]:
 def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **head: Any) -> None:
     """Change tensors (None removes one) and entries of the head of a checkpoint in place."""
     with safe_open(path, framework="pt") as file:
-        metadata = {HEAD: json.dumps({**json.loads(file.metadata()[HEAD]), **head})}
+        old = json.loads(file.metadata()[HEAD])
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     held = {k: v for k, v in {**held, **(tensors or {})}.items() if v is not None}
-    save_file(held, path, metadata=metadata)
+    new = {**old, "sha256": digest(held), **head}
+    save_file(held, path, metadata={HEAD: json.dumps(new)})
 
 
 def test_round_trip(saved: tuple[Path, ViT]) -> None:
@@ -101,6 +108,19 @@ def test_flipped_header_bytes_end_in_our_errors(saved: tuple[Path, ViT]) -> None
         path.write_bytes(bytes(changed))
         # A flip inside a free number or text leaves another valid model: nothing to refuse.
         with suppress(ButterflycError):
+            load_checkpoint(path)
+
+
+def test_every_flipped_bit_of_the_data_is_damaged(saved: tuple[Path, ViT]) -> None:
+    """A flipped bit in any weight or pixel is damaged: the checksum sees what the shapes do not."""
+    path, _ = saved
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position in range(start, len(content), 211):
+        changed = bytearray(content)
+        changed[position] ^= 0x01
+        path.write_bytes(bytes(changed))
+        with pytest.raises(Damaged, match=r"SHA-256 differs|holds NaN"):
             load_checkpoint(path)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from butterflyc.compiler.errors import Damaged
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
 from butterflyc.models.checkpoint import (
     DIGITS,
@@ -16,6 +18,7 @@ from butterflyc.models.checkpoint import (
     load_checkpoint,
     load_digits,
     read_checkpoint,
+    save_checkpoint,
 )
 from butterflyc.models.criteria import Criteria, measure, with_angles
 from butterflyc.models.data import digits
@@ -85,6 +88,16 @@ def test_shipped_images_need_no_scikit_learn(monkeypatch: pytest.MonkeyPatch) ->
     """The images come out of the file where scikit-learn is not installed."""
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert digits_test().images.shape == (360, 1, 8, 8)
+
+
+def test_missing_images_are_damaged(
+    tmp_path: Path, model: ViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digits file without its images is damaged, and says so."""
+    save_checkpoint(tmp_path / "bare.safetensors", model)
+    monkeypatch.setattr("butterflyc.models.checkpoint.DIGITS", tmp_path / "bare.safetensors")
+    with pytest.raises(Damaged, match="the test images are missing"):
+        digits_test()
 
 
 def test_ablations_change_a_copy(model: ViT) -> None:
