@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 
 from .compiler.artefact import Artefact
 from .compiler.capture.export import capture
-from .compiler.capture.load import load_model
 from .compiler.capture.recognise import LayerReport, recognise
-from .compiler.errors import BadInput
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.interpret import interpret
 from .compiler.lower.model_c import check_name
 from .compiler.tensors import pack_arrays
 from .program import Program, stage_section
+from .source import Source, eager, open_model
 from .targets.registry import Core, load_core
 
 Progress = Callable[[str], None]
@@ -54,12 +54,13 @@ def compile(
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
-    module, examples = open_model(model, example_inputs, progress)
-    folder = Path(dump_ir) if dump_ir else None
-    built = lower(module, examples, core, mode, name, folder, progress)
+    source = open_model(model, example_inputs, progress)
+    if calibration is not None:
+        source = replace(source, calibration=np.asarray(calibration))
+    built = lower(source, core, mode, name, Path(dump_ir) if dump_ir else None, progress)
     files = family_of(core).emit(built.last, core, name, progress)
-    golden = _golden(module, _arrays(examples), built.last, calibration)
-    splits = _samples_are_independent(module, _arrays(examples))
+    golden = _golden(source, built.last)
+    splits = _samples_are_independent(source)
     return _assemble(built, files, golden, splits, keep_stages)
 
 
@@ -84,8 +85,7 @@ def family_of(core: Core) -> Any:
 
 
 def lower(
-    module: Any,
-    examples: tuple[Any, ...],
+    source: Source,
     core: Core,
     mode: str,
     name: str,
@@ -96,7 +96,7 @@ def lower(
     passes = family_of(core).passes(core, mode)
     stages = _Stages(dump)
     progress("capturing with torch.export")
-    captured = capture(module, examples, name=name, progress=progress)
+    captured = capture(source.module, source.examples, name=name, progress=progress)
     stages.add("capture", captured.graph)
     recognised = recognise(captured.graph, progress=progress)
     graph = stages.add("recognise", recognised.graph)
@@ -125,74 +125,31 @@ class _Stages:
         return graph
 
 
-def open_model(
-    model: Any, example_inputs: Sequence[Any] | None = None, progress: Progress = lambda _: None
-) -> tuple[Any, tuple[Any, ...]]:
-    """The torch module and its example inputs. Raises BadInput where examples are missing."""
-    if isinstance(model, str | Path):
-        progress(f"loading {model}")
-        loaded, examples = load_model(str(model), checkpoint_loader=_load_checkpoint)
-        return loaded, tuple(example_inputs or examples)
-    if example_inputs is None:
-        raise BadInput(
-            "a torch module needs example inputs",
-            help="compile(model, (torch.randn(1, 3, 32, 32),))",
-        )
-    if not isinstance(example_inputs, tuple | list):
-        raise BadInput("example inputs are a tuple of tensors", help="write (x,), not x")
-    return model, tuple(example_inputs)
+def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:
+    """Inputs with what eager PyTorch and the interpreter (same mode) make of them.
 
-
-def _load_checkpoint(path: Path) -> tuple[Any, tuple[Any, ...]]:
-    import torch
-
-    from .models.checkpoint import load_checkpoint
-
-    module, config = load_checkpoint(path)
-    return module, (torch.zeros(1, config.channels, config.image, config.image),)
-
-
-def _arrays(tensors: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    return tuple(t.detach().cpu().numpy() for t in tensors)
-
-
-def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """What PyTorch computes, as arrays."""
-    import torch
-
-    module = module.module() if hasattr(module, "module") else module
-    if hasattr(module, "eval") and not isinstance(module, torch.fx.GraphModule):
-        module.eval()
-    with torch.no_grad():
-        outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-    return tuple(y.numpy() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
-
-
-def _golden(
-    module: Any,
-    arrays: tuple[np.ndarray, ...],
-    last: Graph,
-    calibration: Any,
-) -> dict[str, np.ndarray]:
-    """Inputs with what eager PyTorch and the interpreter (same mode) make of them."""
+    The inputs are the examples and, if there is one input, samples of the calibration set.
+    """
     pairs: dict[str, np.ndarray] = {}
+    arrays = source.arrays
     samples = [arrays]
-    if calibration is not None and len(arrays) == 1:
+    if source.calibration is not None and len(arrays) == 1:
         batch = arrays[0].shape[0]
-        rows = np.asarray(calibration, arrays[0].dtype)[: GOLDEN_ROWS * batch]
+        rows = source.calibration.astype(arrays[0].dtype)[: GOLDEN_ROWS * batch]
         samples += [(rows[i : i + batch],) for i in range(0, len(rows) - batch + 1, batch)]
     for i, sample in enumerate(samples):
         for kind, values in (
             ("input", sample),
-            ("eager", eager(module, sample)),
+            ("eager", eager(source.module, sample)),
             ("expected", interpret(last, *sample)),
         ):
             pairs |= {f"{i:03}.{kind}.{j}": np.ascontiguousarray(v) for j, v in enumerate(values)}
     return pairs
 
 
-def _samples_are_independent(module: Any, arrays: tuple[np.ndarray, ...]) -> bool:
+def _samples_are_independent(source: Source) -> bool:
     """Whether two batches computed at once give what each gives alone."""
+    module, arrays = source.module, source.arrays
     if any(a.ndim == 0 for a in arrays):
         return False
     other = tuple(np.roll(a, 1, axis=-1) for a in arrays)
@@ -231,6 +188,7 @@ def _assemble(
     manifest = {
         "name": built.name,
         "target": built.core.name,
+        "core": attrs.asdict(built.core),
         "mode": built.mode,
         "inputs": _ports(last.inputs),
         "outputs": _ports(last.outputs),

@@ -14,6 +14,7 @@ from .compiler.ir.interpret import interpret
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
 from .program import Program
+from .source import eager, open_model
 from .verify import Case, Verification, golden, golden_cases, verify, verify_stages
 
 Progress = Callable[[str], None]
@@ -40,25 +41,25 @@ def check(
     if against is None:
         outcome = verify(program, labels=labels, progress=progress)
         return _with_stages(outcome, program, program.stages, None, progress) if bisect else outcome
-    from .build import Lowered, eager, lower, open_model
-    from .targets.registry import load_core
+    from .build import Lowered, lower
+    from .targets.registry import core_from
 
     examples = None
     if not isinstance(against, str):
         import torch
 
         examples = tuple(torch.zeros(t.shape, dtype=_torch_dtype(t.dtype)) for t in program.inputs)
-    module, examples = open_model(against, examples, progress)
-    core = load_core(program.target)
+    source = open_model(against, examples, progress)
+    core = core_from(program.manifest["core"])
     if program.fresh_stages:
         built = Lowered(core, program.mode, program.name, program.fresh_stages, ())
     else:
-        built = lower(module, examples, core, program.mode, program.name, progress=progress)
+        built = lower(source, core, program.mode, program.name, progress=progress)
     batches = split_batches(program, samples) if samples is not None else golden(program)[0]
     progress(f"running PyTorch on {len(batches)} samples")
     cases = []
     for batch in batches:
-        model = eager(module, batch)[0]
+        model = eager(source.module, batch)[0]
         wanted = model if program.mode == "f32" else interpret(built.last, *batch)[0]
         cases.append(Case(batch, wanted, model))
     outcome = verify(

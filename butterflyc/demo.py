@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .bench.timing import Timings, interleave, one_core
-from .build import compile, open_model
+from .build import compile
 from .check import check
 from .compiler.files import make_folder
 from .models.checkpoint import DIGITS, read_checkpoint
 from .program import Program
+from .source import open_model
 from .verify import Verification
 
 Progress = Callable[[str], None]
@@ -56,13 +57,10 @@ def demo(
     Writes ``folder/host.bfly``. Raises what ``compile`` and ``check`` raise.
     """
     make_folder(folder)
-    images = read_checkpoint(checkpoint).images
-    samples, labels = images["test"].floats(), images["test"].labels
-    calibration = images["calibration"].floats()
-    module, examples = open_model(str(checkpoint), progress=progress)
-    program = compile(
-        module, examples, mode=mode, calibration=calibration, name="digits", progress=progress
-    )
+    test = read_checkpoint(checkpoint).images["test"]
+    samples, labels = test.floats(), test.labels
+    module = open_model(str(checkpoint)).module
+    program = compile(str(checkpoint), mode=mode, name="digits", progress=progress)
     artefact = program.save(folder / "host.bfly")
     verification = check(program, str(checkpoint), [samples], labels, progress=progress)
     times = _times(module, program, samples[:1], progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,22 @@ def describe(name: str, extra_file: Path | None = None) -> dict[str, Any]:
     return attrs.asdict(load_core(name, extra_file))
 
 
-def _read(path: Path) -> Core:
-    from cattrs import ClassValidationError, Converter, transform_error
-    from cattrs.errors import IterableValidationError
+def core_from(data: Mapping[str, Any]) -> Core:
+    """The core that `describe` gave as plain data. Raises what cattrs raises for other data."""
+    from cattrs import Converter
 
     converter = Converter(forbid_extra_keys=True)
     for kind in (int, str):  # cattrs would make "8" of 8, and 8 of "8"
         converter.register_structure_hook(kind, _exactly)
+    return converter.structure(data, Core)
+
+
+def _read(path: Path) -> Core:
+    from cattrs import ClassValidationError, transform_error
+    from cattrs.errors import IterableValidationError
+
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        core = converter.structure(data, Core)
+        core = core_from(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror or error}",

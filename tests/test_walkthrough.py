@@ -95,12 +95,13 @@ def test_the_example_is_recognised_and_right() -> None:
     """The example compiles to the fused form and agrees with PyTorch."""
     import torch
 
-    from butterflyc.build import open_model
+    from butterflyc.source import open_model
     from butterflyc.verify import relative_errors
 
     program = compiled("f32")
     assert program.census == {"layers": 1, "recognised": 1, "found": 4, "choosable": 4}
-    module, (x,) = open_model(f"{ROOT / 'examples' / 'one_layer.py'}:make")
+    source = open_model(f"{ROOT / 'examples' / 'one_layer.py'}:make")
+    module, (x,) = source.module, source.examples
     with torch.no_grad():
         wanted = module(x).numpy()
     assert relative_errors(program(x.numpy()), wanted).max() <= 1e-5

@@ -1,8 +1,8 @@
 """Timing that can be trusted on a noisy machine: contenders take turns in one process.
 
 In each round every contender runs for about the same time; ratios are taken within a round, so a
-machine that slows down slows both sides. Time is CPU time of the calling thread, in which everything
-runs: what other programs take of the core does not count. Reported: median ratio and quartiles.
+machine that slows down slows both sides. Time is CPU time of the calling thread, which does all the
+work: what other programs take of the core does not count. Reported: median ratio and quartiles.
 """
 
 from __future__ import annotations

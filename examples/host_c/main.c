@@ -1,7 +1,7 @@
 /* Classifies one digit with a compiled ButterflyViT: no Python, no torch, no malloc.
 
      butterflyc compile models/digits.safetensors --name digits -o out
-     cc -std=c99 -O2 -Iout main.c -Lout -ldigits -Wl,-rpath,out -o classify
+     cc -std=c99 -O2 main.c -Iout -Lout -ldigits -Wl,-rpath,out -o classify
      ./classify < image.txt        64 numbers 0..16, row by row
 */
 #include <stdio.h>

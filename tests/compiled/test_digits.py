@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import butterflyc as bc
-from butterflyc.build import eager
 from butterflyc.check import check
 from butterflyc.compiler.ir import parse_graph
+from butterflyc.compiler.lower.link import c_compiler
+from butterflyc.compiler.lower.link import run as run_tool
 from butterflyc.models.checkpoint import digits_calibration, digits_test, load_digits
 from butterflyc.models.vit import ViT
 from butterflyc.program import Program
+from butterflyc.source import eager
 from butterflyc.verify import Verification, relative_errors, verify_stages
 
 pytestmark = pytest.mark.slow
@@ -124,6 +128,26 @@ def test_a_batch_is_split() -> None:
     assert torch.equal(together, alone)
     wanted = eager(model("trained"), (images.numpy(),))[0]
     assert relative_errors(together.numpy(), wanted).max() <= 1e-5
+
+
+def test_the_c_example_classifies(tmp_path: Path) -> None:
+    """examples/host_c builds without warnings and says what PyTorch says, with no Python in it."""
+    for section, content in program("trained", "f32").artefact.sections.items():
+        if section.startswith("kernels/"):
+            (tmp_path / section.removeprefix("kernels/")).write_bytes(content)
+    source = Path(__file__).parents[2] / "examples" / "host_c" / "main.c"
+    flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-I.", "-L.", "-ldigits"]
+    link = [f"-Wl,-rpath,{tmp_path}", "-o", "classify"]
+    run_tool([*c_compiler(), str(source), *flags, *link], str(tmp_path))
+    test = digits_test()
+    for image, logits in zip(test.images[:5], answers("trained")[:5], strict=True):
+        pixels = " ".join(map(str, image.ravel()))
+        done = subprocess.run(
+            [tmp_path / "classify"], input=pixels, capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) == logits.argmax()
+    short = subprocess.run([tmp_path / "classify"], input="1 2", capture_output=True, text=True)
+    assert short.returncode == 2
 
 
 def test_two_compilations_are_byte_identical() -> None:

@@ -1,0 +1,86 @@
+"""Where a model comes from: a torch module in hand, or what a command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .compiler.capture.load import load_model
+from .compiler.errors import BadInput
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A torch module or exported program, example inputs, and samples to calibrate on if known.
+
+    ``calibration``: rows of the first input, [N, ...].
+    """
+
+    module: Any
+    examples: tuple[Any, ...]
+    calibration: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The example inputs as arrays."""
+        return tuple(tensor.detach().cpu().numpy() for tensor in self.examples)
+
+
+def open_model(
+    model: Any, examples: Sequence[Any] | None = None, progress: Progress = lambda _: None
+) -> Source:
+    """The source that ``model`` is (a module) or names (a string, see `compile`).
+
+    Raises BadInput where example inputs are missing, and what loading raises.
+    """
+    if isinstance(model, str | Path):
+        progress(f"loading {model}")
+        calibration: list[np.ndarray] = []
+
+        def checkpoint(path: Path) -> tuple[Any, tuple[Any, ...]]:
+            return _checkpoint(path, calibration)
+
+        module, given = load_model(str(model), checkpoint_loader=checkpoint)
+        return Source(module, tuple(examples or given), *calibration)
+    if examples is None:
+        raise BadInput(
+            "a torch module needs example inputs",
+            help="compile(model, (torch.randn(1, 3, 32, 32),))",
+        )
+    if not isinstance(examples, tuple | list):
+        raise BadInput("example inputs are a tuple of tensors", help="write (x,), not x")
+    return Source(model, tuple(examples))
+
+
+def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[Any, ...]]:
+    """A checkpoint of models/ and one input for it; its calibration images, if it holds any."""
+    import torch
+
+    from .models.checkpoint import read_checkpoint
+
+    found = read_checkpoint(path)
+    config = found.config
+    example = torch.zeros(1, config.channels, config.image, config.image)
+    if "calibration" in found.images:
+        calibration.append(found.images["calibration"].floats())
+        example = torch.from_numpy(calibration[0][:1].copy())
+    return found.model(), (example,)
+
+
+def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """What PyTorch computes, as arrays."""
+    import torch
+
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
+    else:
+        module.eval()
+    with torch.no_grad():
+        outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    return tuple(y.numpy() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
