@@ -16,6 +16,7 @@ from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
 from ..ir.interpret import check_input
 from .fakes import DTYPES
+from .quiet import quiet_torch
 from .sources import clean, every_user_line, user_frame
 from .walk import Walk, is_known_and_pure
 
@@ -144,7 +145,8 @@ def _exported(
         progress("exporting with torch.export")
     with _evaluating(model), every_user_line():
         try:
-            return torch.export.export(model, inputs, strict=False)
+            with quiet_torch():
+                return torch.export.export(model, inputs, strict=False)
         except Exception as error:
             _check_that_it_runs(model, inputs)
             raise _refusal_of_export(error) from error
@@ -180,6 +182,7 @@ _REWRITES = (
     ("if ", "compute both branches and select with torch.where(condition, a, b)"),
     ("while ", "write a fixed number of steps"),
     ("for ", "loop over a number that does not depend on the data"),
+    ("grouped_mm(", "gather each row's matrix, or compute all experts and select"),
     ("split(", "split at fixed sizes; give all rows to each expert and select with torch.where"),
 )
 _LOOP_FREE = (
