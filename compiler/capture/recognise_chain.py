@@ -1,10 +1,9 @@
-"""The chain of an expert: the nodes through which all that the expert computes must pass.
+"""The chain of an expert: the places through which all that the expert computes must pass.
 
-Each such cut holds one row a token, or one a (token, slot) pair. Between two cuts lies a map of
-rows that can be probed alone: from its own cut with a full basis, since from h only the reachable
-part of a padded space is seen.
-
-Written without an expert loop, one chain serves all experts; in a masked loop each has its own.
+Each such cut holds one row a token, or one for each (token, slot), or for each (token, expert):
+as an axis of one tensor, or in a node for each where the model loops. Between two cuts lies a map
+of rows that can be probed alone: from its own cut with a full basis, since from h only the
+reachable part of a padded space is seen.
 """
 
 from __future__ import annotations
@@ -21,162 +20,202 @@ from .recognise_routing import Region, random_gates, some_of
 from .recognise_rows import Rows, layouts
 
 Array = np.ndarray
+TOKEN, SLOT, EXPERT = "token", "slot", "expert"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One place in the chain: one node for all experts, or one an expert; and its rows."""
+    """One place in the chain, with rows [T, S, n]; ``kind`` says for what S stands.
+
+    token: S = 1, all experts of a token share its row. slot: S = k. expert: S = E.
+    One node holds all S rows of a token, or each of S nodes one.
+    """
 
     nodes: tuple[Node, ...]
     rows: Rows
-
-    def node(self, expert: int) -> Node:
-        return self.nodes[expert if len(self.nodes) > 1 else 0]
+    kind: str
 
     @property
-    def is_shared(self) -> bool:
-        return len(self.nodes) == 1
+    def slots(self) -> int:
+        return len(self.nodes) if len(self.nodes) > 1 else self.rows.slots
+
+    @property
+    def channels(self) -> int:
+        return self.rows.channels
+
+    def write(self, value: Array) -> dict[Node, Array]:
+        """The nodes' values where the rows are ``value`` [T, S, n]."""
+        if len(self.nodes) == 1:
+            return {self.nodes[0]: self.rows.write(value)}
+        return {node: self.rows.write(value[:, i : i + 1]) for i, node in enumerate(self.nodes)}
+
+    def read(self, values: Sequence[Array]) -> Array:
+        """The rows [T, S, n] of the nodes' values."""
+        return np.concatenate([self.rows.read(value) for value in values], axis=1)
 
 
-def path(region: Region, start: Node, end: Node) -> tuple[Node, ...]:
-    """The nodes through which every path from ``start`` to ``end`` leads, with routing forced."""
-    return separators(region.probe, start, end, region.forced)
+def slots_of(region: Region, kind: str) -> int:
+    return {TOKEN: 1, SLOT: region.k, EXPERT: region.count}[kind]
+
+
+def path(region: Region, start: Node, end: Node, beside: Iterable[Node] = ()) -> tuple[Node, ...]:
+    """The nodes through which every path from ``start`` to ``end`` leads, with routing forced.
+
+    Nodes ``beside`` the start are given too: those of the other slots or experts.
+    """
+    return separators(region.probe, start, end, {*region.forced, *beside} - {start})
 
 
 def cuts(
     region: Region,
     places: Sequence[tuple[Node, ...]],
     target: Cut,
+    lanes: str,
     rng: np.random.Generator,
 ) -> list[Cut]:
     """Those ``places``, given from ``target`` backwards, that hold rows.
 
-    Each is found by which rows of the cut behind it follow its own.
+    Each is found by which rows of the cut behind it follow its own. Where a place has several
+    nodes, they are ``lanes``, slots or experts.
     """
     found = []
     for nodes in places:
-        rows = rows_of(region, nodes, target, rng)
-        if rows is not None:
-            target = Cut(nodes, rows)
-            found.append(target)
+        cut = target if nodes == target.nodes else cut_of(region, nodes, target, lanes, rng)
+        if cut is not None:
+            target = cut
+            found.append(cut)
     return found
 
 
-def rows_of(
-    region: Region, nodes: tuple[Node, ...], target: Cut, rng: np.random.Generator
-) -> Rows | None:
-    """How ``nodes`` hold rows: the layout in which changed rows change just those of ``target``."""
-    if nodes == target.nodes:
-        return target.rows
+def cut_of(
+    region: Region, nodes: tuple[Node, ...], target: Cut, lanes: str, rng: np.random.Generator
+) -> Cut | None:
+    """``nodes`` as a cut: the layout in which changed rows change just those of ``target``."""
     if not nodes[0].type.is_float:
         return None
-    for rows in layouts(nodes[0].type.shape, region.tokens, region.k):
-        trials = _touched(region, rows, rng)
-        if all(_rows_agree(region, nodes, rows, target, *trial, rng) for trial in trials):
-            return rows
+    for kind in (SLOT, EXPERT, TOKEN) if len(nodes) == 1 else (lanes,):
+        count = slots_of(region, kind)
+        if count == 1 and kind != TOKEN and len(nodes) == 1:
+            continue
+        for rows in layouts(nodes[0].type.shape, region.tokens, count if len(nodes) == 1 else 1):
+            cut = Cut(nodes, rows, kind)
+            if all(
+                _agrees(region, cut, target, *trial, rng) for trial in _trials(region, cut, rng)
+            ):
+                return cut
     return None
 
 
-def _touched(region: Region, rows: Rows, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-    """Which rows to change [T, slots], and the slot of each token whose gate is not zero [T].
+def _trials(
+    region: Region, cut: Cut, rng: np.random.Generator
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Which rows to change [T, S], the experts [T, k], and the one slot of each token to see [T].
 
-    First a single row, which no other layout with as many rows has in the same place, seen and
-    not seen by the gates; then several.
+    First a single row, which no other layout with as many rows has in the same place, seen and not
+    seen; then several.
     """
-    t, slots = region.tokens, rows.slots
+    t, k, slots = region.tokens, region.k, cut.slots
     for token, slot in ((0, slots - 1), (t - 1, 0)):
         single = np.zeros((t, slots), bool)
         single[token, slot] = True
-        yield single, np.full(t, slot)
-        if slots > 1:
-            yield single, np.full(t, (slot + 1) % slots)
+        for other in (0, 1) if slots > 1 else (0,):
+            lit = slot + other if cut.kind == SLOT else 0
+            first = slot + other if cut.kind == EXPERT else rng.integers(region.count)
+            experts = (first + np.arange(t)[:, None] - token + np.arange(k)) % region.count
+            yield single, experts, np.full(t, lit % k)
     for _ in range(2):
-        yield some_of((t, slots), rng), rng.integers(region.k, size=t)
+        yield some_of((t, slots), rng), region.spread(rng), rng.integers(k, size=t)
 
 
-def _rows_agree(
+def _agrees(
     region: Region,
-    nodes: tuple[Node, ...],
-    rows: Rows,
+    cut: Cut,
     target: Cut,
     touched: Array,
+    experts: Array,
     lit: Array,
     rng: np.random.Generator,
 ) -> bool:
-    """Whether changing some rows of ``nodes`` changes the same rows of ``target`` and no other.
+    """Whether changing the rows ``touched`` changes the same rows of ``target`` and no other.
 
-    Each token has one slot whose gate is not zero (``lit``), so that a target behind the sum over
-    the slots shows that slot.
+    Each token has one slot whose gate is not zero, ``lit``: behind the sum only that one is seen.
     """
-    t, k = region.tokens, region.k
-    gates = np.where(np.arange(k) == lit[:, None], random_gates(t, k, rng), 0.0)
-    base = rng.standard_normal((t, rows.slots, rows.channels))
-    fresh = rng.standard_normal(base.shape)
-    other = np.where(touched[:, :, None], fresh, base)
-    experts = region.spread(rng)
-    target_nodes: Iterable[Node] = dict.fromkeys(target.nodes)
-    if len(target.nodes) > 1:
-        experts = np.full_like(experts, rng.integers(region.count))
-        target_nodes = [target.node(int(experts[0, 0]))]
-    seen = []
-    for value in (base, other):
-        given = region.force(experts, gates)
-        given.update(dict.fromkeys(nodes, rows.write(value)))
-        seen.append(target.rows.read(region.probe.run(list(target_nodes), given)[0]))
+    gates = random_gates(region.tokens, region.k, rng)
+    gates[np.arange(region.k) != lit[:, None]] = 0
+    wanted = _followers(cut.kind, target.kind, touched, experts, lit)
+    if wanted is None:
+        return False
+    base = rng.standard_normal((region.tokens, cut.slots, cut.channels))
+    other = np.where(touched[:, :, None], rng.standard_normal(base.shape), base)
+    seen = [
+        target.read(region.probe.run(target.nodes, region.force(experts, gates) | cut.write(value)))
+        for value in (base, other)
+    ]
     changed = (seen[0] != seen[1]).any(2)
-    if target.rows.slots == rows.slots:
-        return np.array_equal(changed, touched)
-    if rows.slots == 1:
-        return np.array_equal(changed, np.broadcast_to(touched, changed.shape))
-    behind_sum = np.take_along_axis(touched, lit[:, None], 1)
-    return np.array_equal(changed, behind_sum)
+    return np.array_equal(changed, np.broadcast_to(wanted, changed.shape))
+
+
+def _followers(kind: str, target: str, touched: Array, experts: Array, lit: Array) -> Array | None:
+    """Which rows of a ``target`` change where rows ``touched`` do; None if it cannot be so."""
+    if kind in (target, TOKEN):
+        return touched
+    if target == EXPERT:
+        return None
+    if kind == EXPERT:
+        touched = np.take_along_axis(touched, experts, 1)  # [T, k]
+    return touched if target == SLOT else np.take_along_axis(touched, lit[:, None], 1)
 
 
 def row_probe(region: Region, start: Cut, end: Cut) -> RowProbe:
     """The map of rows from ``start`` to ``end``, for rows of any experts."""
 
     def run(rows: Array, experts: Array) -> Array:
-        out = np.empty((len(rows), end.rows.channels))
-        for index, chosen in _batches(region, start, end, experts):
-            place = np.zeros((region.tokens * start.rows.slots, start.rows.channels))
-            place[: len(index)] = rows[index]
-            shape = (region.tokens, start.rows.slots, start.rows.channels)
-            given = region.force(chosen, np.ones(chosen.shape))
-            first = int(experts[index[0]])
-            given[start.node(first)] = start.rows.write(place.reshape(shape))
-            value = end.rows.read(region.probe.run([end.node(first)], given)[0])
-            value = value if start.rows.slots > 1 else value[:, :1]
-            out[index] = value.reshape(-1, end.rows.channels)[: len(index)]
+        out = np.empty((len(rows), end.channels))
+        batch, token, slot = _places(region, start, end, experts)
+        for number in range(int(batch.max(initial=-1)) + 1):
+            here = np.flatnonzero(batch == number)
+            t, s, e = token[here], slot[here], experts[here]
+            value = np.zeros((region.tokens, start.slots, start.channels))
+            value[t, s] = rows[here]
+            chosen = np.full((region.tokens, region.k), e[0])
+            chosen[t, s if start.kind == SLOT else slice(None)] = (
+                e if start.kind == SLOT else e[:, None]
+            )
+            given = region.force(chosen, np.ones(chosen.shape)) | start.write(value)
+            result = end.read(region.probe.run(end.nodes, given))
+            if end.kind == EXPERT:
+                s = e
+            elif start.kind != SLOT or end.kind == TOKEN:
+                s = np.zeros_like(s)
+            out[here] = result[t, s]
         return out
 
     return run
 
 
-def _batches(region: Region, start: Cut, end: Cut, experts: Array) -> Iterator[tuple[Array, Array]]:
-    """Which rows run together, and the experts [T, k] that each then goes to."""
-    groups = [np.arange(len(experts))]
-    if len(start.nodes) > 1 or len(end.nodes) > 1:
-        groups = [np.flatnonzero(experts == expert) for expert in np.unique(experts)]
-    size = region.tokens * start.rows.slots
-    for group in groups:
-        for low in range(0, len(group), size):
-            index = group[low : low + size]
-            chosen = np.full(size, experts[index[0]])
-            chosen[: len(index)] = experts[index]
-            repeats = region.k // start.rows.slots
-            yield index, np.repeat(chosen, repeats).reshape(region.tokens, region.k)
+def _places(region: Region, start: Cut, end: Cut, experts: Array) -> tuple[Array, Array, Array]:
+    """Where each row runs: in which batch, as which token, in which slot of ``start``."""
+    number, t = np.arange(len(experts)), region.tokens
+    if start.kind == SLOT:
+        size = t * region.k
+        return number // size, number % size // region.k, number % region.k
+    slot = experts if start.kind == EXPERT else np.zeros_like(experts)
+    if start.kind == end.kind == EXPERT:
+        for expert in np.unique(experts):  # experts have rows of their own for the same token
+            number[experts == expert] = np.arange((experts == expert).sum())
+    return number // t, number % t, slot
 
 
 def needs_gates(region: Region, start: Cut, end: Cut) -> bool:
     """Whether the map from ``start`` to ``end`` reads the gates."""
     given = {*region.forced, *start.nodes}
-    plan = region.probe.plan(tuple(dict.fromkeys(end.nodes)), given)
+    plan = region.probe.plan(end.nodes, given)
     return any(operand in region.gates for node in plan for operand in node.operands)
 
 
 def is_before_routing(region: Region, cut: Cut) -> bool:
     """Whether ``cut`` is one node that needs neither gates nor experts."""
-    if not cut.is_shared:
+    if cut.kind != TOKEN or len(cut.nodes) > 1:
         return False
-    plan = region.probe.plan((cut.nodes[0],), {region.h, *region.forced})
+    plan = region.probe.plan(cut.nodes, {region.h, *region.forced})
     return not any(operand in region.forced for node in plan for operand in node.operands)

@@ -13,7 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..ir.graph import Node
-from .recognise_chain import Cut, cuts, is_before_routing, needs_gates, path, row_probe
+from .recognise_chain import (
+    EXPERT,
+    SLOT,
+    TOKEN,
+    Cut,
+    cuts,
+    is_before_routing,
+    needs_gates,
+    path,
+    row_probe,
+)
 from .recognise_probe import OutOfReach, ancestors
 from .recognise_rotation import (
     Activation,
@@ -59,25 +69,27 @@ class Layer:
 
 def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> Layer:
     """The parts of the mixture whose result is ``y``. Raises NotRecognised."""
-    end = Cut((y,), y_rows)
-    products = find_substrate(region, end, rng)
-    behind = _places_behind(region, _once(p.node for p in products), end, rng)
-    made = behind[0]
-    read_rows = made.rows.with_channels(products[0].x.type.shape)
+    end = Cut((y,), y_rows, TOKEN)
+    lanes, products = find_substrate(region, end, rng)
+    product = products[0]
+    behind = _places_behind(region, tuple(p.node for p in products), end, lanes, rng)
+    read_rows = behind[0].rows.with_channels(product.x.type.shape)
     if read_rows is None:
-        raise NotRecognised(f"'{products[0].node.name}' multiplies along another axis")
-    read = Cut(_once(p.x for p in products), read_rows)
-    substrate = as_ternary(products[0].w)
+        raise NotRecognised(f"'{product.node.name}' multiplies along another axis")
+    read = Cut(_once(p.x for p in products), read_rows, behind[0].kind)
+    if len(read.nodes) < len(products):
+        raise NotRecognised(f"'{read.nodes[0].name}' is multiplied several times, not rotated")
+    substrate = as_ternary(product.w)
     assert substrate is not None, "find_substrate gives ternary products only"
     x, rotation_in = _in_front(region, read, rng)
     bias, middle, last = _behind(region, behind, rng)
-    bias = _sum(products[0].bias, bias)
+    bias = _sum(product.bias, bias)
     down = _down(region, last, end, rng)
-    return Layer(region, y, y_rows, x, rotation_in, products[0], substrate, bias, middle, down)
+    return Layer(region, y, y_rows, x, rotation_in, product, substrate, bias, middle, down)
 
 
 def _once(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """The nodes of a cut: one where all experts share it."""
+    """The nodes of a cut: one where all are the same."""
     each = tuple(nodes)
     return each[:1] if len(set(each)) == 1 else each
 
@@ -86,8 +98,8 @@ def _sum(a: Array | None, b: Array | None) -> Array | None:
     return b if a is None else a if b is None else a + b
 
 
-def find_substrate(region: Region, end: Cut, rng: np.random.Generator) -> list[Product]:
-    """The ternary product through which all experts pass, or one for each expert in a loop.
+def find_substrate(region: Region, end: Cut, rng: np.random.Generator) -> tuple[str, list[Product]]:
+    """The ternary product through which all experts pass, or one for each slot or expert.
 
     Raises NotRecognised where there is none, or where the experts' matrices differ.
     """
@@ -100,59 +112,62 @@ def find_substrate(region: Region, end: Cut, rng: np.random.Generator) -> list[P
     if not ternary:
         found = ", ".join(dict.fromkeys(f"'{p.node.name}': {levels(p.w)}" for p in products[:4]))
         raise NotRecognised(f"no matrix of the experts is ternary ({found})")
-    common = set(path(region, region.h, y))
-    for product in ternary:
-        if product.node in common:
-            return [product]
-    return _looped(region, ternary, end, rng)
-
-
-def _looped(
-    region: Region, ternary: list[Product], end: Cut, rng: np.random.Generator
-) -> list[Product]:
-    """The substrate product of each expert where a loop gives each its own nodes.
-
-    The owner of a product is the expert whose tokens change with it. Where W_down is ternary too,
-    an expert owns several: the first is the substrate.
-    """
-    owners: list[Product | None] = [None] * region.count
+    # W_down may be ternary too, so the substrate is the first one on its path.
     nodes = {p.node for p in ternary}
     heads = [p for p in ternary if len(nodes & ancestors(p.node)) == 1]
-    for product in heads:
-        for expert in _owners(region, product.node, [p.node for p in heads], end, rng):
-            if owners[expert] is not None:
-                raise NotRecognised(f"expert {expert} passes through several ternary products")
-            owners[expert] = product
-    missing = [str(expert) for expert, product in enumerate(owners) if product is None]
-    if missing:
-        raise NotRecognised(f"no ternary product found for expert {', '.join(missing)}")
-    found = [product for product in owners if product is not None]
-    if any(not np.array_equal(p.w, found[0].w) for p in found):
+    if any(not np.array_equal(p.w, heads[0].w) for p in heads):
         raise NotRecognised("the experts do not share their ternary matrix")
-    if any(not _same(p.bias, found[0].bias) for p in found):
+    if any(not _same(p.bias, heads[0].bias) for p in heads):
         raise NotRecognised("the experts do not share the bias behind the ternary product")
-    return found
+    if len(heads) == 1:
+        return SLOT, heads
+    lanes, order = _lanes(region, [p.node for p in heads], end, rng)
+    return lanes, [heads[number] for number in order]
 
 
 def _same(a: Array | None, b: Array | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
 
 
-def _owners(
-    region: Region, node: Node, all_nodes: list[Node], end: Cut, rng: np.random.Generator
-) -> list[int]:
-    """The experts whose tokens change with the value of ``node``."""
-    found: set[int] = set()
-    value = {other: rng.standard_normal(other.type.shape) for other in all_nodes}
-    for first in range(0, region.count, region.tokens):
-        chosen = (first + np.arange(region.tokens)) % region.count
-        experts = np.repeat(chosen[:, None], region.k, axis=1)
-        given = {**region.force(experts, np.ones(experts.shape)), **value}
-        before = end.rows.read(region.probe.run(list(end.nodes), given)[0])
-        given[node] = rng.standard_normal(node.type.shape)
-        after = end.rows.read(region.probe.run(list(end.nodes), given)[0])
-        found.update(chosen[(before != after).any((1, 2))].tolist())
-    return sorted(found)
+def _lanes(
+    region: Region, heads: list[Node], end: Cut, rng: np.random.Generator
+) -> tuple[str, list[int]]:
+    """Whether a loop's products belong to slots or to experts, and the number of each one's.
+
+    Each token shows one slot. The product it passes through is read off bit by bit: bit b by
+    changing all products whose number has it.
+    """
+    t, k = region.tokens, region.k
+    by_slot: dict[int, set[int]] = {slot: set() for slot in range(k)}
+    by_expert: dict[int, set[int]] = {expert: set() for expert in range(region.count)}
+    rounds = 0
+    while rounds < 4 or (rounds < 200 and not all(by_expert.values())):
+        rounds += 1
+        experts, lit = region.spread(rng), rng.integers(k, size=t)
+        gates = np.where(np.arange(k) == lit[:, None], 1.0, 0.0)
+        value = {node: rng.standard_normal(node.type.shape) for node in heads}
+        forced = region.force(experts, gates)
+        base = end.read(region.probe.run(end.nodes, forced | value))
+        number = np.zeros(t, np.int64)
+        for bit in range(len(heads).bit_length()):
+            fresh = {
+                node: rng.standard_normal(node.type.shape)
+                for i, node in enumerate(heads, start=1)
+                if i >> bit & 1
+            }
+            seen = end.read(region.probe.run(end.nodes, forced | value | fresh))
+            number += (seen != base).any((1, 2)).astype(np.int64) << bit
+        for token in range(t):
+            by_slot[int(lit[token])].add(int(number[token]))
+            by_expert[int(experts[token, lit[token]])].add(int(number[token]))
+    for kind, votes in ((SLOT, by_slot), (EXPERT, by_expert)):
+        order = [min(numbers) - 1 for numbers in votes.values() if len(numbers) == 1]
+        if len(order) == len(votes) and sorted(order) == list(range(len(heads))):
+            return kind, order
+    raise NotRecognised(
+        f"{len(heads)} ternary products belong neither to the {k} slots nor to the "
+        f"{region.count} experts, one each"
+    )
 
 
 def _in_front(region: Region, read: Cut, rng: np.random.Generator) -> tuple[Cut, list[Step]]:
@@ -163,9 +178,7 @@ def _in_front(region: Region, read: Cut, rng: np.random.Generator) -> tuple[Cut,
     paths = [path(region, region.h, node)[::-1] for node in read.nodes]
     steps: list[Step] = []
     current = read
-    for start in cuts(region, side_by_side(paths), read, rng):
-        if start.nodes == current.nodes:
-            continue
+    for start in cuts(region, side_by_side(paths)[1:], read, read.kind, rng):
         if needs_gates(region, start, current):
             raise NotRecognised("the gates enter in front of the ternary product")
         found = _classified(region, start, current, rng)
@@ -177,19 +190,19 @@ def _in_front(region: Region, read: Cut, rng: np.random.Generator) -> tuple[Cut,
         assert not isinstance(found, Unknown)
         steps = [*found, *steps]
         current = start
-    if not is_before_routing(region, current) or current.rows.slots > 1:
+    if not is_before_routing(region, current):
         raise NotRecognised(
             f"the experts do not start from one activation (reached '{current.nodes[0].name}')"
         )
-    return current, simplified(steps, current.rows.channels)
+    return current, simplified(steps, current.channels)
 
 
 def _places_behind(
-    region: Region, made: tuple[Node, ...], end: Cut, rng: np.random.Generator
+    region: Region, made: tuple[Node, ...], end: Cut, lanes: str, rng: np.random.Generator
 ) -> list[Cut]:
     """The cuts from the ternary product to the result, both with them."""
-    places = side_by_side([path(region, node, end.nodes[0]) for node in made])
-    found = cuts(region, places[::-1], end, rng)[::-1]
+    places = side_by_side([path(region, node, end.nodes[0], made) for node in made])
+    found = cuts(region, places[::-1], end, lanes, rng)[::-1]
     if not found or found[0].nodes != made:
         raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix")
     return found
@@ -203,7 +216,7 @@ def _behind(
     steps: list[Step] = []
     current = places[0]
     for cut in places[1:]:
-        merged = cut.rows.slots < current.rows.slots or len(cut.nodes) < len(current.nodes)
+        merged = cut.kind == TOKEN != current.kind
         if merged or needs_gates(region, current, cut):
             break
         if any(product_of(region.probe, node) is not None for node in cut.nodes):
@@ -220,7 +233,7 @@ def _behind(
         else:
             steps = [*steps, *found]
         current = cut
-    steps = simplified(steps, places[0].rows.channels)
+    steps = simplified(steps, places[0].channels)
     kinds = [type(step) for step in steps if isinstance(step, Activation | Blocks)]
     if kinds.count(Activation) > 1:
         raise NotRecognised("an expert has several activations")
@@ -252,13 +265,11 @@ def _classified(
     region: Region, start: Cut, end: Cut, rng: np.random.Generator
 ) -> list[Step] | Unknown:
     node = end.nodes[0]
-    follows = node.operands[0] is start.nodes[0] and start.rows.channels == end.rows.channels
-    if node.op == "reshape" and follows and start.rows.is_plain and end.rows.is_plain:
+    follows = (node.operands[0],) == start.nodes and start.kind == end.kind
+    plain = start.rows.is_plain and end.rows.is_plain and start.channels == end.channels
+    if node.op == "reshape" and follows and plain:
         return []
-    if end.rows.slots < start.rows.slots:
-        return Unknown("sums over the chosen experts")
-    probe = row_probe(region, start, end)
-    found = classify(probe, start.rows.channels, region.count, rng)
+    found = classify(row_probe(region, start, end), start.channels, region.count, rng)
     if isinstance(found, Unknown):
         return found
     return [replace(step, source=node.source) for step in found]
@@ -285,25 +296,26 @@ def _down(region: Region, last: Cut, end: Cut, rng: np.random.Generator) -> Down
     if any(not np.array_equal(p.w, found[0].w) for p in found):
         raise NotRecognised("behind the experts lie several matrices: W_down is not shared")
     w = found[0].w if found else None
-    if w is not None and w.shape[1] != last.rows.channels:
+    if w is not None and w.shape[1] != last.channels:
         raise NotRecognised(f"'{found[0].node.name}' does not read the experts' rows as they are")
     experts = region.spread(rng)
 
-    def run(rows: Array, gates: Array) -> Array:  # rows: [chains, T, slots, F]
-        given = region.force(experts, gates)
-        given |= {node: last.rows.write(x) for node, x in zip(last.nodes, rows, strict=True)}
-        return end.rows.read(region.probe.run(list(end.nodes), given)[0])[:, 0]  # [T, N]
+    def run(rows: Array, gates: Array) -> Array:  # rows: [T, S, F]
+        given = region.force(experts, gates) | last.write(rows)
+        return end.read(region.probe.run(end.nodes, given))[:, 0]  # [T, N]
 
-    shape = (len(last.nodes), t, last.rows.slots, last.rows.channels)
+    zeros = np.zeros((t, last.slots, last.channels))
     one = np.zeros((t, k))
     one[:, 0] = 1
-    once = run(np.zeros(shape), np.zeros((t, k)))[0]
-    weighted = run(np.zeros(shape), one)[0] - once
+    once = run(zeros, np.zeros((t, k)))[0]
+    weighted = run(zeros, one)[0] - once
     for _ in range(2):
-        rows, gates = rng.standard_normal(shape), random_gates(t, k, rng)
-        chosen = np.broadcast_to(rows[0], (t, k, shape[3]))
-        if len(last.nodes) > 1:
-            chosen = rows[experts, np.arange(t)[:, None], 0]
+        rows, gates = rng.standard_normal(zeros.shape), random_gates(t, k, rng)
+        # chosen: [T, k, F], the row of each chosen expert
+        if last.kind == EXPERT:
+            chosen = np.take_along_axis(rows, experts[:, :, None], 1)
+        else:
+            chosen = np.broadcast_to(rows, (t, k, last.channels))
         mapped = chosen if w is None else chosen @ w.astype(np.float64).T  # [T, k, N]
         if mapped.shape[2] != len(once):
             raise NotRecognised("the result has another width than the experts' rows")

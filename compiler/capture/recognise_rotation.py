@@ -18,6 +18,7 @@ Array = np.ndarray
 RowProbe = Callable[[Array, Array], Array]
 
 LARGEST_BLOCK = 16
+SMALLEST_PART = 4  # a block is at most this part of the channels, or it is a dense map
 TOLERANCE = 1e-12
 
 
@@ -133,17 +134,16 @@ def _as_blocks(
     experts where the random rows ``x`` do not come out as ``y``.
     """
     experts, outputs = len(x), y.shape[1]
+    most = min(LARGEST_BLOCK, max(2, channels // SMALLEST_PART))
     support = np.zeros((outputs, channels), bool)
     for attempt in range(3):
         owners = rng.integers(experts, size=1 if attempt == 2 else channels)
         owners = np.broadcast_to(owners, channels)
         seen = _support(probe, channels, outputs, owners, bias)
-        if seen is None:
-            return Unknown(f"mixes more than {LARGEST_BLOCK} channels")
-        support |= seen
-        groups = _components(support)
+        support |= True if seen is None else seen
+        groups = _components(support, most)
         if groups is None:
-            return Unknown(f"mixes more than {LARGEST_BLOCK} channels")
+            return Unknown(f"mixes more than {most} channels")
         steps = _read_blocks(probe, channels, outputs, experts, groups, bias)
         value = x
         for step in steps:
@@ -172,7 +172,7 @@ def _support(
     return support
 
 
-def _components(support: Array) -> list[tuple[Array, Array]] | None:
+def _components(support: Array, most: int) -> list[tuple[Array, Array]] | None:
     """(outputs, channels) of each connected part, by first channel; None if one is too large."""
     channels = support.shape[1]
     label = np.arange(channels)
@@ -192,7 +192,7 @@ def _components(support: Array) -> list[tuple[Array, Array]] | None:
     for output, members in enumerate(rows):
         if len(members):
             groups[int(label[members[0]])][0].append(output)
-    if any(max(len(a), len(b)) > LARGEST_BLOCK for a, b in groups.values()):
+    if any(max(len(a), len(b)) > most for a, b in groups.values()):
         return None
     return [(np.array(a), np.array(b)) for _, (a, b) in sorted(groups.items())]
 

@@ -1,7 +1,7 @@
 """Rows: where in a tensor the channels of one token, or of one (token, slot) pair, lie.
 
-A slot is a place among the k experts that a token is given. Nothing is assumed of a tensor but its
-shape: `layouts` lists the ways in which it could hold rows, and a probe decides.
+A slot is a place among the k experts that a token is given, or one of all the experts. Nothing is
+assumed of a tensor but its shape: `layouts` lists how it could hold rows, and a probe decides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = np.ndarray
 class Rows:
     """A tensor of ``shape`` as rows [tokens, slots, channels]: viewed as ``view``, then transposed.
 
-    ``slots`` is 1 where all experts of a token share its row.
+    ``slots`` is 1 where a token has one row.
     """
 
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class Rows:
 
 
 def layouts(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[Rows]:
-    """Every way in which a tensor of ``shape`` could hold rows, those with a slot axis first.
+    """Every way in which a tensor of ``shape`` could hold rows in so many slots, plain first.
 
     Tokens are a run of axes, the slot is one more, or one axis holds both.
     """
@@ -64,24 +64,23 @@ def layouts(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[Rows]:
     for view in _views(shape, tokens, slots):
         for run in _runs(view, tokens):
             others = [axis for axis in range(len(view)) if axis not in run]
-            choices: list[int | None] = [axis for axis in others if view[axis] == slots > 1]
-            for slot in [*choices, None]:
+            choices = [axis for axis in others if view[axis] == slots] if slots > 1 else [-1]
+            for slot in choices:
                 channels = [axis for axis in others if axis != slot]
-                order = (*run, *(() if slot is None else (slot,)), *channels)
+                order = (*run, *((slot,) if slots > 1 else ()), *channels)
                 width = int(np.prod([view[axis] for axis in channels], dtype=np.int64))
                 if width:
-                    count = 1 if slot is None else slots
-                    found.append(Rows(shape, view, order, tokens, count, width))
-    yield from dict.fromkeys(sorted(found, key=lambda rows: (-rows.slots, not rows.is_plain)))
+                    found.append(Rows(shape, view, order, tokens, slots, width))
+    yield from dict.fromkeys(sorted(found, key=lambda rows: not rows.is_plain))
 
 
 def _views(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[tuple[int, ...]]:
-    """The shape itself, and with one axis of tokens x slots split in two."""
+    """The shape itself, and with one axis split in two, one of them the slots."""
     yield shape
     for axis, size in enumerate(shape):
-        if slots > 1 and tokens > 1 and size == tokens * slots:
-            yield (*shape[:axis], tokens, slots, *shape[axis + 1 :])
-            yield (*shape[:axis], slots, tokens, *shape[axis + 1 :])
+        if slots > 1 and size > slots and size % slots == 0:
+            yield (*shape[:axis], size // slots, slots, *shape[axis + 1 :])
+            yield (*shape[:axis], slots, size // slots, *shape[axis + 1 :])
 
 
 def _runs(view: tuple[int, ...], tokens: int) -> Iterator[tuple[int, ...]]:
