@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 @click.argument("view", metavar="[VIEW]", default="summary")
 @click.option("--stage", help="With ir: the stage to show (default: the last).")
 @click.option("--diff", nargs=2, metavar="A B", help="With ir: what changed between two stages.")
+@click.option("--dot", is_flag=True, help="With ir: the stage in Graphviz's language.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
-    artefact: Path, view: str, stage: str | None, diff: tuple[str, str] | None, as_json: bool
+    artefact: Path,
+    view: str,
+    stage: str | None,
+    diff: tuple[str, str] | None,
+    dot: bool,
+    as_json: bool,
 ) -> None:
     """Show what a compiled model is: a .bfly file, or the folder that holds one.
 
@@ -39,7 +45,7 @@ def command(
         )
     program = load(artefact)
     if view == "ir":
-        _show_ir(program, stage, diff, as_json)
+        _show_ir(program, stage, diff, dot, as_json)
         return
     gather, show = VIEWS[view]
     data = gather(program)
@@ -50,7 +56,11 @@ def command(
 
 
 def _show_ir(
-    program: Program, stage: str | None, diff: tuple[str, str] | None, as_json: bool
+    program: Program,
+    stage: str | None,
+    diff: tuple[str, str] | None,
+    dot: bool,
+    as_json: bool,
 ) -> None:
     if diff:
         before, after = (program.ir(name).splitlines() for name in diff)
@@ -59,6 +69,10 @@ def _show_ir(
     else:
         stage = stage or str(program.manifest["stages"][-1])
         text = program.ir(stage).rstrip()
+        if dot:
+            from ..compiler.ir.analysis import as_dot
+
+            text = as_dot(program.stages[stage])
     if as_json:
         print_json("inspect.ir", {"stage": stage, "diff": diff, "text": text})
     else:

@@ -238,6 +238,9 @@ def test_run_verify_and_inspect_work_on_what_compile_wrote(
     assert run(["inspect", "out", "ir", "--stage", "capture"]) == 0
     assert "graph net(" in capsys.readouterr().out
     assert run(["inspect", "out", "ir", "--diff", "capture", "plan_memory"]) == 0
+    capsys.readouterr()
+    assert run(["inspect", "out", "ir", "--stage", "fuse_experts", "--dot"]) == 0
+    assert capsys.readouterr().out.startswith('digraph "net"')
     assert run(["inspect", "out", "ir", "--stage", "none"]) == 2
     assert run(["inspect", "out", "memory", "--stage", "capture"]) == 2
 
