@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Kernel, Spec, Tensor
 from butterflyc.kernels.tir import Registers, T, broadcast, function, span, store
