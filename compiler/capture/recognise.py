@@ -15,10 +15,11 @@ import numpy as np
 
 from ..ir.graph import Graph, Node
 from .recognise_build import build
-from .recognise_check import LIMIT, depends_on_order, residual
+from .recognise_check import LIMIT, ROUNDING_LIMIT, Residual, depends_on_order, residual
 from .recognise_evidence import describe, flaws
 from .recognise_layer import Layer, parse
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
+from .recognise_routers import with_top_k
 from .recognise_routing import NotRecognised, find_mixtures
 
 Progress = Callable[[str], None]
@@ -58,7 +59,7 @@ class Recognised:
 
 def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) -> Recognised:
     """The graph with each Butterfly mixture as k chains of butterfly ops, and what was found."""
-    graph = fold_constants(graph)
+    graph = with_top_k(fold_constants(graph))
     store = dict(graph.constants)
     probe = Probe(store)
     rng = np.random.default_rng(seed)
@@ -91,12 +92,13 @@ def _recognise_layer(
         for region, y, y_rows in find_mixtures(graph, probe, top_k, rng):
             try:
                 layer = parse(region, y, y_rows, rng)
-                worst, where = _check(layer, rng)
+                found = _check(layer, rng)
             except NotRecognised as reason:
                 refused.append(replace(none, reason=str(reason)))
                 continue
-            if worst > LIMIT:
-                text = f"rebuilt, it differs by {worst:.1e} on {where}"
+            worst = max(found.error, found.rounding)
+            if found.error > LIMIT or found.rounding > ROUNDING_LIMIT:
+                text = f"rebuilt, it differs by {worst:.1e} on {found.where}"
                 refused.append(replace(none, reason=text, residual=worst))
                 continue
             flawed = "; ".join(flaws(layer))
@@ -119,14 +121,14 @@ def _table_sizes(graph: Graph, top_k: Node) -> Iterator[int]:
             yield node.operands[0].type.shape[node["axis"]]
 
 
-def _check(layer: Layer, rng: np.random.Generator) -> tuple[float, str]:
-    """The residual of the rebuilt layer, and on which trial it was largest."""
+def _check(layer: Layer, rng: np.random.Generator) -> Residual:
+    """How far the rebuilt layer is from the captured one. Raises NotRecognised."""
     region = layer.region
     if depends_on_order(region, layer.y, layer.y_rows, rng):
         raise NotRecognised("the result of a token depends on the order of the tokens")
     store = region.probe.constants
     new = build(layer, layer.x.nodes[0], region.experts, region.gates[0], store, "rebuilt")
-    return residual(region, layer.y, layer.y_rows, new, rng)
+    return residual(layer, new, rng)
 
 
 def _path(layer: Layer) -> str:

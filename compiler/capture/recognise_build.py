@@ -53,9 +53,11 @@ class _Writer:
     def constant(self, array: Array, label: str, type: Type | None = None) -> Node:
         return constant(self.store, array, f"{self.name}.{label}", type)
 
-    def number(self, array: Array, label: str) -> Node:
-        """A constant in the layer's own float type."""
-        return self.constant(array.astype(Type(self.dtype, ()).storage), label)
+    def number(self, array: Array, label: str, exactly: bool = False) -> Node:
+        """A constant in the layer's own float type, or in its own where that would round it."""
+        typed = array.astype(Type(self.dtype, ()).storage)
+        keep = exactly and not np.array_equal(typed, array)
+        return self.constant(array if keep else typed, label)
 
     def result(self, x: Node, experts: Node, gates: Node) -> Node:
         region = self.layer.region
@@ -115,7 +117,8 @@ class _Writer:
             active = f"{label}.{step.name}"
             return lambda x, _: self.make(step.name, x, label=active, source=step.source)
         assert not isinstance(step, Bias), "a bias stands behind the product only"
-        blocks = self.number(step.blocks, f"{label}.blocks")
+        # Layers that the model itself multiplies together stay in double precision.
+        blocks = self.number(step.blocks, f"{label}.blocks", exactly=True)
         rotated = f"{label}.rotate"
         return lambda x, e: self.make("rotate", x, blocks, e, label=rotated, source=step.source)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir.graph import Node
+from ..ir.ops.elementwise import ACTIVATIONS
 from .recognise_probe import separators
 from .recognise_rotation import RowProbe
 from .recognise_routing import Region, random_gates, some_of
@@ -93,6 +94,10 @@ def cut_of(
     """``nodes`` as a cut: the layout in which changed rows change just those of ``target``."""
     if not nodes[0].type.is_float:
         return None
+    if [(node.op in ACTIVATIONS, node.operands) for node in target.nodes] == [
+        (True, (node,)) for node in nodes
+    ]:
+        return Cut(nodes, target.rows, target.kind)
     for kind in (SLOT, EXPERT, TOKEN) if len(nodes) == 1 else (lanes,):
         count = slots_of(region, kind)
         if count == 1 and kind != TOKEN and len(nodes) == 1:

@@ -11,6 +11,7 @@ from .recognise_ternary import as_ternary
 Array = np.ndarray
 # Cosine and sine are rounded to float32, so c * c + s * s is 1 to a few of its units.
 ORTHOGONAL = 1e-6
+GIVENS = "Givens rotations"
 
 
 def describe(layer: Layer) -> dict[str, str]:
@@ -60,7 +61,7 @@ def flaws(layer: Layer) -> list[str]:
     found = []
     for side, steps in (("input", layer.rotation_in), ("output", layer.middle)):
         for step in steps:
-            if isinstance(step, Blocks) and _kind(step.blocks) != "Givens rotations":
+            if isinstance(step, Blocks) and _kind(step.blocks) != GIVENS:
                 found.append(f"the {side} blocks are {_kind(step.blocks)}")
     if not any(isinstance(step, Blocks) for step in (*layer.rotation_in, *layer.middle)):
         found.append("no expert rotates anything")
@@ -76,7 +77,7 @@ def _kind(blocks: Array) -> str:
     determinant = np.linalg.det(blocks)
     if (determinant < 0).any():
         return "no rotations (determinant -1)"
-    return "Givens rotations" if size == 2 else "orthogonal"
+    return GIVENS if size == 2 else f"orthogonal {size}x{size}, not rotations of pairs"
 
 
 def _order(order: Array) -> str:

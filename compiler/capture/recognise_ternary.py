@@ -10,6 +10,7 @@ from ..ir.graph import Node
 from .recognise_probe import Probe
 
 Array = np.ndarray
+NEAR = 4e-6
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,26 @@ class Product:
 
 @dataclass(frozen=True)
 class Ternary:
-    """w = codes * scale, exactly: codes -1, 0, 1 of [N, K]; scale one number, or one a row."""
+    """w = codes * scale: codes -1, 0, 1 of [N, K]; scale one number, or one a row.
+
+    ``drift``: by how much w differs, relative to the scale; 0 but for straight-through rounding.
+    """
 
     codes: Array
     scale: Array
+    drift: float
+
+    @property
+    def value(self) -> Array:
+        """codes * scale, [N, K] in double precision."""
+        scale = self.scale.astype(np.float64)
+        return np.asarray(self.codes * (scale if scale.ndim == 0 else scale[:, None]))
 
     def __str__(self) -> str:
         kind = "one scale" if self.scale.ndim == 0 else "a scale a row"
         zeros = 100 * float(np.mean(self.codes == 0))
-        return f"ternary {list(self.codes.shape)}, {kind}, {zeros:.0f} % zeros"
+        words = f"ternary {list(self.codes.shape)}, {kind}, {zeros:.0f} % zeros"
+        return words + (f", straight-through rounding {self.drift:.0e}" if self.drift else "")
 
 
 def product_of(probe: Probe, node: Node) -> Product | None:
@@ -54,18 +66,48 @@ def _value(probe: Probe, node: Node) -> Array:
 
 
 def as_ternary(w: Array) -> Ternary | None:
-    """``w`` [N, K] as exact ternary codes times one scale, else times one scale a row."""
+    """``w`` [N, K] as ternary codes times one scale, else times one scale a row.
+
+    Exact, or as near as the straight-through form ``w + (quantised - w)`` comes in float32.
+    """
     size = np.abs(w)
     largest = size.max(axis=1, initial=0)  # [N]
-    if not largest.any() or not np.isfinite(size).all():
+    top = largest.max(initial=0)
+    if not top or not np.isfinite(size).all():
         return None
-    codes = np.sign(w).astype(np.int8)
-    top = largest.max()
-    if ((size == 0) | (size == top)).all():
-        return Ternary(codes, np.asarray(top, w.dtype))
-    if w.shape[1] > 1 and ((size == 0) | (size == largest[:, None])).all():
-        return Ternary(codes, np.where(largest > 0, largest, top).astype(w.dtype))
-    return None
+    codes = _codes(w, size, np.full_like(largest, top))
+    if codes is not None:
+        scale = np.asarray(_commonest(size[codes != 0]), w.dtype)
+        return Ternary(codes, scale, _drift(w, codes, scale))
+    codes = _codes(w, size, largest) if w.shape[1] > 1 else None
+    if codes is None:
+        return None
+    by_row = [_commonest(row[code != 0]) for row, code in zip(size, codes, strict=True)]
+    scale = np.asarray(by_row, w.dtype)
+    return Ternary(codes, scale, _drift(w, codes, scale))
+
+
+def _codes(w: Array, size: Array, largest: Array) -> Array | None:
+    """-1, 0, 1 where each magnitude is near 0 or the ``largest`` of its row; else None."""
+    limit = NEAR * largest[:, None]
+    used = size > limit
+    if (used & (np.abs(size - largest[:, None]) > limit)).any():
+        return None
+    return (np.sign(w) * used).astype(np.int8)
+
+
+def _commonest(values: Array) -> float:
+    """The value that occurs most often; 1 if there is none."""
+    if not values.size:
+        return 1.0
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[counts.argmax()])
+
+
+def _drift(w: Array, codes: Array, scale: Array) -> float:
+    """The largest difference of ``w`` from codes * scale, relative to the scale."""
+    exact = codes * (scale if scale.ndim == 0 else scale[:, None])
+    return float(np.abs(w.astype(np.float64) - exact).max() / scale.max())
 
 
 def is_selection(w: Array) -> bool:

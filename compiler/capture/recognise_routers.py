@@ -1,0 +1,93 @@
+"""Routing ops that are not written as a top k, written as one: the same numbers, fewer forms.
+
+argmax(x), max(x)                    ->  top_k(x) {k = 1}
+top_k(x) {k = E}, of which 0..k read ->  top_k(x) {k = k}
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.build import make, remake, result
+from ..ir.graph import Graph, Node, rebuild
+
+# What reads the number of an expert, perhaps in another shape.
+READERS = frozenset({"take", "gather", "equal"})
+SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose"})
+
+
+def with_top_k(graph: Graph) -> Graph:
+    """The graph whose routing is all by top_k; argmax that chooses nothing stays as it is."""
+    chosen = {
+        node.operands[0]
+        for node in graph.nodes
+        if node.op == "argmax" and _is_last(node, node["axis"]) and _chooses(graph, node)
+    }
+    narrow = {
+        node: sizes.pop()
+        for node in graph.nodes
+        if node.op == "top_k" and len(sizes := _read_sizes(graph, node)) == 1
+    }
+    original = dict(zip((node.name for node in graph.nodes), graph.nodes, strict=True))
+    made: dict[Node, Node] = {}
+
+    def change(node: Node) -> Node:
+        was = original[node.name]
+        if was in narrow:
+            return remake(node, *node.operands, k=narrow[was])
+        if was.op == "result":
+            return result(node.operands[0], node["index"], node.name)
+        if was.op == "slice" and _source(was) in narrow:
+            return replace(node.operands[0], name=node.name)
+        if was.operands and was.operands[0] in chosen and _is_extreme(was):
+            scores = node.operands[0]
+            if scores not in made:
+                made[scores] = make("top_k", scores, name=f"{scores.name}.top", k=1)
+            best = result(made[scores], int(was.op == "argmax"), f"{node.name}.best")
+            shape = node.type.shape
+            return make("reshape", best, name=node.name, source=node.source, shape=shape)
+        return node
+
+    return rebuild(graph, change) if chosen or narrow else graph
+
+
+def _is_last(node: Node, axis: int) -> bool:
+    return axis % node.operands[0].type.rank == node.operands[0].type.rank - 1
+
+
+def _is_extreme(node: Node) -> bool:
+    """Whether ``node`` is the largest of the last axis, or where it is."""
+    if node.op == "argmax":
+        return _is_last(node, node["axis"])
+    return node.op == "max" and len(node["axes"]) == 1 and _is_last(node, node["axes"][0])
+
+
+def _chooses(graph: Graph, node: Node) -> bool:
+    """Whether something is looked up, or masked, by the numbers ``node``."""
+    return any(
+        user.op in READERS or (user.op in SHAPES and _chooses(graph, user))
+        for user in graph.users[node]
+    )
+
+
+def _source(node: Node) -> Node | None:
+    """The top_k of which ``node`` slices a result along the last axis from 0 on."""
+    operand = node.operands[0]
+    if operand.op != "result" or operand.operands[0].op != "top_k":
+        return None
+    if not _is_last(node, node["axis"]) or (node["start"], node["step"]) != (0, 1):
+        return None
+    return operand.operands[0]
+
+
+def _read_sizes(graph: Graph, top_k: Node) -> set[int]:
+    """How many of the chosen are read, for each reader; more than one size if it is not clear."""
+    sizes: set[int] = set()
+    for part in graph.users[top_k]:
+        for reader in graph.users[part]:
+            if reader.op != "slice" or _source(reader) is not top_k:
+                return {0, 1}
+            sizes.add(int(reader["stop"]))
+        if part in graph.outputs:
+            return {0, 1}
+    return sizes
