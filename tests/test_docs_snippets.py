@@ -89,7 +89,8 @@ def run_console(where: str, text: str, folder: Path) -> None:
 def test_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of the page runs, and prints what the page shows."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "models"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     run_page(str(page.relative_to(ROOT)), page.read_text(), tmp_path)
 
 
