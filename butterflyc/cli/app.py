@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..compiler.errors import ButterflycError, UsageError, unknown_name
+from ..compiler.errors import ButterflycError, UsageError, VerificationFailed, unknown_name
 from ._output import print_json
 
 INTERRUPTED = 130
@@ -83,7 +83,8 @@ def render(error: ButterflycError, kind: str = "error") -> str:
 
 
 def _report(error: ButterflycError, as_json: bool, kind: str = "error") -> int:
-    if as_json:
+    # A failed verification has its document already, and stdout holds one.
+    if as_json and not isinstance(error, VerificationFailed):
         print_json("error", {"error": error.as_dict()})
     click.echo(render(error, kind), err=True)
     return error.exit_status

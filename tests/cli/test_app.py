@@ -59,6 +59,17 @@ def test_error_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert err == "error[BF401]: too large\n"
 
 
+def test_failed_verification_adds_no_document(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`verify --json` has printed its outcome when it fails: stdout gets no second document."""
+    fail_with(monkeypatch, errors.VerificationFailed("sample 3 differs"))
+    assert front.run(["targets", "--json"]) == 5
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error[BF501]: sample 3 differs\n"
+
+
 def test_bug_asks_for_a_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
