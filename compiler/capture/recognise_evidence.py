@@ -63,6 +63,9 @@ def flaws(layer: Layer) -> list[str]:
         for step in steps:
             if isinstance(step, Blocks) and _kind(step.blocks) != GIVENS:
                 found.append(f"the {side} blocks are {_kind(step.blocks)}")
+            elif isinstance(step, Blocks) and (idle := _idle(step.blocks)):
+                count = step.blocks.shape[1]
+                found.append(f"{idle} of {count} pairs of an {side} layer are never rotated")
     if not any(isinstance(step, Blocks) for step in (*layer.rotation_in, *layer.middle)):
         found.append("no expert rotates anything")
     return list(dict.fromkeys(found))
@@ -78,6 +81,12 @@ def _kind(blocks: Array) -> str:
     if (determinant < 0).any():
         return "no rotations (determinant -1)"
     return GIVENS if size == 2 else f"orthogonal {size}x{size}, not rotations of pairs"
+
+
+def _idle(blocks: Array) -> int:
+    """How many groups no expert turns, where some are turned."""
+    idle = (blocks == np.eye(blocks.shape[2])).all((0, 2, 3))
+    return int(idle.sum())
 
 
 def _order(order: Array) -> str:

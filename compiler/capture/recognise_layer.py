@@ -105,7 +105,11 @@ def find_substrate(region: Region, end: Cut, rng: np.random.Generator) -> tuple[
     """
     y = end.nodes[0]
     plan = region.probe.plan((y,), {region.h, *region.forced})
-    products = [p for node in plan if (p := product_of(region.probe, node)) is not None]
+    live = {region.h}
+    for node in plan:
+        if not live.isdisjoint(node.operands):
+            live.add(node)
+    products = [p for node in plan if (p := product_of(region.probe, node)) and p.x in live]
     if not products:
         raise NotRecognised("no product with a constant matrix between the routing and its result")
     ternary = [p for p in products if as_ternary(p.w) is not None and not is_selection(p.w)]
@@ -318,7 +322,7 @@ def _down(region: Region, last: Cut, end: Cut, rng: np.random.Generator) -> Down
             chosen = np.broadcast_to(rows, (t, k, last.channels))
         mapped = chosen if w is None else chosen @ w.astype(np.float64).T  # [T, k, N]
         if mapped.shape[2] != len(once):
-            raise NotRecognised("the result has another width than the experts' rows")
+            raise NotRecognised("no matrix that all experts share makes the result of their rows")
         wanted = ((mapped + weighted) * gates[:, :, None]).sum(1) + once
         if not close(run(rows, gates), wanted, 1e-10):
             raise NotRecognised("the sum over the experts is not gate times one shared map")

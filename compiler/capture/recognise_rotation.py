@@ -73,8 +73,10 @@ def classify(
     y = probe(x, every)
     zeros = np.zeros((experts, channels))
     offset = probe(zeros, every)
-    if not (np.isfinite(y).all() and np.isfinite(offset).all()):
+    if not np.isfinite(y).all():
         return Unknown("does not give finite values")
+    if not np.isfinite(offset).all():
+        return Unknown("is not linear: of zero it makes no finite value")
     if not np.all(offset == offset[0]):
         return Unknown("adds something else for each expert, or at each place")
     bias = offset[0]

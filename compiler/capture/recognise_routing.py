@@ -79,17 +79,40 @@ def find_mixtures(
     if not numbers:
         raise NotRecognised("the numbers of the chosen experts are not used")
     router = ancestors(top_k)
-    found = False
+    found, partly = False, ""
     for gates in _gate_candidates(graph, top_k, values, tokens * k):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
             region = Region(probe, top_k, numbers[0], gates, tokens, k, count, h)
             for y, rows in _mixtures(region, candidates, rng):
+                reach = reached(region, router, rng)
+                if reach < count:
+                    partly = f"the gates %{gates[0].name} reach {reach} of {count} experts"
+                    break
                 found = True
                 yield region, y, rows
     if not found:
         raise NotRecognised(
-            "nothing behind the routing is a sum of gate times a function of one activation"
+            partly
+            or "nothing behind the routing is a sum of gate times a function of one activation"
         )
+
+
+def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -> int:
+    """How many experts have a gate that is not zero: all, unless it is the gate of one expert."""
+    values, numbers = region.top_k.types
+    given: dict[Node, Any] = {
+        part: rng.uniform(0.1, 1, part.type.shape)
+        for part in router
+        if part.op != "constant" and len(part.types) == 1 and part.type.is_float
+    }
+    found: set[int] = set()
+    for first in range(0, region.count, region.tokens):
+        chosen = (first + np.arange(region.tokens)[:, None] + np.arange(region.k)) % region.count
+        scores = rng.uniform(0.1, 1, values.shape)
+        given[region.top_k] = scores, chosen.reshape(numbers.shape).astype(np.int64)
+        gates = region.probe.run(region.gates[:1], given)[0].reshape(chosen.shape)
+        found.update(chosen[gates != 0].tolist())
+    return len(found)
 
 
 def _gate_candidates(
@@ -158,11 +181,13 @@ def _mixtures(
     a, b = rng.standard_normal((2, t, k))
     touched = some_of((t,), rng)
     other = np.where(touched[:, None], b, a)
+    # Each channel of y is a sum over the slots: none belongs to one slot alone.
+    single = [np.where(np.arange(k) == slot, a, 0.0) for slot in ((0, k - 1) if k > 1 else ())]
     runs = [
         region.probe.run(candidates, {**region.force(experts, gates), region.h: h})
-        for gates in (np.zeros((t, k)), a, b, a + b, other)
+        for gates in (np.zeros((t, k)), a, b, a + b, other, *single)
     ]
-    for node, zero, at_a, at_b, at_sum, at_other in reversed(
+    for node, zero, at_a, at_b, at_sum, at_other, *at_slot in reversed(
         list(zip(candidates, *runs, strict=True))
     ):
         if not all(np.isfinite(value).all() for value in (zero, at_a, at_b, at_sum)):
@@ -172,7 +197,9 @@ def _mixtures(
         for rows in layouts(node.type.shape, t, 1):
             offset = rows.read(zero)
             moved = (rows.read(at_other) != rows.read(at_a)).any((1, 2))
-            if np.array_equal(moved, touched) and (offset == offset[:1]).all():
+            reached = [(rows.read(value) != offset).any((0, 1)) for value in at_slot]
+            same = all(np.array_equal(channels, reached[0]) for channels in reached)
+            if np.array_equal(moved, touched) and same and (offset == offset[:1]).all():
                 yield node, rows
                 break
 
