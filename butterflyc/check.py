@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from .compiler.errors import BadInput, UsageError
-from .compiler.ir import Graph
-from .compiler.ir.interpret import interpret
+from .compiler.ir import Graph, Node, constant, rebuild
+from .compiler.ir.interpret import constant_value, interpret
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
 from .program import Program
-from .source import eager, open_model
+from .source import Source, eager, open_model
+from .targets.registry import core_from
 from .verify import Case, Verification, golden, golden_cases, verify, verify_stages
 
 Progress = Callable[[str], None]
@@ -41,8 +43,7 @@ def check(
     if against is None:
         outcome = verify(program, labels=labels, progress=progress)
         return _with_stages(outcome, program, program.stages, None, progress) if bisect else outcome
-    from .build import Lowered, lower
-    from .targets.registry import core_from
+    from .compiler.capture.export import capture
 
     examples = None
     if not isinstance(against, str):
@@ -50,30 +51,29 @@ def check(
 
         examples = tuple(torch.zeros(t.shape, dtype=_torch_dtype(t.dtype)) for t in program.inputs)
     source = open_model(against, examples, progress)
-    core = core_from(program.manifest["core"])
-    if program.fresh_stages:
-        built = Lowered(core, program.mode, program.name, program.fresh_stages, ())
-    else:
-        built = lower(source, core, program.mode, program.name, progress=progress)
+    reference = capture(source.module, source.examples, progress=progress).graph
+
+    last = program.stages[list(program.stages)[-1]]
     batches = split_batches(program, samples) if samples is not None else golden(program)[0]
     progress(f"running PyTorch on {len(batches)} samples")
     cases = []
     for batch in batches:
         model = eager(source.module, batch)[0]
-        wanted = model if program.mode == "f32" else interpret(built.last, *batch)[0]
+        wanted = model if program.mode == "f32" else interpret(last, *batch)[0]
         cases.append(Case(batch, wanted, model))
     outcome = verify(
         program,
         cases,
         labels,
-        routing=built.stages["capture"],
-        forced=_forced(built, program),
+        routing=reference,
+        forced=_forced(program),
         against="PyTorch" if program.mode == "f32" else "the interpreter; PyTorch for top-1",
         progress=progress,
     )
-    if bisect:
-        return _with_stages(outcome, program, built.stages, batches, progress)
-    return outcome
+    if not bisect:
+        return outcome
+    stages = program.stages if program.fresh_stages else _lowered_again(program, source, progress)
+    return _with_stages(outcome, program, stages, batches, progress)
 
 
 def split_batches(program: Program, samples: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
@@ -103,31 +103,51 @@ def _torch_dtype(dtype: str) -> Any:
     return getattr(torch, names[dtype])
 
 
-def _forced(built: Any, program: Program) -> Callable[..., np.ndarray]:
+def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapping[str, Graph]:
+    """The stages of ``source``, lowered as ``program`` was."""
+    from .build import lower
+
+    core = core_from(program.manifest["core"])
+    return lower(source, core, program.mode, program.name, progress=progress).stages
+
+
+def _forced(program: Program) -> Callable[..., np.ndarray]:
     """The compiled model with the chosen experts as further inputs, built when first called."""
-    library: list[Native] = []
 
-    def run(*arrays: np.ndarray) -> np.ndarray:
-        if not library:
-            library.append(_build_forced(built, program.name))
-        return library[0](*arrays)[0]
+    @cache
+    def library() -> Native:
+        return _build_forced(program)
 
-    return run
+    return lambda *arrays: library()(*arrays)[0]
 
 
-def _build_forced(built: Any, name: str) -> Native:
+def _build_forced(program: Program) -> Native:
+    """The last stage of ``program`` with its routing as inputs, emitted as the program was."""
     from .build import family_of
 
-    family = family_of(built.core)
-    passes = family.passes(built.core, built.mode)
-    names = [step.name for step in passes]
-    at = names.index("select_kernels")
-    graph: Graph = ForceRouting()(built.stages[names[at - 1]])
-    for step in passes[at:]:
+    core = core_from(program.manifest["core"])
+    family = family_of(core)
+    passes = family.passes(core, program.mode)
+    graph = ForceRouting()(without_kernels(program.stages[list(program.stages)[-1]]))
+    for step in passes[[step.name for step in passes].index("select_kernels") :]:
         graph = step(graph)
-    library = family.emit(graph, built.core, name)[f"lib{name}.so"]
+    library = family.emit(graph, core, program.name)[f"lib{program.name}.so"]
     types = [n.type for n in graph.inputs], [n.type for n in graph.outputs]
-    return Native(library, name, *types, int(graph.notes["arena_bytes"]))  # type: ignore[arg-type]
+    return Native(library, program.name, *types, int(graph.notes["arena_bytes"]))  # type: ignore[arg-type]
+
+
+def without_kernels(graph: Graph) -> Graph:
+    """``graph`` as it was before kernels were chosen: constants unpacked, no notes."""
+    store: dict[str, np.ndarray] = {}
+
+    def plain(node: Node) -> Node:
+        if node.op != "constant":
+            return replace(node, notes={})
+        type = replace(node.type, layout=None)
+        unpacked = constant(store, constant_value(graph.constants, node), node.name, type)
+        return replace(unpacked, source=node.source)
+
+    return replace(rebuild(graph, plain, store), notes={})
 
 
 def _with_stages(
