@@ -9,6 +9,7 @@ import click
 
 from ._output import print_columns, print_json
 from ._progress import progress
+from ._threads import one_thread
 
 if TYPE_CHECKING:
     from ..bench.timing import Row
@@ -22,6 +23,7 @@ SUITES = ("kernels", "vit")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(suite: str, rounds: int, as_json: bool) -> None:
     """Time compiled code against its rivals, in turns, in one process, on one core."""
+    one_thread()
     from importlib import import_module
 
     from ..build import tool_versions

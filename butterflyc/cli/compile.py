@@ -11,6 +11,7 @@ import click
 from ..compiler.errors import UsageError
 from ._output import bytes_text, print_columns, print_json
 from ._progress import progress
+from ._threads import one_thread
 
 if TYPE_CHECKING:
     from ..program import Program
@@ -45,6 +46,7 @@ def command(
 
     OUTPUT is a .bfly file; or a folder, which also gets the library and its header for C.
     """
+    one_thread()
     from ..targets.registry import load_core
 
     load_core(target, target_file)  # a wrong name is found before torch is loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from ..compiler.errors import VerificationFailed
 from ._output import bytes_text, print_columns, print_json
 from ._progress import progress
+from ._threads import one_thread
 
 if TYPE_CHECKING:
     from ..demo import Demo
@@ -33,9 +33,7 @@ def command(
     output: Path, mode: str, train: bool, checkpoint: Path | None, as_json: bool
 ) -> int | None:
     """Compile a ButterflyViT trained on scanned digits, and compare it with PyTorch."""
-    # Before NumPy and torch are imported: products are so small that threads wait for each other.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+    one_thread()
     from ..demo import demo, train_afresh
     from ..models.checkpoint import DIGITS
 

@@ -10,6 +10,7 @@ import click
 from ..compiler.errors import UsageError, VerificationFailed
 from ._output import print_columns, print_json
 from ._progress import progress
+from ._threads import one_thread
 
 if TYPE_CHECKING:
     from ..verify import Verification
@@ -31,6 +32,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare ARTEFACT with its model; without --against, with the golden pairs it carries."""
+    one_thread()
     from ..program import load
     from ._files import read_arrays
 
