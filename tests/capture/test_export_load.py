@@ -146,3 +146,14 @@ def test_program_with_named_inputs(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "model.pt2")
     with pytest.raises(UsageError, match="example inputs"):
         load_model(str(tmp_path / "model.pt2"))
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    """An edit of the same length within the same second is seen; no bytecode is left behind."""
+    path = tmp_path / "model.py"
+    for value in (1, 2):
+        text = f"import torch\ndef make(): return torch.nn.Linear({value}, 3), (torch.ones(1),)\n"
+        path.write_text(text)
+        module, _ = load_model(f"{path}:make")
+        assert module.in_features == value
+    assert [file.name for file in tmp_path.iterdir()] == ["model.py"]
