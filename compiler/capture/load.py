@@ -114,7 +114,7 @@ def _imported(path: Path) -> ModuleType:
     sys.path.insert(0, folder)
     try:
         with _reporting(f"{path.name} cannot be imported"):
-            # Not by the loader: its bytecode cache takes a file changed within a second for the old.
+            # Not by the loader: its cache takes a file changed within a second for the old one.
             exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     finally:
         sys.path.remove(folder)
