@@ -71,7 +71,8 @@ def suite(progress: Callable[[str], None] = lambda _: None, rounds: int = 25) ->
     rows_out = []
     for key, target in wanted.items():
         peak = "peak ternary" if key.startswith("ternary") else "peak float"
-        share, spread = times.ratio(peak, key)
+        # A rate at its best is what a machine can do, so both sides count their best round.
+        share, (_, spread) = times.best(peak) / times.best(key), times.ratio(peak, key)
         scale = work[key] / work[peak]
         rows_out.append(
             Row(
@@ -79,8 +80,8 @@ def suite(progress: Callable[[str], None] = lambda _: None, rounds: int = 25) ->
                 key.split()[0],
                 key.split()[1],
                 "fraction of peak",
-                work[key] / times.median(key) / 1e9,
-                f"{peak} {work[peak] / times.median(peak) / 1e9:.1f} GMAC/s",
+                work[key] / times.best(key) / 1e9,
+                f"{peak} {work[peak] / times.best(peak) / 1e9:.1f} GMAC/s",
                 share * scale,
                 spread * scale,
                 target_ratio=target,
