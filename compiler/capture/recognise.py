@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Node
 from .recognise_build import build
-from .recognise_check import LIMIT, ROUNDING_LIMIT, Residual, residual, routes_by_order
+from .recognise_check import Residual, residual, routes_by_order
 from .recognise_evidence import describe, flaws
 from .recognise_layer import Layer, parse
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
@@ -96,8 +96,8 @@ def _recognise_layer(
             except NotRecognised as reason:
                 refused.append(replace(none, reason=str(reason)))
                 continue
-            worst = max(found.error, found.rounding)
-            if found.error > LIMIT or found.rounding > ROUNDING_LIMIT:
+            worst = found.captured
+            if not found.passes:
                 text = f"rebuilt, it differs by {worst:.1e} on {found.where}"
                 refused.append(replace(none, reason=text, residual=worst))
                 continue

@@ -87,10 +87,13 @@ class _Writer:
         return self.shaped(total, self.layer.y_rows)
 
     def matrix(self, x: Node, rows: Rows, label: str) -> Node:
-        """``x`` as a matrix with one row a token."""
+        """``x`` as a matrix with one row a token, the first where it is there several times."""
         if not rows.is_plain:
             x = self.reshaped(x, rows.view, label)
             x = self.make("transpose", x, label=label, order=rows.order)
+        if rows.slots > 1:
+            x = self.reshaped(x, (rows.tokens, rows.slots, rows.channels), label)
+            x = self.make("slice", x, label=label, axis=1, start=0, stop=1)
         return self.reshaped(x, (rows.tokens, rows.channels), label)
 
     def shaped(self, y: Node, rows: Rows) -> Node:

@@ -219,8 +219,15 @@ def needs_gates(region: Region, start: Cut, end: Cut) -> bool:
 
 
 def is_before_routing(region: Region, cut: Cut) -> bool:
-    """Whether ``cut`` is one node that needs neither gates nor experts."""
-    if cut.kind != TOKEN or len(cut.nodes) > 1:
+    """Whether ``cut`` is one node that needs neither gates nor experts, with one row a token.
+
+    The row may stand there several times, where the model repeats it before it norms it.
+    """
+    if len(cut.nodes) > 1:
         return False
     plan = region.probe.plan(cut.nodes, {region.h, *region.forced})
-    return not any(operand in region.forced for node in plan for operand in node.operands)
+    if any(operand in region.forced for node in plan for operand in node.operands):
+        return False
+    h = np.random.default_rng(0).standard_normal(region.h.type.shape)
+    rows = cut.read(region.probe.run(cut.nodes, {region.h: h}))
+    return bool((rows == rows[:, :1]).all())

@@ -15,43 +15,48 @@ import numpy as np
 from ..ir.graph import Node
 from .recognise_layer import Layer
 from .recognise_probe import OutOfReach
+from .recognise_rotation import Activation
 from .recognise_routing import Region, random_gates
 from .recognise_rows import layouts
 from .recognise_ternary import as_ternary, product_of
 
 Array = np.ndarray
 LIMIT = 1e-9
-# What float32's rounding of `w + (quantised - w)` may change in a layer.
+# What float32's rounding of `w + (quantised - w)`, or of sqrt(2) in GELU, may change in a layer.
 ROUNDING_LIMIT = 2e-6
 
 
 @dataclass(frozen=True)
 class Residual:
-    """The largest relative difference of the rebuilt layer, and on which trial it was seen.
+    """The largest relative difference from the captured layer, and on which trial it was seen.
 
-    ``rounding`` is the part that comes from ternary matrices in a straight-through form, which are
-    not quite ternary; ``error`` is what remains where the captured layer has the exact matrices.
+    ``exact`` is the difference where the captured layer is given exactly ternary matrices in place
+    of straight-through ones; a ``rounded`` activation cannot be so replaced.
     """
 
-    error: float
-    rounding: float
+    captured: float
+    exact: float
+    rounded: bool
     where: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing differs but by float32's rounding of what was found to be rounded."""
+        return self.captured <= ROUNDING_LIMIT and (self.rounded or self.exact <= LIMIT)
 
 
 def residual(layer: Layer, new: Node, rng: np.random.Generator) -> Residual:
     """How far ``new`` is from the layer's y, over all trials."""
     y, probe = layer.y, layer.region.probe
-    exact = _exact_matrices(layer)
-    worst, rounding, where = 0.0, 0.0, "no trial"
+    matrices = _exact_matrices(layer)
+    rounded = any(isinstance(step, Activation) and step.rounded for step in layer.middle)
+    captured, exact, where = 0.0, 0.0, "no trial"
     for name, given in _trials(layer.region, rng):
-        was, now = probe.run([y, new], given)
-        if exact:
-            rounding = max(rounding, _difference(now, was))
-            was, now = probe.run([y, new], {**given, **exact})
-        error = _difference(now, was)
-        if error >= worst:
-            worst, where = error, name
-    return Residual(worst, rounding, where)
+        seen = _difference(*probe.run([new, y], given))
+        strict = _difference(*probe.run([new, y], given | matrices)) if matrices else seen
+        where = name if max(seen, strict) >= max(captured, exact) else where
+        captured, exact = max(captured, seen), max(exact, strict)
+    return Residual(captured, exact, rounded, where)
 
 
 def _difference(now: Array, was: Array) -> float:

@@ -66,7 +66,7 @@ class Region:
 
 def find_mixtures(
     graph: Graph, probe: Probe, top_k: Node, rng: np.random.Generator
-) -> Iterator[tuple[Region, Node, Rows]]:
+) -> list[tuple[Region, Node, Rows]]:
     """The mixtures that ``top_k`` may route, each with y and its rows; the furthest y first.
 
     Raises NotRecognised if there is none.
@@ -79,22 +79,22 @@ def find_mixtures(
     if not numbers:
         raise NotRecognised("the numbers of the chosen experts are not used")
     router = ancestors(top_k)
-    found, partly = False, ""
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    found: list[tuple[Region, Node, Rows]] = []
+    partly = ""
     for gates in _gate_candidates(graph, top_k, values, tokens * k):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
             region = Region(probe, top_k, numbers[0], gates, tokens, k, count, h)
-            for y, rows in _mixtures(region, candidates, rng):
-                reach = reached(region, router, rng)
-                if reach < count:
-                    partly = f"the gates %{gates[0].name} reach {reach} of {count} experts"
-                    break
-                found = True
-                yield region, y, rows
+            mixtures = list(_mixtures(region, candidates, rng))
+            reach = reached(region, router, rng) if mixtures else count
+            if reach < count:
+                partly = f"the gates %{gates[0].name} reach {reach} of {count} experts"
+            else:
+                found += [(region, y, rows) for y, rows in mixtures]
     if not found:
-        raise NotRecognised(
-            partly
-            or "nothing behind the routing is a sum of gate times a function of one activation"
-        )
+        nothing = "nothing behind the routing is a sum of gate times a function of one activation"
+        raise NotRecognised(partly or nothing)
+    return sorted(found, key=lambda mixture: -place[mixture[1]])
 
 
 def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -> int:
@@ -122,12 +122,15 @@ def _gate_candidates(
     if values:
         yield values
     behind: set[Node] = {top_k}
+    seen = set(values)
     for node in graph.nodes:
-        if behind.isdisjoint(node.operands):
+        if behind.isdisjoint(node.operands) or node.op == "top_k":
             continue
         behind.add(node)
         if node not in values and node.types[0].is_float and node.type.size == size:
-            yield (node,)
+            if node.op != "reshape" or node.operands[0] not in seen:
+                yield (node,)
+            seen.add(node)
 
 
 def _dependents(

@@ -1,0 +1,444 @@
+"""Butterfly layers as others may write them, and lookalikes: recognised exactly, or left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from butterflyc.compiler.capture.export import capture
+from butterflyc.compiler.capture.recognise import LayerReport, recognise
+from butterflyc.compiler.ir.interpret import interpret
+
+TOKENS, WIDTH, HIDDEN, EXPERTS, CHOSEN, LAYERS = 7, 16, 32, 4, 2, 2
+# Angles are gathered before their cosine is taken, which eager does in float32: so in double
+# precision the captured graph itself is that far from the rebuilt one.
+ROUNDING = 1e-6
+
+
+def ternary(w: Tensor) -> Tensor:
+    gamma = w.abs().mean()
+    return gamma * (w / (gamma + 1e-8)).round().clamp(-1, 1)
+
+
+def layer(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """One Givens rotation of neighbouring pairs, then the deinterleave."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    x = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    return torch.cat([x[..., 0::2], x[..., 1::2]], -1)
+
+
+class Gathered(nn.Module):
+    """Angles gathered by expert index, cosines taken afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.gate = nn.Linear(WIDTH, EXPERTS)
+        self.theta = nn.Parameter(torch.randn(EXPERTS, LAYERS, WIDTH // 2) * 0.4)
+        self.phi = nn.Parameter(torch.randn(EXPERTS, LAYERS, HIDDEN // 2) * 0.4)
+        self.up = nn.Parameter(torch.randn(HIDDEN, WIDTH) * 0.2)
+        self.down = nn.Linear(HIDDEN, WIDTH)
+        self.extra = nn.Parameter(torch.rand(EXPERTS, HIDDEN) + 0.5)
+        self.places = nn.Parameter(torch.rand(TOKENS, 1) + 0.5)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, experts = self.gate(x).softmax(-1).topk(CHOSEN, -1)
+        return values / values.sum(-1, keepdim=True), experts
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            x = layer(x, angles[..., i, :].cos(), angles[..., i, :].sin())
+        return x
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, ternary(self.up))
+
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return self.rotate(F.gelu(self.multiply(self.rotate(x, theta))), phi)
+
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return self.down(self.hidden(x, theta, phi))
+
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        rows = x[:, None].expand(-1, experts.shape[1], -1)
+        return self.expert(rows, self.theta[experts], self.phi[experts])
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        return (self.chosen(x, experts) * gates[..., None]).sum(1)
+
+
+# --- the same layer, written otherwise ---
+
+
+class WhereLoop(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            y = y + weight * self.expert(x, self.theta[e], self.phi[e])
+        return y
+
+
+class SlotLoop(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for i in range(CHOSEN):
+            e = experts[:, i]
+            y = y + gates[:, i : i + 1] * self.expert(x, self.theta[e], self.phi[e])
+        return y
+
+
+class Scattered(Gathered):
+    """All experts run, stacked; the gates are scattered into a dense [T, E]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        every = [self.expert(x, self.theta[e], self.phi[e]) for e in range(EXPERTS)]
+        return torch.einsum("te,ted->td", dense, torch.stack(every, 1))
+
+
+class ExpertAxis(Gathered):
+    """All experts run along an axis; the chosen are gathered at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        every = self.expert(x[:, None], self.theta[None], self.phi[None])  # [T, E, d]
+        index = experts[..., None].expand(-1, -1, WIDTH)
+        return (every.gather(1, index) * gates[..., None]).sum(1)
+
+
+class Repeated(Gathered):
+    """One row a (token, slot), token and slot in one axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows, numbers = x.repeat_interleave(CHOSEN, 0), experts.reshape(-1)
+        y = self.expert(rows, self.theta[numbers], self.phi[numbers]) * gates.reshape(-1, 1)
+        return y.reshape(-1, CHOSEN, WIDTH).sum(1)
+
+
+class OneHot(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        hot = F.one_hot(experts, EXPERTS).to(x.dtype)
+        theta = torch.einsum("tke,elp->tklp", hot, self.theta)
+        phi = torch.einsum("tke,elp->tklp", hot, self.phi)
+        rows = x[:, None].expand(-1, CHOSEN, -1)
+        return (self.expert(rows, theta, phi) * gates[..., None]).sum(1)
+
+
+class TwoByTwo(Gathered):
+    """Blocks built as matrices, applied by einsum."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cos, sin = angles[..., i, :].cos(), angles[..., i, :].sin()
+            rows = torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)
+            pairs = x.unflatten(-1, (-1, 2))
+            x = torch.einsum("...pij,...pj->...pi", torch.stack(rows, -2), pairs)
+            x = x.transpose(-1, -2).flatten(-2)
+        return x
+
+
+class Argmax(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1)
+        return self.expert(x, self.theta[experts], self.phi[experts]) * gates[:, None]
+
+
+class Sorted(Gathered):
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, experts = self.gate(x).softmax(-1).sort(-1, descending=True)
+        return values[:, :CHOSEN], experts[:, :CHOSEN]
+
+
+class GatheredGates(Gathered):
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(x)
+        experts = scores.topk(CHOSEN, -1).indices
+        return scores.sigmoid().gather(-1, experts), experts
+
+
+class StraightThrough(Gathered):
+    """w + (quantised - w), which float32 rounds."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.up + (ternary(self.up) - self.up).detach())
+
+
+class WrittenOutGelu(Gathered):
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        u = self.multiply(self.rotate(x, theta))
+        return self.rotate(0.5 * u * (1 + torch.erf(u / 2**0.5)), phi)
+
+
+class NormInFront(Gathered):
+    """The router reads x, the experts a normalised x."""
+
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return super().expert(F.layer_norm(x, (WIDTH,)), theta, phi)
+
+
+class Capacity(Gathered):
+    """An expert serves three tokens at most: routing depends on the order, experts do not."""
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gates, experts = super().route(x)
+        served = F.one_hot(experts, EXPERTS).sum(1).cumsum(0).gather(1, experts)
+        return gates * (served <= 3).to(x.dtype), experts
+
+
+class ThenTanh(Gathered):
+    """Something else behind the layer stays as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().forward(x)) * self.places
+
+
+class ThenResidual(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+# --- exactly rebuilt, but not what the papers have ---
+
+
+class Reflection(Gathered):
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cos, sin = angles[..., i, :].cos(), angles[..., i, :].sin()
+            a, b = x[..., 0::2], x[..., 1::2]
+            x = torch.cat([a * cos + b * sin, a * sin - b * cos], -1)
+        return x
+
+
+class Gain(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(x * self.extra[0, :WIDTH])
+
+
+class PartlyRotated(Gathered):
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        for i in range(LAYERS):
+            part = angles[..., i, : half // 2]
+            x = torch.cat([layer(x[..., :half], part.cos(), part.sin()), x[..., half:]], -1)
+        return x
+
+
+class Matrices(Gathered):
+    """Whole rotations as dense matrices: orthogonal 4x4 blocks, which pairs do not make."""
+
+    def matrix(self, angles: Tensor, width: int) -> Tensor:
+        eye = torch.eye(width).expand(EXPERTS, width, width)
+        return super().rotate(eye, angles[:, None]).transpose(-1, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        u = F.gelu(self.multiply(torch.einsum("tkij,tj->tki", theta[experts], x)))
+        u = torch.einsum("tkij,tkj->tki", phi[experts], u)
+        return (self.down(u) * gates[..., None]).sum(1)
+
+
+# --- lookalikes, which must stay as they are ---
+
+
+class FiveLevels(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        gamma = self.up.abs().mean()
+        return F.linear(x, gamma * (self.up / (gamma + 1e-8)).round().clamp(-2, 2))
+
+
+class DenseSubstrate(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.up)
+
+
+class OwnDown(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows = x[:, None].expand(-1, CHOSEN, -1)
+        own = self.extra[:, :WIDTH, None] * self.down.weight  # [E, d, F]
+        hidden = self.hidden(rows, self.theta[experts], self.phi[experts])
+        y = torch.einsum("tkdf,tkf->tkd", own[experts], hidden)
+        return (y * gates[..., None]).sum(1)
+
+
+class OwnDownLoop(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            hidden = self.hidden(x, self.theta[e], self.phi[e])
+            y = y + weight * F.linear(hidden, self.down.weight * self.extra[e])
+        return y
+
+
+class OwnSubstrate(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            own = ternary(self.up + self.extra[e, :, None] * 0.2)
+            hidden = F.gelu(F.linear(self.rotate(x, self.theta[e]), own))
+            y = y + weight * self.down(self.rotate(hidden, self.phi[e]))
+        return y
+
+
+class OwnBias(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = self.chosen(x, experts) + self.extra[experts][..., :WIDTH]
+        return (y * gates[..., None]).sum(1)
+
+
+class OwnScale(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = self.chosen(x, experts) * self.extra[experts][..., :1]
+        return (y * gates[..., None]).sum(1)
+
+
+class GatedInput(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows = x[:, None] * gates[..., None]
+        return self.expert(rows, self.theta[experts], self.phi[experts]).sum(1)
+
+
+class SoftAngles(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        weight = gates[..., None, None]
+        theta, phi = (self.theta[experts] * weight).sum(1), (self.phi[experts] * weight).sum(1)
+        return self.expert(x, theta, phi)
+
+
+class QuantisedActivations(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-6) / 127
+        return super().multiply((x / scale).round().clamp(-127, 127) * scale)
+
+
+class NormBetween(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(F.layer_norm(x, (WIDTH,)))
+
+
+class ActivationBetween(Gathered):
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        u = self.multiply(self.rotate(x, theta))
+        u = layer(u, phi[..., 0, :].cos(), phi[..., 0, :].sin())
+        return layer(F.gelu(u), phi[..., 1, :].cos(), phi[..., 1, :].sin())
+
+
+class TwoActivations(Gathered):
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return self.down(F.relu(self.hidden(x, theta, phi)))
+
+
+class PlaceDependent(Gathered):
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        return super().chosen(x * self.places, experts)
+
+
+class TooFewExperts(Gathered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, EXPERTS + 2)
+        self.gate.bias.data[EXPERTS:] = -1e4  # the last two are never chosen
+
+
+class StandardExperts(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        own = self.extra[:, :, None] * self.up  # [E, F, d]
+        hidden = F.gelu(torch.einsum("tkfd,td->tkf", own[experts], x))
+        return (self.down(hidden) * gates[..., None]).sum(1)
+
+
+FULL = [
+    Gathered, WhereLoop, SlotLoop, Scattered, ExpertAxis, Repeated, OneHot, TwoByTwo, Argmax,
+    Sorted, GatheredGates, StraightThrough, WrittenOutGelu, NormInFront, Capacity, ThenTanh,
+    ThenResidual,
+]  # fmt: skip
+PARTIAL = [
+    (Reflection, "determinant -1"),
+    (Gain, "not orthogonal"),
+    (PartlyRotated, "4 of 8 pairs of an input layer are never rotated"),
+    (Matrices, "orthogonal 4x4"),
+]
+NONE = [
+    (FiveLevels, "3 magnitudes in place of 0 and one scale"),
+    (DenseSubstrate, "a dense matrix"),
+    (OwnDown, "no matrix that all experts share"),
+    (OwnDownLoop, "W_down is not shared"),
+    (OwnSubstrate, "do not share their ternary matrix"),
+    (OwnBias, "not gate times one shared map"),
+    (OwnScale, "not gate times one shared map"),
+    (GatedInput, "nothing behind the routing"),
+    (SoftAngles, "nothing behind the routing"),
+    (QuantisedActivations, "not linear"),
+    (NormBetween, "not linear"),
+    (ActivationBetween, "between two layers of the rotation"),
+    (TwoActivations, "several activations"),
+    (PlaceDependent, "rebuilt, it differs by"),
+    (TooFewExperts, "chooses among 6 experts, but only 4 exist"),
+    (StandardExperts, "no matrix of the experts is ternary"),
+]
+
+
+def recognised(kind: type[Gathered]) -> tuple[LayerReport, float]:
+    """The report on one layer, and by how much the graph changed, in double precision."""
+    x = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
+    graph = capture(kind().eval(), (x,)).graph
+    result = recognise(graph)
+    assert len(result.layers) == 1, result.layers
+    (was,) = interpret(graph, x.numpy(), precision="f64")
+    (now,) = interpret(result.graph, x.numpy(), precision="f64")
+    return result.layers[0], float(np.abs(now - was).max() / np.abs(was).max())
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_other_styles_are_recognised_in_full(kind: type[Gathered]) -> None:
+    """However it is written, the layer is found with all its experts, and computes the same."""
+    report, difference = recognised(kind)
+    assert (report.recognised, report.reason) == ("full", "")
+    assert report.experts_found == report.experts == EXPERTS
+    assert report.residual is not None
+    assert report.residual < (ROUNDING if kind in (StraightThrough, WrittenOutGelu) else 1e-9)
+    assert difference < ROUNDING
+
+
+@pytest.mark.parametrize(("kind", "reason"), PARTIAL)
+def test_other_blocks_are_told_apart(kind: type[Gathered], reason: str) -> None:
+    """Blocks that are no rotations of pairs are rebuilt exactly, and not called a Butterfly."""
+    report, difference = recognised(kind)
+    assert report.recognised == "partial"
+    assert reason in report.reason
+    assert difference < ROUNDING
+
+
+@pytest.mark.parametrize(("kind", "reason"), NONE)
+def test_lookalikes_stay_as_they_are(kind: type[Gathered], reason: str) -> None:
+    """What is no Butterfly layer keeps its plain ops, and the report says why."""
+    report, difference = recognised(kind)
+    assert report.recognised == "none"
+    assert reason in report.reason
+    assert difference == 0
+
+
+def test_order_dependent_routing_is_said() -> None:
+    """Routing by capacity is kept as written, and the report says that it sees the batch."""
+    report, _ = recognised(Capacity)
+    assert "depend on the order of the tokens" in report.parts["routing"]
