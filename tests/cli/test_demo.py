@@ -103,3 +103,15 @@ def test_training_goes_on_where_it_was_stopped(
     (tmp_path / "digits.state").write_bytes(b"")
     library.train_afresh(tmp_path)
     assert seen == [False, True]
+
+
+@pytest.mark.slow
+def test_demo_of_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`butterflyc demo` as a newcomer runs it: every expert found, every test image right."""
+    assert run(["demo", "-o", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = document["verification"]
+    assert document["census"]["found"] == document["census"]["choosable"] == 32
+    assert found["samples"] == 360
+    assert found["top1_agreement"] == 1.0
+    assert found["accuracy"] == found["model_accuracy"] >= 0.96
