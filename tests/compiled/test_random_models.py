@@ -6,7 +6,8 @@ on its own input, captured and compiled together.
 
 from __future__ import annotations
 
-from typing import Any
+import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ import butterflyc as bc
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
 from butterflyc.models.rotation import SHUFFLES, padded_width
 from butterflyc.models.routing import GATE_RULES
-from butterflyc.verify import NEAR_TIE, observe, relative_errors
+from butterflyc.models.vit import ViT, ViTConfig
+from butterflyc.verify import NEAR_TIE, observe, relative_errors, verify
 
 TOKENS = 5
 LAYERS_AT_ONCE = 4
@@ -171,10 +173,8 @@ def test_a_plain_vit_compiles_too(
     assert relative_errors(program(x.numpy()), wanted).max() <= 1e-5
 
 
-def test_a_small_vit_compiles_in_both_modes(tmp_path: Any) -> None:
+def test_a_small_vit_compiles_in_both_modes(tmp_path: Path) -> None:
     """A thin slice: compile, save, load, run, for f32 and a8; torch in gives torch out."""
-    from butterflyc.models.vit import ViT, ViTConfig
-
     torch.manual_seed(0)
     mlp = ButterflyConfig(d_model=32, d_ff=64, experts=4, angle_std=0.5)
     config = ViTConfig(8, 1, 4, 10, 32, 4, 1, mlp=mlp)
@@ -195,3 +195,35 @@ def test_a_small_vit_compiles_in_both_modes(tmp_path: Any) -> None:
         for stage, graph in program.stages.items():
             assert loaded.stages[stage] == graph, stage
     np.testing.assert_array_equal(loaded.routing(x.numpy())[0].shape, (5, 2))
+
+
+PORTABLE = """
+name = "portable"
+family = "cpu"
+description = "any x86-64, one lane"
+triple = "x86_64-linux-gnu"
+cpu = "x86-64"
+features = []
+lanes = "scalar"
+toolchain = ["cc"]
+runner = "native"
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the core above is an x86-64")
+@pytest.mark.parametrize("mode", ["f32", "a8"])
+def test_portable_code_computes_the_same(tmp_path: Path, mode: str) -> None:
+    """With scalar lanes and no vector feature a whole model is right, for a core of one's own."""
+    torch.manual_seed(0)
+    mlp = ButterflyConfig(d_model=32, d_ff=64, experts=4, angle_std=0.5)
+    model = ViT(ViTConfig(8, 1, 4, 10, 32, 4, 1, mlp=mlp)).eval()
+    x = torch.rand(1, 1, 8, 8)
+    (tmp_path / "portable.toml").write_text(PORTABLE)
+    program = bc.compile(
+        model, (x,), target="portable", target_file=tmp_path / "portable.toml", mode=mode
+    )
+    assert program.manifest["cpu_features"] == []
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert relative_errors(program(x.numpy()), wanted).max() <= (1e-5 if mode == "f32" else 0.1)
+    assert verify(program).passed
