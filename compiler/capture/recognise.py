@@ -93,7 +93,7 @@ def _recognise_layer(
             try:
                 layer = parse(region, y, y_rows, rng)
                 found = _check(layer, rng)
-            except NotRecognised as reason:
+            except (NotRecognised, OutOfReach) as reason:
                 refused.append(replace(none, reason=str(reason)))
                 continue
             worst = found.captured
@@ -107,10 +107,12 @@ def _recognise_layer(
             if routes_by_order(region, rng):
                 parts["routing"] += ", which depend on the order of the tokens"
             return LayerReport("", source, verdict, parts, worst, flawed, count, count, k), layer
-    except (NotRecognised, OutOfReach) as reason:
+    except NotRecognised as reason:
         refused.append(replace(none, reason=str(reason)))
     except IndexError:
-        there = min((_table_sizes(graph, top_k)), default=0)
+        there = min(_table_sizes(graph, top_k), default=count)
+        if there >= count:
+            raise
         text = f"the gate chooses among {count} experts, but only {there} exist"
         refused.append(replace(none, reason=text, experts_found=there))
     return refused[0] if refused else none, None

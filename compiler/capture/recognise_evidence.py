@@ -60,14 +60,14 @@ def flaws(layer: Layer) -> list[str]:
     """In what the layer, rebuilt exactly, is not the papers' layer."""
     found = []
     for side, steps in (("input", layer.rotation_in), ("output", layer.middle)):
+        if not any(isinstance(step, Blocks) for step in steps):
+            found.append(f"the experts do not rotate their {side}")
         for step in steps:
             if isinstance(step, Blocks) and _kind(step.blocks) != GIVENS:
                 found.append(f"the {side} blocks are {_kind(step.blocks)}")
             elif isinstance(step, Blocks) and (idle := _idle(step.blocks)):
                 count = step.blocks.shape[1]
                 found.append(f"{idle} of {count} pairs of an {side} layer are never rotated")
-    if not any(isinstance(step, Blocks) for step in (*layer.rotation_in, *layer.middle)):
-        found.append("no expert rotates anything")
     return list(dict.fromkeys(found))
 
 

@@ -24,7 +24,7 @@ from .recognise_chain import (
     path,
     row_probe,
 )
-from .recognise_probe import OutOfReach, ancestors
+from .recognise_probe import ancestors
 from .recognise_rotation import (
     Activation,
     Bias,
@@ -76,9 +76,8 @@ def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> La
     read_rows = behind[0].rows.with_channels(product.x.type.shape)
     if read_rows is None:
         raise NotRecognised(f"'{product.node.name}' multiplies along another axis")
-    read = Cut(_once(p.x for p in products), read_rows, behind[0].kind)
-    if len(read.nodes) < len(products):
-        raise NotRecognised(f"'{read.nodes[0].name}' is multiplied several times, not rotated")
+    nodes = _once(p.x for p in products)
+    read = Cut(nodes, read_rows, behind[0].kind if len(nodes) == len(products) else TOKEN)
     substrate = as_ternary(product.w)
     assert substrate is not None, "find_substrate gives ternary products only"
     x, rotation_in = _in_front(region, read, rng)
@@ -292,10 +291,7 @@ def side_by_side(paths: list[tuple[Node, ...]]) -> list[tuple[Node, ...]]:
 def _down(region: Region, last: Cut, end: Cut, rng: np.random.Generator) -> Down:
     """The shared map from the experts' rows at ``last`` to y, checked on random rows and gates."""
     t, k = region.tokens, region.k
-    try:
-        plan = region.probe.plan(end.nodes, {*last.nodes, *region.forced})
-    except OutOfReach:
-        raise NotRecognised("the result needs more than the experts' rows and the gates") from None
+    plan = region.probe.plan(end.nodes, {*last.nodes, *region.forced})
     found = [p for node in plan if (p := product_of(region.probe, node)) is not None]
     if any(not np.array_equal(p.w, found[0].w) for p in found):
         raise NotRecognised("behind the experts lie several matrices: W_down is not shared")

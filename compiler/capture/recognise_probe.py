@@ -40,7 +40,7 @@ class Probe:
             plan = tuple(node for node in order if node not in key[1])
             for node in plan:
                 if node.op == "input":
-                    raise OutOfReach(node.name)
+                    raise OutOfReach(f"the result needs '{node.name}' by a way past its experts")
             self._plans[key] = plan
         return self._plans[key]
 

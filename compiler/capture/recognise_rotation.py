@@ -73,11 +73,12 @@ def classify(
     probe: RowProbe, channels: int, experts: int, rng: np.random.Generator
 ) -> list[Step] | Unknown:
     """The steps whose composition is the map, or why there are none."""
-    every = np.arange(experts)
-    x = rng.standard_normal((experts, channels)) + 3 * rng.standard_normal((experts, 1))
+    # Every expert, and in every channel both signs, which tells a ReLU from nothing at all.
+    every = np.tile(np.arange(max(experts, 4)) % experts, 2)
+    x = 2 * rng.standard_normal((len(every) // 2, channels))
+    x = np.concatenate([x, -x])
     y = probe(x, every)
-    zeros = np.zeros((experts, channels))
-    offset = probe(zeros, every)
+    offset = probe(np.zeros_like(x), every)
     if not np.isfinite(y).all():
         return Unknown("does not give finite values")
     if not np.isfinite(offset).all():
@@ -94,7 +95,7 @@ def classify(
         return Unknown("is not linear")
     steps = _as_shuffle(probe, channels, x, y, bias)
     if steps is None:
-        found = _as_blocks(probe, channels, x, y, bias, rng)
+        found = _as_blocks(probe, every, x, y, bias, rng)
         if isinstance(found, Unknown):
             return found
         steps = found
@@ -112,6 +113,8 @@ def _as_shuffle(
     """The map as an order of channels, read off distinct values; ``x`` must then move to ``y``."""
     ramp = np.arange(1.0, channels + 1)
     moved = probe(ramp[None], np.zeros(1, np.int64))[0] - bias
+    if not np.isfinite(moved).all():
+        return None
     order = np.rint(moved).astype(np.int64) - 1
     if order.min(initial=0) < -1 or order.max(initial=0) >= channels:
         return None
@@ -133,14 +136,14 @@ def run_step(step: Step, x: Array, experts: Array | None) -> Array:
 
 
 def _as_blocks(
-    probe: RowProbe, channels: int, x: Array, y: Array, bias: Array, rng: np.random.Generator
+    probe: RowProbe, every: Array, x: Array, y: Array, bias: Array, rng: np.random.Generator
 ) -> list[Step] | Unknown:
     """The map as order, blocks, order. Its support comes from a basis, spread over the experts.
 
     An angle may be zero for one expert and not for the next, so the basis is repeated with other
-    experts where the random rows ``x`` do not come out as ``y``.
+    experts where the rows ``x`` of the experts ``every`` do not come out as ``y``.
     """
-    experts, outputs = len(x), y.shape[1]
+    experts, channels, outputs = int(every.max()) + 1, x.shape[1], y.shape[1]
     most = min(LARGEST_BLOCK, max(2, channels // SMALLEST_PART))
     support = np.zeros((outputs, channels), bool)
     for attempt in range(3):
@@ -154,10 +157,10 @@ def _as_blocks(
         steps = _read_blocks(probe, channels, outputs, experts, groups, bias)
         value = x
         for step in steps:
-            value = run_step(step, value, np.arange(experts))
+            value = run_step(step, value, every)
         if close(value, y - bias):
             return steps
-    return Unknown("is not the same order of channels for every expert")
+    return Unknown("does not mix the same channels for every expert")
 
 
 def _support(

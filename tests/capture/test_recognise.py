@@ -81,7 +81,7 @@ def configurations(draw: st.DrawFn) -> tuple[ButterflyConfig, tuple[int, ...], i
     return config, (*lead, width), draw(st.integers(0, 2**16))
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(configurations())
 def test_every_configuration_is_recognised_in_full(
     drawn: tuple[ButterflyConfig, tuple[int, ...], int],

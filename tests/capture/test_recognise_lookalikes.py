@@ -1,0 +1,339 @@
+"""What is nearly a Butterfly layer: rebuilt exactly and told apart, or left as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .test_recognise_styles import (
+    CHOSEN,
+    EXPERTS,
+    HIDDEN,
+    LAYERS,
+    ROUNDING,
+    TOKENS,
+    WIDTH,
+    Gathered,
+    layer,
+    recognised,
+    ternary,
+)
+
+# --- exactly rebuilt, but not what the papers have ---
+
+
+class Reflection(Gathered):
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cos, sin = angles[..., i, :].cos(), angles[..., i, :].sin()
+            a, b = x[..., 0::2], x[..., 1::2]
+            x = torch.cat([a * cos + b * sin, a * sin - b * cos], -1)
+        return x
+
+
+class Gain(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(x * self.extra[0, :WIDTH])
+
+
+class PartlyRotated(Gathered):
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        for i in range(LAYERS):
+            part = angles[..., i, : half // 2]
+            x = torch.cat([layer(x[..., :half], part.cos(), part.sin()), x[..., half:]], -1)
+        return x
+
+
+class Matrices(Gathered):
+    """Whole rotations as dense matrices: orthogonal 4x4 blocks, which pairs do not make."""
+
+    def matrix(self, angles: Tensor, width: int) -> Tensor:
+        eye = torch.eye(width).expand(EXPERTS, width, width)
+        return super().rotate(eye, angles[:, None]).transpose(-1, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        u = F.gelu(self.multiply(torch.einsum("tkij,tj->tki", theta[experts], x)))
+        u = torch.einsum("tkij,tkj->tki", phi[experts], u)
+        return (self.down(u) * gates[..., None]).sum(1)
+
+
+class OutputOnly(Gathered):
+    """A loop whose experts share everything in front of the activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            y = y + weight * self.down(self.rotate(F.gelu(self.multiply(x)), self.phi[e]))
+        return y
+
+
+# --- lookalikes, which must stay as they are ---
+
+
+class FiveLevels(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        gamma = self.up.abs().mean()
+        return F.linear(x, gamma * (self.up / (gamma + 1e-8)).round().clamp(-2, 2))
+
+
+class DenseSubstrate(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.up)
+
+
+class OwnDown(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows = x[:, None].expand(-1, CHOSEN, -1)
+        own = self.extra[:, :WIDTH, None] * self.down.weight  # [E, d, F]
+        hidden = self.hidden(rows, self.theta[experts], self.phi[experts])
+        y = torch.einsum("tkdf,tkf->tkd", own[experts], hidden)
+        return (y * gates[..., None]).sum(1)
+
+
+class OwnDownLoop(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            hidden = self.hidden(x, self.theta[e], self.phi[e])
+            y = y + weight * F.linear(hidden, self.down.weight * self.extra[e])
+        return y
+
+
+class OwnSubstrate(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            own = ternary(self.up + self.extra[e, :, None] * 0.2)
+            hidden = F.gelu(F.linear(self.rotate(x, self.theta[e]), own))
+            y = y + weight * self.down(self.rotate(hidden, self.phi[e]))
+        return y
+
+
+class OwnBias(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = self.chosen(x, experts) + self.extra[experts][..., :WIDTH]
+        return (y * gates[..., None]).sum(1)
+
+
+class OwnScale(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = self.chosen(x, experts) * self.extra[experts][..., :1]
+        return (y * gates[..., None]).sum(1)
+
+
+class GatedInput(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows = x[:, None] * gates[..., None]
+        return self.expert(rows, self.theta[experts], self.phi[experts]).sum(1)
+
+
+class SoftAngles(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        weight = gates[..., None, None]
+        theta, phi = (self.theta[experts] * weight).sum(1), (self.phi[experts] * weight).sum(1)
+        return self.expert(x, theta, phi)
+
+
+class QuantisedActivations(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-6) / 127
+        return super().multiply((x / scale).round().clamp(-127, 127) * scale)
+
+
+class NormBetween(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(F.layer_norm(x, (WIDTH,)))
+
+
+class ActivationBetween(Gathered):
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        u = self.multiply(self.rotate(x, theta))
+        u = layer(u, phi[..., 0, :].cos(), phi[..., 0, :].sin())
+        return layer(F.gelu(u), phi[..., 1, :].cos(), phi[..., 1, :].sin())
+
+
+class TwoActivations(Gathered):
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return self.down(F.relu(self.hidden(x, theta, phi)))
+
+
+class PlaceDependent(Gathered):
+    """Only at the last place: not seen part by part, but by the whole layer."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        scale = torch.ones(TOKENS, 1, 1)
+        scale[-1] = 1.5
+        return super().multiply(x * scale)
+
+
+class TooFewExperts(Gathered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, EXPERTS + 2)
+        self.gate.bias.data[EXPERTS:] = -1e4  # the last two are never chosen
+
+
+class StandardExperts(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        own = self.extra[:, :, None] * self.up  # [E, F, d]
+        hidden = F.gelu(torch.einsum("tkfd,td->tkf", own[experts], x))
+        return (hidden * gates[..., None]).sum(1)
+
+
+class OwnUpBias(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            u = F.linear(self.rotate(x, self.theta[e]), ternary(self.up), self.extra[e])
+            y = y + weight * self.down(self.rotate(F.gelu(u), self.phi[e]))
+        return y
+
+
+class OneExpert(Gathered):
+    """A layer of which only expert 0 does anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        weight = torch.where(experts == 0, gates, 0.0).sum(-1, keepdim=True)
+        return weight * self.expert(x, self.theta[0], self.phi[0])
+
+
+class MissingExpert(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS - 1):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            y = y + weight * self.expert(x, self.theta[e], self.phi[e])
+        return y
+
+
+class MixedTokens(Gathered):
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        u = self.multiply(self.rotate(x, theta))
+        return self.rotate(F.gelu(u + u.mean(0)), phi)
+
+
+class ShiftedTokens(Gathered):
+    """Experts rotate one token by the angles of its neighbour's."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(torch.cat([x[1:], x[:1]]))
+
+
+class GroupedSubstrate(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        halves = x.unflatten(-1, (2, WIDTH // 2))
+        return F.linear(halves, ternary(self.up)[:WIDTH, : WIDTH // 2]).flatten(-2)
+
+
+class GroupedDown(Gathered):
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        halves = self.hidden(x, theta, phi).unflatten(-1, (2, HIDDEN // 2))
+        return F.linear(halves, self.down.weight[: WIDTH // 2, : HIDDEN // 2]).flatten(-2)
+
+
+class EarlyGates(Gathered):
+    """Linear experts, so gates in front of them are gates behind them; not taken for that yet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1)
+        rows = self.multiply(self.rotate(x * gates[:, None], self.theta[experts]))
+        return self.rotate(rows, self.phi[experts])
+
+
+class InnerResidual(Gathered):
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        return super().chosen(x, experts) + x[:, None]
+
+
+class BiasInFront(Gathered):
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        u = F.gelu(self.multiply(self.rotate(x, theta) + self.extra[0, :WIDTH]))
+        return self.down(self.rotate(u, phi))
+
+
+class ActivationInFront(Gathered):
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(F.relu(x))
+
+
+class UnusedNumbers(Gathered):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x).topk(CHOSEN, -1).values
+
+
+PARTIAL = [
+    (Reflection, "determinant -1"),
+    (Gain, "not orthogonal"),
+    (PartlyRotated, "4 of 8 pairs of an input layer are never rotated"),
+    (Matrices, "orthogonal 4x4"),
+    (OutputOnly, "do not rotate their input"),
+]
+NONE = [
+    (OwnUpBias, "do not share the bias"),
+    (OneExpert, "reach 1 of 4 experts"),
+    (MissingExpert, "3 ternary products belong neither to the 2 slots nor to the 4 experts"),
+    (MixedTokens, "mix"),
+    (ShiftedTokens, "do not start from one activation"),
+    (GroupedSubstrate, "along another axis"),
+    (GroupedDown, "does not read the experts' rows"),
+    (EarlyGates, "the gates enter in front"),
+    (InnerResidual, "needs 'x' by a way past its experts"),
+    (BiasInFront, "adds a bias in front"),
+    (ActivationInFront, "an activation in front"),
+    (UnusedNumbers, "are not used"),
+    (FiveLevels, "3 magnitudes in place of 0 and one scale"),
+    (DenseSubstrate, "a dense matrix"),
+    (OwnDown, "no matrix that all experts share"),
+    (OwnDownLoop, "W_down is not shared"),
+    (OwnSubstrate, "do not share their ternary matrix"),
+    (OwnBias, "not gate times one shared map"),
+    (OwnScale, "not gate times one shared map"),
+    (GatedInput, "nothing behind the routing"),
+    (SoftAngles, "nothing behind the routing"),
+    (QuantisedActivations, "not linear"),
+    (NormBetween, "not linear"),
+    (ActivationBetween, "between two layers of the rotation"),
+    (TwoActivations, "several activations"),
+    (PlaceDependent, "rebuilt, it differs by"),
+    (TooFewExperts, "chooses among 6 experts, but only 4 exist"),
+    (StandardExperts, "no product with a constant matrix"),
+]
+
+
+@pytest.mark.parametrize(("kind", "reason"), PARTIAL)
+def test_other_blocks_are_told_apart(kind: type[Gathered], reason: str) -> None:
+    """Blocks that are no rotations of pairs are rebuilt exactly, and not called a Butterfly."""
+    report, difference = recognised(kind)
+    assert report.recognised == "partial"
+    assert reason in report.reason
+    assert difference < ROUNDING
+
+
+@pytest.mark.parametrize(("kind", "reason"), NONE)
+def test_lookalikes_stay_as_they_are(kind: type[Gathered], reason: str) -> None:
+    """What is no Butterfly layer keeps its plain ops, and the report says why."""
+    report, difference = recognised(kind)
+    assert report.recognised == "none"
+    assert reason in report.reason
+    assert difference == 0
