@@ -144,7 +144,7 @@ def _lanes(
     by_slot: dict[int, set[int]] = {slot: set() for slot in range(k)}
     by_expert: dict[int, set[int]] = {expert: set() for expert in range(region.count)}
     rounds = 0
-    while rounds < 4 or (rounds < 200 and not all(by_expert.values())):
+    while rounds < 2 or (rounds < 200 and not all(by_expert.values())):
         rounds += 1
         experts, lit = region.spread(rng), rng.integers(k, size=t)
         gates = np.where(np.arange(k) == lit[:, None], 1.0, 0.0)

@@ -127,7 +127,8 @@ def _gate_candidates(
         if behind.isdisjoint(node.operands) or node.op == "top_k":
             continue
         behind.add(node)
-        if node not in values and node.types[0].is_float and node.type.size == size:
+        fits = len(node.types) == 1 and node.type.is_float and node.type.size == size
+        if node not in values and fits:
             if node.op != "reshape" or node.operands[0] not in seen:
                 yield (node,)
             seen.add(node)
@@ -186,8 +187,11 @@ def _mixtures(
     other = np.where(touched[:, None], b, a)
     # Each channel of y is a sum over the slots: none belongs to one slot alone.
     single = [np.where(np.arange(k) == slot, a, 0.0) for slot in ((0, k - 1) if k > 1 else ())]
+    given = {**region.force(experts, a), region.h: h}
+    border = _before_gates(region, candidates)
+    fixed = dict(zip(border, region.probe.run(border, given), strict=True))
     runs = [
-        region.probe.run(candidates, {**region.force(experts, gates), region.h: h})
+        region.probe.run(candidates, given | fixed | region.force(experts, gates))
         for gates in (np.zeros((t, k)), a, b, a + b, other, *single)
     ]
     for node, zero, at_a, at_b, at_sum, at_other, *at_slot in reversed(
@@ -205,6 +209,18 @@ def _mixtures(
             if np.array_equal(moved, touched) and same and (offset == offset[:1]).all():
                 yield node, rows
                 break
+
+
+def _before_gates(region: Region, candidates: list[Node]) -> list[Node]:
+    """What ``candidates`` need that does not itself need the gates: run once for many gates."""
+    gated = set(region.gates)
+    border: dict[Node, None] = {}
+    for node in region.probe.plan(candidates, {region.h, *region.forced}):
+        if not gated.isdisjoint(node.operands):
+            gated.add(node)
+            border.update(dict.fromkeys(node.operands))
+    given = {region.h, *region.forced}
+    return [node for node in border if node not in gated and node not in given]
 
 
 def some_of(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
