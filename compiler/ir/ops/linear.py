@@ -28,7 +28,8 @@ def linear(x: Type, w: Type, bias: Type | None = None, activation: str = "none")
 
 
 def linear_meaning(x: Array, w: Array, bias: Array | None = None, *, activation: str) -> Array:
-    y = x @ w.T
+    # One product of all rows: NumPy would make a small one for each of the leading axes.
+    y = (x.reshape(-1, x.shape[-1]) @ w.T).reshape(*x.shape[:-1], w.shape[0])
     return ACTIVATIONS[activation](y if bias is None else y + bias)
 
 
