@@ -8,8 +8,9 @@ from math import prod
 import numpy as np
 
 from ..ir.graph import Node
-from .refusals import MASK_ADVICE
-from .site import Refused, Site, accept, lowers
+from .aten_chosen import coordinates
+from .aten_elementwise import truth
+from .site import Site, accept, lowers
 
 # Ops through which an index stays what it was.
 _CARRIERS = frozenset({"cast", "reshape", "transpose", "broadcast", "slice", "take", "gather"})
@@ -17,7 +18,7 @@ _CARRIERS = frozenset({"cast", "reshape", "transpose", "broadcast", "slice", "ta
 
 def is_natural(index: Node, site: Site) -> bool:
     """Whether ``index`` is known to hold no negative number."""
-    value = site.value(index)
+    value = site.held(index)
     if value is not None:
         return bool(value.size == 0 or value.min() >= 0)
     if index.op == "result":
@@ -86,7 +87,10 @@ def take(site: Site, x: Node, index: Node) -> Node:
 
 
 def as_numbers(site: Site, indices: Sequence[Node | None]) -> list[Node | None]:
-    """``indices`` with constant masks written as the numbers of their true elements."""
+    """``indices`` with masks written as the numbers of their true elements.
+
+    Those of a mask that hangs on data are the numbers of all its elements, marked by it.
+    """
     numbers: list[Node | None] = []
     for index in indices:
         if index is None or index.type.dtype not in ("bool", "u8"):
@@ -94,8 +98,9 @@ def as_numbers(site: Site, indices: Sequence[Node | None]) -> list[Node | None]:
             continue
         value = site.value(index)
         if value is None:
-            raise Refused("rows chosen by a computed mask", MASK_ADVICE)
-        numbers.extend(site.constant(n, "i64") for n in np.nonzero(value))
+            numbers.extend(coordinates(site, truth(site, index)))
+        else:
+            numbers.extend(site.constant(n, "i64") for n in np.nonzero(value))
     return numbers
 
 
@@ -105,11 +110,16 @@ def flat_index(site: Site, indices: Sequence[Node], sizes: Sequence[int]) -> Nod
     indices = [wrapped(site, i, size) for i, size in zip(indices, sizes, strict=True)]
     if len(indices) == 1:
         return indices[0]
-    values = [site.value(index) for index in indices]
-    if all(value is not None for value in values):
+    marks = [site.marks[index] for index in indices if index in site.marks]
+    values = [site.held(index) for index in indices]
+    if all(value is not None for value in values) and len(marks) in (0, len(indices)):
         known = [np.broadcast_to(value, shape) for value in values if value is not None]
         flat = np.ravel_multi_index(known, tuple(sizes)) if prod(shape) else np.zeros(shape, int)
-        return site.constant(flat, "i64", f"{site.name}.index")
+        node = site.constant(flat, "i64", f"{site.name}.index")
+        if marks:
+            site.marks.agree(marks)
+            site.choose(node, 0, marks[0].mask)
+        return node
     total = site.cast(indices[0], "i64")
     for index, size in zip(indices[1:], sizes[1:], strict=True):
         total = site.make("mul", total, site.constant(size, "i64"))

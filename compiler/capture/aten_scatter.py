@@ -85,6 +85,8 @@ def _write(site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bo
 
 def _write_rows(site: Site, rows: Node, index: Node, source: Node, *, add: bool) -> Node:
     size, count = rows.type.shape[0], index.type.size
+    if index in site.marks:
+        return _write_chosen(site, rows, index, source, add=add)
     order = site.value(index)
     if order is not None and not add:
         choice = np.arange(size)
@@ -92,13 +94,35 @@ def _write_rows(site: Site, rows: Node, index: Node, source: Node, *, add: bool)
         both = site.concat([rows, source], 0)
         return site.make("take", both, site.constant(choice, "i64", f"{site.name}.order"), axis=0)
     accept(size * count <= _MOST_HITS, f"{count} rows written into {size}", "write fewer rows")
-    hit = site.swap(hits(site, index, size), 0, 1)  # [size, count]
+    return _write_hits(site, rows, hits(site, index, size), source, add=add)
+
+
+def _write_hits(site: Site, rows: Node, hit: Node, source: Node, *, add: bool) -> Node:
+    """Rows of ``source`` written where ``hit`` [count, size] says."""
+    hit = site.swap(hit, 0, 1)
     if add:
         return site.make("add", rows, site.make("matmul", site.cast(hit, rows.type.dtype), source))
     # Where several rows name one place, torch leaves open which one stays; here it is the first.
     first = site.make("argmax", site.cast(hit, "i32"), axis=1, keep=False)
     covered = site.make("max", hit, axes=(1,), keep=True)
     return site.make("where", covered, site.make("take", source, first, axis=0), rows)
+
+
+def _write_chosen(site: Site, rows: Node, index: Node, source: Node, *, add: bool) -> Node:
+    """Those rows of ``source`` that a mask chose, written or added; the others have no effect."""
+    mark = site.marks[index]
+    site.marks.agree([mark, site.marks.get(source, mark)])
+    order, size, count = site.held(index), rows.type.shape[0], index.type.size
+    # Candidate i is row i // each: of the rows themselves, or of the tokens of a [tokens, k] mask.
+    each = count // size
+    is_whole = order is not None and np.array_equal(order, np.arange(size).repeat(each))
+    if is_whole and each == 1 and not add:
+        return site.merge(mark, source, rows)
+    source = site.merge(mark, source, site.constant(0, source.type.dtype))
+    if is_whole and add:
+        parts = site.reshape(source, (size, each, source.type.shape[1]))
+        return site.make("add", rows, site.sum(parts, (1,)))
+    return _write_hits(site, rows, site.filled(hits(site, index, size)), source, add=add)
 
 
 @lowers("aten.index_add")
@@ -128,7 +152,8 @@ def index_put(
     site: Site, x: Node, indices: Sequence[Node | None], values: Node, accumulate: bool = False
 ) -> Node:
     masks = [i for i in indices if i is not None and i.type.dtype in ("bool", "u8")]
-    if len(indices) == len(masks) == 1 and site.value(masks[0]) is None:
+    one = values not in site.marks
+    if one and len(indices) == len(masks) == 1 and site.value(masks[0]) is None:
         return _put_by_mask(site, x, masks[0], values, accumulate)
     given = as_numbers(site, indices)
     axes = [axis for axis, i in enumerate(given) if i is not None]
@@ -158,7 +183,7 @@ def _put_by_mask(site: Site, x: Node, mask: Node, values: Node, accumulate: bool
     inner = x.type.shape[mask.type.rank :]
     shape = values.type.shape
     if len(shape) > len(inner):
-        accept(shape[0] == 1, "rows written by a computed mask", MASK_ADVICE)
+        accept(shape[0] == 1, "plain rows written, as many rows as a mask chooses", MASK_ADVICE)
         shape = shape[1:]
     values = site.reshape(site.cast(values, x.type.dtype), shape)
     mask = site.reshape(mask, (*mask.type.shape, *(1,) * len(inner)))

@@ -26,13 +26,15 @@ _DROPPED = frozenset({"device", "layout", "memory_format", "pin_memory"})
 
 
 class Sizes:
-    """Sizes that torch.export left open, known since what depends on no input was computed.
+    """Sizes that torch.export left open.
 
-    The number of true elements of a constant mask is such a size.
+    The number of true elements of a constant mask is known once it was computed. That of a mask
+    which hangs on data stands for all its elements, chosen or not: such a size is `padded`.
     """
 
     def __init__(self) -> None:
         self._known: dict[Any, int] = {}
+        self._padded: set[Any] = set()
 
     def learn(self, fake: Any, value: Any) -> None:
         """Notes the sizes of ``fake`` that ``value`` tells."""
@@ -45,9 +47,26 @@ class Sizes:
         elif isinstance(fake, SymInt) and isinstance(value, int):
             self._known[fake.node.expr] = value
 
-    def _number(self, size: Any) -> int | None:
+    def pad(self, fake: Any, types: Any) -> None:
+        """Notes the sizes of ``fake`` that are not known as those of ``types``: as padded."""
+        if isinstance(fake, tuple | list):
+            for part, type in zip(fake, types, strict=True):
+                self.pad(part, type)
+            return
+        for size, number in zip(fake.shape, types.shape, strict=True):
+            if isinstance(size, SymInt) and size.node.expr.is_Symbol:
+                known = self._known.setdefault(size.node.expr, number)
+                assert known == number, f"{size} stands for {known} rows and for {number}"
+                self._padded.add(size.node.expr)
+
+    def is_padded(self, size: Any) -> bool:
+        """Whether ``size`` counts rows that were not chosen, too."""
+        return isinstance(size, SymInt) and not self._padded.isdisjoint(size.node.expr.free_symbols)
+
+    def number(self, size: Any) -> int | None:
+        """``size`` as a number, if it is one and is known."""
         if not isinstance(size, SymInt):
-            return int(size)
+            return int(size) if isinstance(size, int) else None
         known = size.node.expr.subs(self._known)
         return int(known) if known.is_number else None
 
@@ -55,7 +74,7 @@ class Sizes:
         """The type of a tensor of the exported program; None where its shape is not fixed."""
         if not isinstance(fake, Tensor):
             return None
-        shape = [self._number(size) for size in fake.shape]
+        shape = [self.number(size) for size in fake.shape]
         fixed = tuple(size for size in shape if size is not None)
         return Type(DTYPES[fake.dtype], fixed) if len(fixed) == len(shape) else None
 

@@ -29,12 +29,8 @@ OF_NO_SIZE = {
     "_local_scalar_dense": "keep the value a tensor: no .item(), int() or float()",
     "_unique": _SIZE,
     "_unique2": _SIZE,
-    "argwhere": _SIZE,
     "bincount": "its size depends on the data: sum one_hot(x, num_classes) over the rows",
     "item": "keep the value a tensor: no .item(), int() or float()",
-    "masked_select": _SIZE,
-    "nonzero": _SIZE,
-    "nonzero_numpy": _SIZE,
     "unique_consecutive": _SIZE,
     "unique_dim": _SIZE,
 }

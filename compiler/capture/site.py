@@ -7,7 +7,7 @@ the call: tensors as IR nodes, dtypes as their IR names, all else as Python has 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,19 @@ import numpy as np
 from ..ir.build import make, result
 from ..ir.graph import Node, constant
 from ..ir.types import FLOATS, STORAGE, Type
+from .chosen import Chosen, Marks
+from .refused import Refused, accept
+
+__all__ = [
+    "LOWERINGS",
+    "Constants",
+    "Refused",
+    "Site",
+    "accept",
+    "lowering_of",
+    "lowers",
+    "promoted",
+]
 
 Lowering = Callable[..., Any]
 _Lowering = TypeVar("_Lowering", bound=Lowering)
@@ -40,21 +53,6 @@ def lowering_of(target: str) -> Lowering | None:
     return LOWERINGS.get(target) or LOWERINGS.get(target.rpartition(".")[0])
 
 
-class Refused(Exception):
-    """A form of a known operator that has no lowering: what it is, and what to write instead."""
-
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.advice = advice
-
-
-def accept(condition: bool, what: str, advice: str) -> None:
-    """Raises Refused unless ``condition``."""
-    if not condition:
-        raise Refused(what, advice)
-
-
 class Constants:
     """The constants of a graph: equal ones of the same name are one node."""
 
@@ -74,7 +72,8 @@ class Site:
     """One call: makes IR nodes that carry its name and source line.
 
     ``target`` is the overload that is called (``aten.add.Tensor``), ``out`` the type of its result,
-    or a tuple of types where it has several.
+    or a tuple of types where it has several. ``marks`` tells which of the values hold rows that the
+    data chose.
     """
 
     target: str
@@ -82,6 +81,7 @@ class Site:
     source: str
     out: Any
     constants: Constants
+    marks: Marks = field(default_factory=Marks)
 
     @property
     def operator(self) -> str:
@@ -89,12 +89,18 @@ class Site:
         return self.target.split(".")[1]
 
     def make(self, op: str, *operands: Node, **attributes: Any) -> Node:
-        return make(op, *operands, name=self.name, source=self.source, **attributes)
+        operands = self.marks.closed(op, operands, attributes, self.filled)
+        node = make(op, *operands, name=self.name, source=self.source, **attributes)
+        self.marks.follow(node)
+        return node
 
     def results(self, op: str, *operands: Node, **attributes: Any) -> tuple[Node, ...]:
         """Every result of an op that has several."""
         node = self.make(op, *operands, **attributes)
-        return tuple(result(node, index) for index in range(len(node.types)))
+        parts = tuple(result(node, index) for index in range(len(node.types)))
+        for part in parts:
+            self.marks.follow(part)
+        return parts
 
     def constant(self, value: Any, dtype: str, name: str = "") -> Node:
         """A constant that the call itself brings: a scalar, an order of elements."""
@@ -103,9 +109,30 @@ class Site:
             return self.constants.hold(array, dtype, "scalar")
         return self.constants.hold(array, dtype, name or f"{self.name}.constant", self.source)
 
-    def value(self, x: Node) -> np.ndarray | None:
-        """The array of ``x`` where it is a constant."""
+    def held(self, x: Node) -> np.ndarray | None:
+        """The array of ``x`` where it is a constant, also one of candidate rows."""
         return self.constants.arrays[str(x["digest"])] if x.op == "constant" else None
+
+    def value(self, x: Node) -> np.ndarray | None:
+        """The array of ``x`` where it is a constant whose rows all count."""
+        return None if x in self.marks else self.held(x)
+
+    def choose(self, x: Node, axis: int, mask: Node) -> Node:
+        """``x`` with candidate rows along ``axis``, of which those count where ``mask`` holds."""
+        self.marks[x] = Chosen(axis, self.reshape(mask, (mask.type.size,)))
+        return x
+
+    def filled(self, x: Node) -> Node:
+        """``x`` with zeros in the rows that were not chosen."""
+        zero = self.constant(0, x.type.dtype)
+        return self.merge(self.marks[x], x, zero) if x in self.marks else x
+
+    def merge(self, mark: Chosen, x: Node, other: Node) -> Node:
+        """The rows of ``x`` that were chosen, those of ``other`` elsewhere: all of them count."""
+        shape = [1] * x.type.rank
+        shape[mark.axis] = mark.mask.type.size
+        mask = self.reshape(mark.mask, shape)
+        return make("where", mask, x, other, name=self.name, source=self.source)
 
     # Forms that do nothing where there is nothing to do.
 

@@ -21,6 +21,7 @@ from ..ir.graph import Graph, Node, topological_order
 from ..ir.types import FLOATS, Type
 from . import (  # noqa: F401  (each enters its family into the table of lowerings)
     aten_activation,
+    aten_chosen,
     aten_elementwise,
     aten_index,
     aten_linear,
@@ -30,8 +31,9 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_shape,
     einsum,
 )
+from .chosen import Chosen, Marks
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
-from .refusals import OF_NO_SIZE, Refusals
+from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
 
@@ -72,6 +74,8 @@ NAMELESS = frozenset(
     | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
     | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
 )
+# Calls that take sizes as sizes, and compute nothing with them.
+SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
 
 
 class Walk:
@@ -83,7 +87,8 @@ class Walk:
         self.constants = Constants()
         self.refusals = Refusals()
         self.inputs: list[Node] = []
-        self.values: dict[fx.Node, Any] = {}  # IR nodes, and tuples of them
+        self.values: dict[fx.Node, Any] = {}  # IR nodes, tuples of them, sizes
+        self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.tensors = {**program.constants, **program.state_dict}
@@ -151,6 +156,9 @@ class Walk:
                     source_of(value) if isinstance(value, fx.Node) else "",
                     "return the new value as an output, and pass the old one as an input",
                 )
+            elif self.marks.get(value) is not None:
+                advice = "return a tensor of one shape: zeros in the rows that were not chosen"
+                self.refusals.add("a result whose size the data chooses", source_of(value), advice)
             elif isinstance(value, fx.Node):
                 found.append(self._operand(value))
         known = [value for value in found if value is not UNKNOWN]
@@ -169,7 +177,8 @@ class Walk:
         elif is_repeatable(node) and all(n in self.fixed for n in node.all_input_nodes):
             self._fold(node, bare)
         elif is_about_sizes(node):
-            self.values[node] = UNKNOWN
+            size = self.sizes.number(node.meta.get("val"))
+            self.values[node] = UNKNOWN if size is None else size
         else:
             self.values[node] = self._lower(node, target)
 
@@ -183,6 +192,8 @@ class Walk:
         else:
             value = self.values.get(source, UNKNOWN)
             self.values[node] = value[index] if isinstance(value, tuple) else UNKNOWN
+            if source in self.marks:
+                self.marks[node] = self.marks[source][index]
 
     def _fill(self, node: fx.Node, bare: str) -> None:
         """One value everywhere: held once, and broadcast where it is read."""
@@ -262,14 +273,40 @@ class Walk:
         out = self.sizes.types_of(node.meta.get("val"))
         if contains_unknown(args) or contains_unknown(named):
             return UNKNOWN
-        site = Site(target, name_of(node), source, out, self.constants)
+        marks = Marks()
+        for operand in node.all_input_nodes:
+            if isinstance(self.marks.get(operand), Chosen):
+                marks[self.values[operand]] = self.marks[operand]
+        site = Site(target, name_of(node), source, out, self.constants, marks)
         try:
             if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
                 raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
-            return lowering(site, *args, **named)
+            self._check_sizes(node, target)
+            value = lowering(site, *args, **named)
+            self.marks[node] = self._marked(node.meta.get("val"), value, marks)
+            return value
         except Refused as refused:
             self.refusals.add(refused.what, source, refused.advice)
             return UNKNOWN
+
+    def _check_sizes(self, node: fx.Node, target: str) -> None:
+        """Refused if the call computes with a number of rows that hangs on data."""
+        counts = (n for n in node.all_input_nodes if self.sizes.is_padded(n.meta.get("val")))
+        if any(counts) and target.split(".")[1] not in SHAPED:
+            advice = "count with a sum over the mask; do not use the size of what it chose"
+            raise Refused("the number of chosen rows as a value", advice)
+
+    def _marked(self, fake: Any, value: Any, marks: Marks) -> Any:
+        """The mark of a call's result, for each part; Refused if torch sees other rows there."""
+        if isinstance(fake, tuple | list):
+            return tuple(self._marked(f, v, marks) for f, v in zip(fake, value, strict=True))
+        mark = marks.get(value)
+        if mark is not None:
+            self.sizes.pad(fake, value.type)
+        open_axes = [i for i, size in enumerate(fake.shape) if self.sizes.is_padded(size)]
+        if open_axes != ([] if mark is None else [mark.axis]):
+            raise Refused("rows chosen by the data in a form that is not followed", MASK_ADVICE)
+        return mark
 
 
 def is_repeatable(node: fx.Node) -> bool:

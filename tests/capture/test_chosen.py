@@ -1,0 +1,168 @@
+"""Rows that the data chooses: all are computed, and those that were not chosen have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from butterflyc.compiler.capture.export import capture
+from butterflyc.compiler.errors import Unsupported
+from butterflyc.compiler.ir.interpret import interpret
+
+from .agreement import Function, agree, check, data
+
+W = data(4, 6)
+
+
+def positive(x: Tensor) -> Tensor:
+    return x[:, 0] > 0
+
+
+def by_mask(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[positive(x)] = F.gelu(F.linear(x[positive(x)], W.mT @ W)[..., :1]) + x[positive(x)]
+    return y
+
+
+def added_by_mask(x: Tensor) -> Tensor:
+    mask = positive(x)
+    y = x.clone()
+    y[mask] += x[mask].softmax(-1) * x[:, 1][mask].unsqueeze(-1)
+    return y
+
+
+def by_number(x: Tensor) -> Tensor:
+    rows = positive(x).nonzero().squeeze(-1)
+    return torch.zeros_like(x).index_add(0, rows, x[rows] @ W.mT @ W)
+
+
+def by_coordinates(x: Tensor) -> Tensor:
+    token, slot = torch.where(x[:, :2] > 0)
+    y = torch.zeros_like(x)
+    return y.index_add(0, token, x[token] * x[token, slot, None])
+
+
+def set_by_number(x: Tensor) -> Tensor:
+    token, slot = (x[:, :1] > 0).nonzero(as_tuple=True)
+    y = x.clone()
+    y[token] = y[token] + x[token, slot].unsqueeze(1)
+    return y
+
+
+def scattered(x: Tensor) -> Tensor:
+    rows = positive(x).nonzero()  # [n, 1]
+    values = F.layer_norm(x[rows[:, 0]], (6,))
+    return torch.zeros_like(x).scatter_add(0, rows.expand(-1, 6), values)
+
+
+def joined(x: Tensor) -> Tensor:
+    first, second = (m.nonzero()[:, 0] for m in (positive(x), x[:, 1] > 0.3))
+    rows, values = torch.cat([first, second]), torch.cat([x[first] * 2, x[second].neg()])
+    return torch.zeros_like(x).index_add(0, rows, values)
+
+
+def pairs(x: Tensor) -> Tensor:
+    mask = positive(x)
+    part = x[mask]
+    a, b = part[:, 0::2], part[:, 1::2]
+    turned = torch.stack([a - b, a + b], -1).reshape(part.shape[0], 6)
+    return put(x, turned)
+
+
+def put(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_put((positive(x),), rows)
+
+
+def summed(x: Tensor) -> Tensor:
+    return x[positive(x)].sum(0) + x.masked_select(x > 1).sum()
+
+
+def contracted(x: Tensor) -> Tensor:
+    part = x[positive(x)]
+    return part.mT @ part
+
+
+def two_axes(x: Tensor) -> Tensor:
+    images = x.reshape(-1, 2, 6)
+    mask = images[..., 0] > 0
+    y = torch.zeros_like(images)
+    y[mask] = images[mask].cumsum(-1)
+    return y
+
+
+def routed(x: Tensor) -> Tensor:
+    part = x[positive(x)]
+    values, index = part.topk(2)
+    chosen = part.gather(1, index) + W.reshape(-1)[index] * values.amax(-1, keepdim=True)
+    return torch.zeros(x.shape[0], 2).index_put((positive(x),), chosen)
+
+
+def filled(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[positive(x).nonzero()[:, 0]] = 0.5
+    return y
+
+
+FORMS = [
+    by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined, pairs,
+    summed, contracted, two_axes, routed, filled,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_chosen_by_data(form: Callable[[Tensor], Tensor]) -> None:
+    """The graph agrees with PyTorch for some rows, for all, for none, and for those of others."""
+    x = data(8, 6)
+    graph = agree(Function(form), x).graph
+    for other in (x.abs(), -x.abs(), x.flip(0), data(8, 6, seed=3)):
+        (got,) = interpret(graph, other.numpy())
+        check(got, form(other).numpy(), 1e-5, "on other rows")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**16))
+def test_masks_of_any_size(tokens: int, slots: int, seed: int) -> None:
+    """A loop over experts by coordinates agrees for any number of tokens and slots, one too."""
+
+    def loop(x: Tensor) -> Tensor:
+        gates, experts = x.topk(slots, -1)
+        y = torch.zeros_like(x)
+        for expert in range(6):
+            token, slot = torch.where(experts == expert)
+            y = y.index_add(0, token, (expert + x[token]).tanh() * gates[token, slot, None])
+        return y
+
+    agree(Function(loop), data(tokens, 6, seed=seed))
+
+
+REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
+    (lambda x: put(x, x[positive(x)].flip(0)), "not followed|mixed by"),
+    (lambda x: put(x, x[positive(x)].softmax(0)), "mixed by 'softmax'"),
+    (lambda x: put(x, x[positive(x)].cumsum(0)), "not followed"),
+    (lambda x: put(x, x[positive(x)] - x[positive(x)].mean(0)), "mixed by 'mean'"),
+    (lambda x: x[positive(x)].amax(0), "mixed by 'max'"),
+    (lambda x: x[positive(x)][:2].sum(0), "mixed by 'slice'|not followed"),
+    (lambda x: x[positive(x)].sum(0) / x[positive(x)].shape[0], "number of chosen rows"),
+    (lambda x: put(x, x[x[:, 1] > 0]), "different masks"),
+    (lambda x: x[positive(x)] @ x[positive(x)].mT, "mixed by 'matmul'"),
+    (lambda x: torch.cat([x[positive(x)], x]).sum(0), "joined with others"),
+    (lambda x: x[positive(x)].reshape(-1).sum() + x[positive(x)].flatten().amax(), "mixed by"),
+    (lambda x: x[positive(x)].argmax(0), "mixed by 'argmax'"),
+    (lambda x: (x, x[positive(x)]), "a result whose size the data chooses"),
+]
+
+
+@pytest.mark.parametrize(("function", "what"), REFUSED)
+def test_rows_that_mix(function: Callable[[Tensor], Any], what: str) -> None:
+    """What mixes chosen rows with the others is refused at its line, never computed."""
+    with pytest.raises(Unsupported, match=what) as caught:
+        capture(Function(function), (data(8, 6),))
+    assert "test_chosen.py:" in str(caught.value.where)
+    assert caught.value.help
