@@ -16,7 +16,9 @@ from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
 from ..ir.interpret import check_input
 from .fakes import DTYPES
+from .idle import check_also_idle
 from .quiet import quiet_torch
+from .some_rows import SomeRows
 from .sources import clean, every_user_line, user_frame
 from .walk import Walk, is_known_and_pure
 
@@ -49,11 +51,13 @@ def capture(
     place, for what cannot be compiled.
     """
     _check_inputs(example_inputs)
+    asked = False
     if isinstance(model, ExportedProgram):
         program = _decomposed(model, progress)
     elif isinstance(model, nn.Module):
         _check_weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
-        program = _decomposed(_exported(model, example_inputs, progress), progress)
+        program, asked = _exported(model, example_inputs, progress)
+        program = _decomposed(program, progress)
     else:
         raise BadInput(
             f"the model is a {type(model).__name__}",
@@ -65,6 +69,12 @@ def capture(
         progress(f"lowering {len(program.graph.nodes)} calls")
     graph = Walk(program, clean(name)).graph(progress)
     _check_fit(graph, example_inputs)
+    if asked:
+        assert isinstance(model, nn.Module), "only modules are traced with their questions answered"
+        if progress is not None:
+            progress("comparing with the model where experts are idle")
+        with _evaluating(model):
+            check_also_idle(model, graph, example_inputs)
     return Captured(graph, tuple(program.state_dict), program)
 
 
@@ -140,15 +150,24 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _exported(
     model: nn.Module, inputs: tuple[Tensor, ...], progress: Progress | None
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, bool]:
+    """The exported program, and whether questions about chosen rows were answered for it."""
     if progress is not None:
         progress("exporting with torch.export")
     with _evaluating(model), every_user_line():
         try:
             with quiet_torch():
-                return torch.export.export(model, inputs, strict=False)
+                return torch.export.export(model, inputs, strict=False), False
         except Exception as error:
             _check_that_it_runs(model, inputs)
+            if not _hangs_on_data(error):
+                raise _refusal_of_export(error) from error
+        try:
+            if progress is not None:
+                progress("exporting as if every expert had tokens")
+            with quiet_torch(), SomeRows():
+                return torch.export.export(model, inputs, strict=False), True
+        except Exception as error:
             raise _refusal_of_export(error) from error
 
 
@@ -191,15 +210,18 @@ _LOOP_FREE = (
 )
 
 
+def _hangs_on_data(error: Exception) -> bool:
+    """Whether torch.export failed at a number that only data tells."""
+    words = ("DataDependent", "data-dependent", "unbacked", "Could not guard")
+    return any(word in f"{type(error).__name__} {error}" for word in words)
+
+
 def _refusal_of_export(error: Exception) -> Unsupported:
     """Control flow on data, by the line that has it and the rewrite that works."""
     where, line = user_frame(error.__traceback__)
     rewrite = next((advice for part, advice in _REWRITES if part in line), _LOOP_FREE)
     shown = f" in `{line}`" if line else ""
-    is_data = any(
-        word in f"{type(error).__name__} {error}"
-        for word in ("DataDependent", "data-dependent", "unbacked", "Could not guard")
-    )
+    is_data = _hangs_on_data(error)
     what = "Python control flow hangs on data" if is_data else "torch.export refuses the model"
     reason = "" if is_data else f": {type(error).__name__}: {_first_line(error)}"
     help = f"{rewrite}\n        {_LOOP_FREE}" if rewrite != _LOOP_FREE else rewrite
