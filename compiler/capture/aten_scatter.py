@@ -112,17 +112,28 @@ def _write_chosen(site: Site, rows: Node, index: Node, source: Node, *, add: boo
     """Those rows of ``source`` that a mask chose, written or added; the others have no effect."""
     mark = site.marks[index]
     site.marks.agree([mark, site.marks.get(source, mark)])
-    order, size, count = site.held(index), rows.type.shape[0], index.type.size
-    # Candidate i is row i // each: of the rows themselves, or of the tokens of a [tokens, k] mask.
-    each = count // size
-    is_whole = order is not None and np.array_equal(order, np.arange(size).repeat(each))
-    if is_whole and each == 1 and not add:
+    places, size = site.held(index), rows.type.shape[0]
+    if places is not None and not add and np.array_equal(places, np.arange(size)):
         return site.merge(mark, source, rows)
     source = site.merge(mark, source, site.constant(0, source.type.dtype))
-    if is_whole and add:
-        parts = site.reshape(source, (size, each, source.type.shape[1]))
-        return site.make("add", rows, site.sum(parts, (1,)))
-    return _write_hits(site, rows, site.filled(hits(site, index, size)), source, add=add)
+    each = index.type.size // size
+    order = None if places is None else np.argsort(places, kind="stable")
+    # Every row has as many candidates, one for each slot of its token; or they are anywhere.
+    wanted = np.arange(size).repeat(each)
+    if places is None or order is None or not np.array_equal(places[order], wanted):
+        return _write_hits(site, rows, site.filled(hits(site, index, size)), source, add=add)
+    mask = mark.mask
+    if not np.array_equal(order, np.arange(order.size)):
+        by_row = site.constant(order, "i64", f"{site.name}.order")
+        source, mask = (site.make("take", x, by_row, axis=0) for x in (source, mask))
+    source = site.reshape(source, (size, each, source.type.shape[1]))
+    if add:
+        return site.make("add", rows, site.sum(source, (1,)))
+    mask = site.reshape(mask, (size, each))
+    for slot in reversed(range(each)):  # the first that was chosen stays
+        chosen = site.slice(mask, 1, slot, slot + 1)
+        rows = site.make("where", chosen, site.select(source, 1, slot), rows)
+    return rows
 
 
 @lowers("aten.index_add")

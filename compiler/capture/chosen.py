@@ -43,8 +43,7 @@ class Marks(dict[Node, Chosen]):
             self[node] = Chosen(node["axis"], self._joined(node))
             return
         mask = self.agree(list(found.values()))
-        rule = _RULES.get(node.op)
-        axis = None if rule is None else rule(node, axes)
+        axis = row_axis(node, axes)
         if axis is None:
             raise Refused(f"rows chosen by the data mixed by '{node.op}'", _ADVICE)
         self[node] = Chosen(axis, mask)
@@ -81,6 +80,15 @@ class Marks(dict[Node, Chosen]):
             if any(x in self and self[x].axis == axis for x, axis in inner):
                 return tuple(fill(x) if x in self else x for x in operands)
         return operands
+
+
+def row_axis(node: Node, axes: Axes) -> int | None:
+    """Along which axis ``node`` has the rows that its operands have along ``axes``.
+
+    None where it mixes them, or where an operand beside them tells rows apart.
+    """
+    rule = _RULES.get(node.op)
+    return None if rule is None else rule(node, axes)
 
 
 def same(a: Node, b: Node) -> bool:

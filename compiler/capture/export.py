@@ -18,6 +18,7 @@ from ..ir.interpret import check_input
 from .fakes import DTYPES
 from .idle import check_also_idle
 from .quiet import quiet_torch
+from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sources import clean, every_user_line, user_frame
 from .walk import Walk, is_known_and_pure
@@ -67,7 +68,7 @@ def capture(
     _check_outputs(program)
     if progress is not None:
         progress(f"lowering {len(program.graph.nodes)} calls")
-    graph = Walk(program, clean(name)).graph(progress)
+    graph = share_rows(Walk(program, clean(name)).graph(progress))
     _check_fit(graph, example_inputs)
     if asked:
         assert isinstance(model, nn.Module), "only modules are traced with their questions answered"
