@@ -21,6 +21,7 @@ from .quiet import quiet_torch
 from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sources import clean, every_user_line, user_frame
+from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk, is_known_and_pure
 
 Progress = Callable[[str], None]
@@ -155,7 +156,7 @@ def _exported(
     """The exported program, and whether questions about chosen rows were answered for it."""
     if progress is not None:
         progress("exporting with torch.export")
-    with _evaluating(model), every_user_line():
+    with _evaluating(model), every_user_line(), vmap_written_out():
         try:
             with quiet_torch():
                 return torch.export.export(model, inputs, strict=False), False
@@ -235,6 +236,7 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
     Linear, softmax, layer_norm and the like stay whole. A program of known calls that write nothing
     is taken as it is, which saves half the time.
     """
+    check_no_transforms(program)
     strange: set[Any] | None = None
     for _ in range(_MOST_ROUNDS):
         odd = [node for node in program.graph.nodes if not is_known_and_pure(node)]
@@ -255,6 +257,7 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)
             program = program.run_decompositions(table)
+    check_constants(program)
     return program
 
 
