@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _TORCH = re.compile(r"[/\\](site|dist)-packages[/\\](torch|functorch)[/\\]")
 _HERE = str(Path(__file__).parent)
+_PYTHON = str(Path(traceback.__file__).parent)
 _ODD = re.compile(r"[^A-Za-z0-9_.]+")
 
 
 def is_of_user(file: str) -> bool:
     """Whether a file is neither PyTorch's, nor Python's machinery, nor of this folder."""
-    return not (_TORCH.search(file) or file.startswith(("<", _HERE)))
+    is_of_python = file.startswith(_PYTHON) and "-packages" not in file
+    return not (_TORCH.search(file) or file.startswith(("<", _HERE)) or is_of_python)
 
 
 def source_of(node: fx.Node) -> str:

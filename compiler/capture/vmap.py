@@ -26,10 +26,15 @@ from ..errors import Unsupported
 from .sources import source_of
 
 _TRANSFORMS = "torch._functorch."
-_ADVICE = (
-    "write the batch as an axis of the tensors (einsum, or an unsqueeze and a broadcast), or call "
-    "torch.vmap and give butterflyc the module itself"
+_OF_VMAP = frozenset(
+    {"lazy_load_decompositions", "_vmap_increment_nesting", "_vmap_decrement_nesting"}
+    | {"_add_batch_dim", "_remove_batch_dim"}
 )
+_VMAP_ADVICE = (
+    "pass the module itself, not the exported program; or write the batch as an axis of the "
+    "tensors, with einsum or an unsqueeze"
+)
+_DERIVATIVE_ADVICE = "write the derivative out with the operators of torch, without torch.func"
 
 
 @contextmanager
@@ -37,18 +42,19 @@ def vmap_written_out() -> Iterator[None]:
     """While it lasts, torch.export sees what vmapped functions compute on the whole batch."""
     from torch._functorch import apis
 
-    before = apis.vmap_impl
+    name = "vmap_impl"
+    before = getattr(apis, name)
 
     def written_out(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_exporting() or not torch._C._is_torch_function_mode_enabled():
             return before(*args, **kwargs)  # no tracing, or inside of another vmap
         return _run_written_out(before, args, kwargs)
 
-    apis.vmap_impl = written_out
+    setattr(apis, name, written_out)
     try:
         yield
     finally:
-        apis.vmap_impl = before
+        setattr(apis, name, before)
 
 
 def _run_written_out(
@@ -80,8 +86,7 @@ def _traced(function: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModu
     """
     fake = detect_fake_mode()
     with _disable_current_modes(), torch._C.DisableTorchFunction(), fake or nullcontext():
-        graph = make_fx(function, record_stack_traces=True, _error_on_data_dependent_ops=False)
-        return graph(*tensors)
+        return make_fx(function, record_stack_traces=True)(*tensors)
 
 
 class _Replay(fx.Interpreter):
@@ -94,14 +99,18 @@ class _Replay(fx.Interpreter):
 
 def check_no_transforms(program: ExportedProgram) -> None:
     """Unsupported if calls that open or close a vmap or a derivative are left in the program."""
-    for node in program.graph.nodes:
+    # A derivative stands in a submodule: the part of the program that has gradients on.
+    parts = (part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule))
+    for node in (node for part in parts for node in part.graph.nodes):
         module = getattr(node.target, "__module__", None) or ""
         if node.op == "call_function" and f"{module}.".startswith(_TRANSFORMS):
-            name = getattr(node.target, "__name__", str(node.target)).strip("_")
+            name = getattr(node.target, "__name__", str(node.target))
+            is_vmap = name in _OF_VMAP
+            what = "a vmap in an exported program" if is_vmap else "a derivative of torch.func"
             raise Unsupported(
-                f"a transform of torch.func is left in the exported program ({name})",
+                f"{what} cannot be compiled ({name.strip('_')})",
                 where=_line_near(node) or None,
-                help=_ADVICE,
+                help=_VMAP_ADVICE if is_vmap else _DERIVATIVE_ADVICE,
             )
 
 
