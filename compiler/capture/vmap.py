@@ -124,7 +124,7 @@ def _line_near(node: fx.Node) -> str:
 
 
 def check_constants(program: ExportedProgram) -> None:
-    """Unsupported if the program reads a constant that had values only while it was traced."""
+    """Unsupported if the program holds a constant that had values only while it was traced."""
     targets = {
         spec.arg.name: spec.target
         for spec in program.graph_signature.input_specs
@@ -132,11 +132,11 @@ def check_constants(program: ExportedProgram) -> None:
     }
     for node in program.graph.nodes:
         value = program.constants.get(targets.get(node.name, ""))
-        if node.op != "placeholder" or not isinstance(value, Tensor) or not node.users:
+        if node.op != "placeholder" or not isinstance(value, Tensor):
             continue
         if isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise Unsupported(
                 f"torch.export lost the values of a constant of shape {list(value.shape)}",
-                where=source_of(next(iter(node.users))) or None,
+                where=source_of(next(iter(node.users), node)) or None,
                 help="make the constant outside of the transformed function, or a buffer",
             )
