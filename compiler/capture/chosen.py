@@ -114,16 +114,16 @@ def _elementwise(node: Node, axes: Axes) -> int | None:
         return None
     axis = found.pop()
     others = (x for i, x in enumerate(node.operands) if i not in axes)
-    return axis if all(_is_uniform(x, axis - rank + x.type.rank) for x in others) else None
+    return axis if all(is_uniform(x, axis - rank + x.type.rank) for x in others) else None
 
 
-def _is_uniform(x: Node, axis: int) -> bool:
+def is_uniform(x: Node, axis: int) -> bool:
     """Whether ``x`` holds the same along ``axis``, which may lie in front of its first."""
     if axis < 0 or x.type.shape[axis] == 1:
         return True
     if x.op != "broadcast":
         return False
-    return _is_uniform(x.operands[0], axis - x.type.rank + x.operands[0].type.rank)
+    return is_uniform(x.operands[0], axis - x.type.rank + x.operands[0].type.rank)
 
 
 def _reshape(node: Node, axes: Axes) -> int | None:
@@ -154,7 +154,7 @@ def _off_axis(node: Node, axes: Axes) -> int | None:
 def _concat(node: Node, axes: Axes) -> int | None:
     (axis,) = found if len(found := set(axes.values())) == 1 else (-1,)
     others = (x for i, x in enumerate(node.operands) if i not in axes)
-    return axis if axis >= 0 and all(_is_uniform(x, axis) for x in others) else None
+    return axis if axis >= 0 and all(is_uniform(x, axis) for x in others) else None
 
 
 def _take(node: Node, axes: Axes) -> int | None:
@@ -171,7 +171,7 @@ def _gather(node: Node, axes: Axes) -> int | None:
     along = node["axis"] % node.type.rank
     axis = next(iter(axes.values()))
     both = axes == {0: axis, 1: axis}
-    uniform = all(_is_uniform(x, axis) for i, x in enumerate(node.operands) if i not in axes)
+    uniform = all(is_uniform(x, axis) for i, x in enumerate(node.operands) if i not in axes)
     return axis if axis != along and (both or uniform) else None
 
 
@@ -207,7 +207,7 @@ def _matmul(node: Node, axes: Axes) -> int | None:
     if place >= rank - 2:
         return place if len(axes) == 1 else None
     others = (x for i, x in enumerate(node.operands) if i not in axes)
-    return place if all(_is_uniform(x, place - rank + x.type.rank) for x in others) else None
+    return place if all(is_uniform(x, place - rank + x.type.rank) for x in others) else None
 
 
 _RULES: dict[str, Callable[[Node, Axes], int | None]] = {

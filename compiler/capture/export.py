@@ -116,12 +116,12 @@ def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) 
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
-        if tensor.dtype not in DTYPES or tensor.dtype in _WIDE:
+        if tensor.dtype.to_real() not in DTYPES or tensor.dtype.to_real() in _WIDE:
             raise Unsupported(
                 f"'{name}' is {tensor.dtype}; models are compiled from float32",
                 help="convert the model with model.float()",
             )
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         # Masks hold -inf on purpose; a weight never does.
         is_weight = isinstance(tensor, nn.Parameter)

@@ -71,12 +71,15 @@ class Sizes:
         return int(known) if known.is_number else None
 
     def type_of(self, fake: Any) -> Type | None:
-        """The type of a tensor of the exported program; None where its shape is not fixed."""
+        """The type of a tensor of the exported program, or of each part of a complex one.
+
+        None where its shape is not fixed.
+        """
         if not isinstance(fake, Tensor):
             return None
         shape = [self.number(size) for size in fake.shape]
         fixed = tuple(size for size in shape if size is not None)
-        return Type(DTYPES[fake.dtype], fixed) if len(fixed) == len(shape) else None
+        return Type(DTYPES[fake.dtype.to_real()], fixed) if len(fixed) == len(shape) else None
 
     def types_of(self, fake: Any) -> Any:
         """The type of a result, or of each of several."""

@@ -22,6 +22,7 @@ from ..ir.types import FLOATS, Type
 from . import (  # noqa: F401  (each enters its family into the table of lowerings)
     aten_activation,
     aten_chosen,
+    aten_complex,
     aten_elementwise,
     aten_index,
     aten_linear,
@@ -31,7 +32,8 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_shape,
     einsum,
 )
-from .chosen import Chosen, Marks
+from .aten_complex import Complex, has_complex, is_complex, lower_complex
+from .chosen import Chosen, Marks, is_uniform
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
 from .site import Constants, Refused, Site, lowering_of
@@ -135,7 +137,11 @@ class Walk:
     def _input(self, node: fx.Node) -> None:
         fake = node.meta.get("val")
         type = self.sizes.type_of(fake)
-        if type is not None:
+        if is_complex(fake):
+            advice = "pass torch.view_as_real(x), and view it as complex inside"
+            self.refusals.add(f"input '{node.name}' of complex numbers", "", advice)
+            self.values[node] = UNKNOWN
+        elif type is not None:
             self.values[node] = input_node(node.name, type)
             self.inputs.append(self.values[node])
         elif fake is not None and not isinstance(fake, bool | int | float | str):
@@ -159,6 +165,9 @@ class Walk:
             elif self.marks.get(value) is not None:
                 advice = "return a tensor of one shape: zeros in the rows that were not chosen"
                 self.refusals.add("a result whose size the data chooses", source_of(value), advice)
+            elif isinstance(value, fx.Node) and is_complex(value.meta.get("val")):
+                advice = "return torch.view_as_real(x)"
+                self.refusals.add("a result of complex numbers", source_of(value), advice)
             elif isinstance(value, fx.Node):
                 found.append(self._operand(value))
         known = [value for value in found if value is not UNKNOWN]
@@ -246,9 +255,16 @@ class Walk:
         if node not in self.values:
             fixed = self.fixed.get(node, UNKNOWN)
             if isinstance(fixed, Tensor):
-                fixed = self._constant(fixed, self.labels[node], source_of(node))
+                fixed = self._constant_of(fixed, self.labels[node], source_of(node))
             self.values[node] = fixed
         return self.values[node]
+
+    def _constant_of(self, tensor: Tensor, label: str, source: str) -> Node | Complex:
+        if not tensor.is_complex():
+            return self._constant(tensor, label, source)
+        tensor = tensor.resolve_conj()
+        real = self._constant(tensor.real, f"{label}.real", source)
+        return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
         # Repeated axes (stride 0) are held once.
@@ -258,7 +274,7 @@ class Walk:
             tensor = tensor.narrow(axis, 0, 1) if again else tensor
         if all(n == 1 for n in tensor.shape) and any(repeated):
             tensor = tensor.reshape(())
-        array = tensor.detach().cpu().contiguous().numpy()
+        array = tensor.detach().cpu().contiguous().resolve_neg().numpy()
         node = self.constants.hold(array, DTYPES[tensor.dtype], clean(label), source)
         return Site("", clean(label), source, node.type, self.constants).broadcast(node, whole)
 
@@ -275,14 +291,18 @@ class Walk:
             return UNKNOWN
         marks = Marks()
         for operand in node.all_input_nodes:
-            if isinstance(self.marks.get(operand), Chosen):
-                marks[self.values[operand]] = self.marks[operand]
+            mark = self.marks.get(operand)
+            if isinstance(mark, Chosen):
+                marks.update(dict.fromkeys(_with_rows(self.values[operand], mark), mark))
         site = Site(target, name_of(node), source, out, self.constants, marks)
         try:
             if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
                 raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
             self._check_sizes(node, target)
-            value = lowering(site, *args, **named)
+            if is_complex(node.meta.get("val")) or has_complex((args, named)):
+                value = lower_complex(site, lowering, node.meta["val"], args, named)
+            else:
+                value = lowering(site, *args, **named)
             self.marks[node] = self._marked(node.meta.get("val"), value, marks)
             return value
         except Refused as refused:
@@ -300,13 +320,22 @@ class Walk:
         """The mark of a call's result, for each part; Refused if torch sees other rows there."""
         if isinstance(fake, tuple | list):
             return tuple(self._marked(f, v, marks) for f, v in zip(fake, value, strict=True))
-        mark = marks.get(value)
-        if mark is not None:
-            self.sizes.pad(fake, value.type)
+        parts = (value.real, value.imag) if isinstance(value, Complex) else (value,)
+        part = next((part for part in parts if part in marks), None)
+        mark = None if part is None else marks[part]
+        if part is not None:
+            self.sizes.pad(fake, part.type)
         open_axes = [i for i, size in enumerate(fake.shape) if self.sizes.is_padded(size)]
         if open_axes != ([] if mark is None else [mark.axis]):
             raise Refused("rows chosen by the data in a form that is not followed", MASK_ADVICE)
         return mark
+
+
+def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:
+    """The parts of a marked value that hold rows: all but a part that is the same for all rows."""
+    if isinstance(value, Node):
+        return [value]
+    return [part for part in (value.real, value.imag) if not is_uniform(part, mark.axis)]
 
 
 def is_repeatable(node: fx.Node) -> bool:
