@@ -26,101 +26,22 @@ class Complex:
     imag: Node
 
 
+_MOVES = """
+    _reshape_alias _to_copy _unsafe_index _unsafe_view alias alias_copy broadcast_to cat chunk clone
+    concat concatenate contiguous cumsum detach detach_ diagonal dropout expand expand_copy flatten
+    flip gather index index_select lift_fresh lift_fresh_copy mT mean moveaxis movedim narrow
+    narrow_copy neg numpy_T permute permute_copy positive repeat repeat_interleave reshape roll
+    select select_copy slice slice_copy split split_with_sizes squeeze stack sum swapaxes swapdims t
+    take take_along_dim tensor_split tile transpose transpose_copy tril triu unbind unbind_copy
+    unflatten unfold unfold_copy unsafe_split unsqueeze view view_copy
+"""
+_OF_TWO = """
+    add copy expand_as fill rsub select_scatter slice_scatter sub subtract to type_as view_as
+"""
 # Calls that act on each part as on a real tensor -> which of their arguments have parts.
 _PARTWISE = {
-    **dict.fromkeys(
-        [
-            "_reshape_alias",
-            "_to_copy",
-            "_unsafe_index",
-            "_unsafe_view",
-            "alias",
-            "alias_copy",
-            "broadcast_to",
-            "chunk",
-            "clone",
-            "contiguous",
-            "cumsum",
-            "detach",
-            "detach_",
-            "diagonal",
-            "dropout",
-            "expand",
-            "expand_copy",
-            "flatten",
-            "flip",
-            "gather",
-            "index",
-            "index_select",
-            "lift_fresh",
-            "lift_fresh_copy",
-            "mT",
-            "mean",
-            "moveaxis",
-            "movedim",
-            "narrow",
-            "narrow_copy",
-            "neg",
-            "numpy_T",
-            "permute",
-            "permute_copy",
-            "positive",
-            "repeat",
-            "repeat_interleave",
-            "reshape",
-            "roll",
-            "select",
-            "select_copy",
-            "slice",
-            "slice_copy",
-            "split",
-            "split_with_sizes",
-            "squeeze",
-            "sum",
-            "swapaxes",
-            "swapdims",
-            "t",
-            "take",
-            "take_along_dim",
-            "tensor_split",
-            "tile",
-            "transpose",
-            "transpose_copy",
-            "tril",
-            "triu",
-            "unbind",
-            "unbind_copy",
-            "unflatten",
-            "unfold",
-            "unfold_copy",
-            "unsafe_split",
-            "unsqueeze",
-            "view",
-            "view_copy",
-            "cat",
-            "concat",
-            "concatenate",
-            "stack",
-        ],
-        (0,),
-    ),
-    **dict.fromkeys(
-        [
-            "add",
-            "copy",
-            "expand_as",
-            "fill",
-            "rsub",
-            "select_scatter",
-            "slice_scatter",
-            "sub",
-            "subtract",
-            "to",
-            "type_as",
-            "view_as",
-        ],
-        (0, 1),
-    ),
+    **dict.fromkeys(_MOVES.split(), (0,)),
+    **dict.fromkeys(_OF_TWO.split(), (0, 1)),
     "constant_pad_nd": (0, 2),
     "index_add": (0, 3),
     "index_put": (0, 2),
@@ -183,6 +104,8 @@ def _as_torch_has_it(site: Site, value: Any, fake: Any) -> Any:
         return value
     if not is_complex(fake):
         return value.real
+    if site.out is None:  # a choice by a constant mask, of a size that torch.export left open
+        return value
     shape = site.out.shape
     return Complex(site.broadcast(value.real, shape), site.broadcast(value.imag, shape))
 
