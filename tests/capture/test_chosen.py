@@ -110,9 +110,16 @@ def filled(x: Tensor) -> Tensor:
     return y
 
 
+def turned(x: Tensor) -> Tensor:
+    mask = positive(x)
+    pairs = torch.view_as_complex(x[mask].unflatten(-1, (3, 2)).contiguous())
+    phase = torch.polar(torch.ones(3), W[0, :3])
+    return put(x, torch.view_as_real(pairs * phase).flatten(1))
+
+
 FORMS = [
     by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined, pairs,
-    summed, contracted, two_axes, routed, filled,
+    summed, contracted, two_axes, routed, filled, turned,
 ]  # fmt: skip
 
 
