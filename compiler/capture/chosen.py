@@ -39,8 +39,8 @@ class Marks(dict[Node, Chosen]):
         if not found:
             return
         axes = {i: mark.axis for i, mark in found.items()}
-        if node.op == "concat" and node["axis"] in axes.values():
-            self[node] = Chosen(node["axis"], self._joined(node))
+        if node.op == "concat" and _joins(node) in axes.values():
+            self[node] = Chosen(_joins(node), self._joined(node))
             return
         mask = self.agree(list(found.values()))
         axis = row_axis(node, axes)
@@ -57,7 +57,7 @@ class Marks(dict[Node, Chosen]):
 
     def _joined(self, node: Node) -> Node:
         """The mask of rows joined one behind the other; rows that are not chosen all count."""
-        axis = node["axis"]
+        axis = _joins(node)
         if any(self[x].axis != axis for x in node.operands if x in self):
             raise Refused("rows chosen by the data joined along two axes", _ADVICE)
         if not all(x in self for x in node.operands):
@@ -78,6 +78,7 @@ class Marks(dict[Node, Chosen]):
             a, b = operands
             inner = [(a, a.type.rank - 1), (b, b.type.rank - 2)]
             if any(x in self and self[x].axis == axis for x, axis in inner):
+                self.agree([self[x] for x in operands if x in self])
                 return tuple(fill(x) if x in self else x for x in operands)
         return operands
 
@@ -151,10 +152,17 @@ def _off_axis(node: Node, axes: Axes) -> int | None:
     return axis if node["axis"] % node.operands[0].type.rank != axis else None
 
 
+def _joins(node: Node) -> int:
+    """Along which axis a concat joins its parts."""
+    return int(node["axis"]) % node.type.rank
+
+
 def _concat(node: Node, axes: Axes) -> int | None:
-    (axis,) = found if len(found := set(axes.values())) == 1 else (-1,)
+    found = set(axes.values())
+    axis = found.pop()
     others = (x for i, x in enumerate(node.operands) if i not in axes)
-    return axis if axis >= 0 and all(is_uniform(x, axis) for x in others) else None
+    apart = not found and axis != _joins(node)
+    return axis if apart and all(is_uniform(x, axis) for x in others) else None
 
 
 def _take(node: Node, axes: Axes) -> int | None:

@@ -118,7 +118,12 @@ class Site:
         return None if x in self.marks else self.held(x)
 
     def choose(self, x: Node, axis: int, mask: Node) -> Node:
-        """``x`` with candidate rows along ``axis``, of which those count where ``mask`` holds."""
+        """``x`` with candidate rows along ``axis``, of which those count where ``mask`` holds.
+
+        Raises Refused where the mask has candidates itself: places among chosen rows are unknown.
+        """
+        advice = "choose once, by one mask: torch.logical_and(first, second)"
+        accept(mask not in self.marks, "rows chosen among rows that the data chose", advice)
         self.marks[x] = Chosen(axis, self.reshape(mask, (mask.type.size,)))
         return x
 

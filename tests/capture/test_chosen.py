@@ -162,6 +162,11 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda x: torch.cat([x[positive(x)], x]).sum(0), "joined with others"),
     (lambda x: x[positive(x)].reshape(-1).sum() + x[positive(x)].flatten().amax(), "mixed by"),
     (lambda x: x[positive(x)].argmax(0), "mixed by 'argmax'"),
+    (lambda x: x[positive(x)][x[positive(x)][:, 1] > 0].sum(0), "among rows that the data chose"),
+    (
+        lambda x: x[(x[positive(x)][:, 1] > 0).nonzero()[:, 0]].sum(0),
+        "among rows that the data chose",
+    ),
     (lambda x: (x, x[positive(x)]), "a result whose size the data chooses"),
 ]
 

@@ -32,6 +32,8 @@ OTHERS: list[Callable[[Tensor], Tensor]] = [
     lambda x: x[ROWS].reshape(3, 2, 4).tanh(),
     lambda x: x[ROWS[:2]].tanh(),  # fewer rows than there are
     lambda x: x[ROWS].softmax(0),
+    lambda x: torch.cat([x[ROWS], x[ROWS] * 2]).tanh(),  # more rows than the index has
+    lambda x: torch.cat([x[ROWS], x[ROWS] * 2], -2).tanh(),
 ]
 
 
