@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..ir.build import result
 from ..ir.graph import Graph, Node
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
@@ -129,7 +130,7 @@ def _check(layer: Layer, rng: np.random.Generator) -> Residual:
     """How far the rebuilt layer is from the captured one."""
     region = layer.region
     store = region.probe.constants
-    new = build(layer, layer.x.nodes[0], region.experts, region.gates[0], store, "rebuilt")
+    new = build(layer, layer.x, region.experts, region.gates.nodes[0], store, "rebuilt")
     return residual(layer, new, rng)
 
 
@@ -155,7 +156,10 @@ def _replaced(
         if node in found:
             path, layer = found[node]
             region = layer.region
-            ends = (new[layer.x.nodes[0]], new[region.experts], new[region.gates[0]])
+            experts = region.experts
+            if experts not in new:
+                new[experts] = result(new[region.top_k], 1, experts.name)
+            ends = (new[layer.x], new[experts], new[region.gates.nodes[0]])
             new[node] = build(layer, *ends, store, path)
         else:
             operands = tuple(new[operand] for operand in node.operands)

@@ -73,8 +73,8 @@ def _exact_matrices(layer: Layer) -> dict[Node, Array]:
     for node in region.probe.plan((layer.y,), {region.h, *region.forced}):
         product = product_of(region.probe, node)
         ternary = None if product is None else as_ternary(product.w)
-        if ternary is not None and ternary.drift:
-            exact[node.operands[1]] = ternary.value.T if node.op == "matmul" else ternary.value
+        if product is not None and ternary is not None and ternary.drift:
+            exact[product.constant] = product.held(ternary.value)
     return exact
 
 
@@ -96,14 +96,15 @@ def routes_by_order(region: Region, rng: np.random.Generator) -> bool:
 
 def _routing(region: Region, h: Array) -> Array:
     """Expert numbers and gates of each token, [T, 2 k], where nothing is forced."""
-    values = region.probe.run([region.experts, region.gates[0]], {region.h: h})
-    return np.concatenate([value.reshape(region.tokens, region.k) for value in values], axis=1)
+    numbers, value = region.probe.run([region.experts, region.gates.nodes[0]], {region.h: h})
+    experts = numbers.reshape(region.tokens, region.k)
+    return np.concatenate([experts, region.gates.read(value, experts)], axis=1)
 
 
 def routes_by_h(region: Region) -> bool:
     """Whether the router reads the experts' own activation and nothing else."""
     try:
-        region.probe.plan((region.experts, region.gates[0]), {region.h})
+        region.probe.plan((region.experts, region.gates.nodes[0]), {region.h})
     except OutOfReach:
         return False
     return True

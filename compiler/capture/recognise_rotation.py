@@ -48,6 +48,20 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Each channel times a factor, the same for every expert: values [n]."""
+
+    values: Array
+    source: str = ""
+
+    @property
+    def as_blocks(self) -> Blocks:
+        """The same as blocks of two channels, for an even number of them."""
+        pairs = self.values.reshape(-1, 2)
+        return Blocks((np.eye(2) * pairs[:, :, None])[None], self.source)
+
+
+@dataclass(frozen=True)
 class Activation:
     """A function of each channel, by its name among the ops.
 
@@ -59,7 +73,7 @@ class Activation:
     source: str = ""
 
 
-Step = Shuffle | Blocks | Bias | Activation
+Step = Shuffle | Blocks | Scale | Bias | Activation
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ def classify(
     other = rng.standard_normal(x.shape)
     if not close(probe(x + other, every) - y, probe(other, every) - bias):
         return Unknown("is not linear")
-    steps = _as_shuffle(probe, channels, x, y, bias)
+    steps = _as_shuffle(probe, channels, x, y, bias) or _as_scale(x, y - bias)
     if steps is None:
         found = _as_blocks(probe, every, x, y, bias, rng)
         if isinstance(found, Unknown):
@@ -122,12 +136,23 @@ def _as_shuffle(
     return [step] if close(run_step(step, x, None), y - bias) else None
 
 
+def _as_scale(x: Array, y: Array) -> list[Step] | None:
+    """The map of rows ``x`` to ``y`` as a factor for each channel."""
+    if x.shape != y.shape:
+        return None
+    largest = np.abs(x).argmax(0)[None]
+    values = (np.take_along_axis(y, largest, 0) / np.take_along_axis(x, largest, 0))[0]
+    return [Scale(values)] if close(x * values, y) else None
+
+
 def run_step(step: Step, x: Array, experts: Array | None) -> Array:
     """What ``step`` makes of rows x [R, n] of the given experts."""
     if isinstance(step, Shuffle):
         return np.where(step.order >= 0, x[:, np.maximum(step.order, 0)], 0.0)
     if isinstance(step, Bias):
         return np.asarray(x + step.values)
+    if isinstance(step, Scale):
+        return np.asarray(x * step.values)
     if isinstance(step, Activation):
         return ACTIVATIONS[step.name](x)
     assert experts is not None, "blocks belong to experts"
