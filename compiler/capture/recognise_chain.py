@@ -18,7 +18,7 @@ import numpy as np
 from ..ir.graph import Node
 from .recognise_probe import separators
 from .recognise_rotation import RowProbe
-from .recognise_routing import Region
+from .recognise_routing import NotRecognised, Region
 from .recognise_rows import Rows
 from .recognise_tokens import NONE, Owners, code_words, filled, places
 
@@ -212,12 +212,6 @@ class Chain:
         known = {**view.given, **(given or {}), **start.write(number, view, rows)}
         return end.read(number, self.region.probe.run(end.nodes, known))
 
-    def needs_gates(self, start: Cut, end: Cut) -> bool:
-        """Whether the map from ``start`` to ``end`` reads the gates."""
-        region = self.region
-        plan = region.probe.plan(end.nodes, {*region.forced, *start.nodes})
-        return any(operand in region.gates.nodes for node in plan for operand in node.operands)
-
     def is_before_routing(self, cut: Cut) -> bool:
         """Whether ``cut`` is one node that needs neither gates nor experts."""
         return len(cut.nodes) == 1 and is_before_routing(self.region, cut.nodes[0])
@@ -231,6 +225,12 @@ def is_before_routing(region: Region, node: Node) -> bool:
     """Whether ``node`` needs the activation h and neither gates nor experts."""
     plan = region.probe.plan((node,), {region.h, *region.forced})
     return not any(operand in region.forced for n in plan for operand in n.operands)
+
+
+def reads_gates(region: Region, nodes: Sequence[Node], known: Sequence[Node]) -> bool:
+    """Whether ``nodes`` need the gates, where the nodes ``known`` are given."""
+    plan = region.probe.plan(tuple(nodes), {region.h, *region.forced, *known})
+    return any(operand in region.gates.nodes for node in plan for operand in node.operands)
 
 
 def path(region: Region, start: Node, end: Node, beside: Iterable[Node] = ()) -> Lanes:
@@ -277,6 +277,10 @@ def views(
         given = region.force(experts, gates)
         view = learnt(region, View(experts, lit, given, np.zeros(t, int), {}, {}), root, end, rng)
         rows = places(np.arange(t), view.owners[end[0]])
+        idle = np.unique(shown[(view.owners[end[0]].reshape(-1)[y] == NONE).all(1)])
+        if 0 < len(idle) < len(np.unique(shown)):
+            numbers = ", ".join(str(number) for number in idle[:4])
+            raise NotRecognised(f"of {count} experts, {len(idle)} do nothing: {numbers}", 4)
         if rows is None or not np.array_equal(np.sort(rows, 1), np.sort(y, 1)):
             return None
         found.append(replace(view, lane=_lane(region, view, heads, end, y, rng)))

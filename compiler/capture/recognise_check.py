@@ -15,7 +15,7 @@ import numpy as np
 from ..ir.graph import Node
 from .recognise_layer import Layer
 from .recognise_probe import OutOfReach
-from .recognise_rotation import Activation
+from .recognise_rotation import Activation, Blocks
 from .recognise_routing import Region, random_gates
 from .recognise_rows import layouts
 from .recognise_ternary import as_ternary, product_of
@@ -31,7 +31,7 @@ class Residual:
     """The largest relative difference from the captured layer, and on which trial it was seen.
 
     ``exact`` is the difference where the captured layer is given exactly ternary matrices in place
-    of straight-through ones; a ``rounded`` activation cannot be so replaced.
+    of straight-through ones; what is ``rounded`` cannot be so replaced.
     """
 
     captured: float
@@ -49,7 +49,8 @@ def residual(layer: Layer, new: Node, rng: np.random.Generator) -> Residual:
     """How far ``new`` is from the layer's y, over all trials."""
     y, probe = layer.y, layer.region.probe
     matrices = _exact_matrices(layer)
-    rounded = any(isinstance(step, Activation) and step.rounded for step in layer.middle)
+    steps = [*layer.rotation_in, *layer.middle]
+    rounded = any(isinstance(step, Activation | Blocks) and step.rounded for step in steps)
     captured, exact, where = 0.0, 0.0, "no trial"
     for name, given in _trials(layer.region, rng):
         seen = _difference(*probe.run([new, y], given))

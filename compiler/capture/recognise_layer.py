@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -21,16 +22,17 @@ from .recognise_chain import (
     is_before_routing,
     learnt,
     path,
+    reads_gates,
     side_by_side,
     views,
 )
+from .recognise_dense import as_dense, in_pairs
 from .recognise_probe import ancestors
 from .recognise_rotation import (
     Activation,
     Bias,
     Blocks,
     Scale,
-    Shuffle,
     Step,
     Unknown,
     classify,
@@ -78,19 +80,19 @@ def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> La
     made = tuple(p.node for p in products)
     behind = chain.cuts(backs[::-1], chain.end)[::-1]
     if not behind or behind[0].nodes != tuple(dict.fromkeys(made)):
-        raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix")
+        raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
     read = chain.cut_at(tuple(p.x for p in products), behind[0])
     found = (0, 0) if read is None else (behind[0].channels, read.channels)
     if read is None or found != product.w.shape:
-        raise NotRecognised(f"'{product.node.name}' multiplies along another axis")
+        raise NotRecognised(f"'{product.node.name}' multiplies along another axis", 4)
     substrate = as_ternary(product.w)
     assert substrate is not None, "find_substrate gives ternary products only"
     x, x_rows, rotation_in = _in_front(chain, read, fronts, rng)
     steps, last = _behind(chain, behind, rng)
     if product.bias is not None:
         steps = [Bias(product.bias), *steps]
-    gain_in, rotation_in = _without_scale(rotation_in)
-    gain_out, bias, middle = _at_product(steps)
+    gain_in, rotation_in = _without_scale(rotation_in, region.count)
+    gain_out, bias, middle = _at_product(steps, region.count)
     substrate = substrate.times(gain_in * gain_out)
     _check_order(middle)
     middle = simplified(middle, behind[0].channels)
@@ -103,6 +105,8 @@ def _chain(
 ) -> tuple[Chain, list[Lanes], list[Lanes]]:
     """The chain through the products, with its places in front of them and behind, in order."""
     made = tuple(p.node for p in products)
+    if reads_gates(region, [p.x for p in products], ()):
+        raise NotRecognised("the gates enter in front of the ternary product", 4)
     backs = side_by_side([path(region, node, y, made) for node in made])
     y_index = y_rows.read(np.arange(y.type.size).reshape(y.type.shape))[:, 0]
     for root in _roots(region, [p.x for p in products]):
@@ -112,7 +116,8 @@ def _chain(
         for view in found:
             if (view.lane < 0).any():
                 raise NotRecognised(
-                    f"the result of a token needs none or several of {len(made)} ternary products"
+                    f"the result of a token needs none or several of {len(made)} ternary products",
+                    4,
                 )
         fronts = side_by_side([path(region, root.node, p.x) for p in products])
         fronts = [*fronts[:-1], tuple(p.x for p in products)]
@@ -120,7 +125,7 @@ def _chain(
         known = tuple(learnt(region, view, root, nodes, rng) for view in found)
         end = Cut((y,), (y_index,) * len(known))
         return Chain(region, known, end), fronts, backs
-    raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix")
+    raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
 
 
 def _roots(region: Region, reads: Sequence[Node]) -> Iterator[Root]:
@@ -135,7 +140,7 @@ def _roots(region: Region, reads: Sequence[Node]) -> Iterator[Root]:
                 yield Root(node, rows)
 
 
-def _without_scale(steps: list[Step]) -> tuple[Array, list[Step]]:
+def _without_scale(steps: list[Step], experts: int) -> tuple[Array, list[Step]]:
     """The one factor by which linear ``steps`` scale all channels, and the steps without it."""
     gain = np.asarray(1.0)
     kept: list[Step] = []
@@ -143,11 +148,13 @@ def _without_scale(steps: list[Step]) -> tuple[Array, list[Step]]:
         if isinstance(step, Scale) and (step.values == step.values[0]).all():
             gain = gain * step.values[0]
         else:
-            kept.append(step.as_blocks if isinstance(step, Scale) else step)
+            kept.append(_plain(step, experts))
     return gain, kept
 
 
-def _at_product(steps: list[Step]) -> tuple[Array, Array | None, list[Step]]:
+def _at_product(
+    steps: list[Step], experts: int
+) -> tuple[Array, Array | None, list[Step]]:
     """What ``steps`` behind the product scale its rows by, and add to them, and what they then do."""
     gain = np.asarray(1.0)
     bias: Array | None = None
@@ -159,15 +166,17 @@ def _at_product(steps: list[Step]) -> tuple[Array, Array | None, list[Step]]:
         else:
             assert isinstance(step, Scale)
             gain, bias = gain * step.values, None if bias is None else bias * step.values
-    linear = next((i for i, s in enumerate(rest) if not isinstance(s, Shuffle | Blocks | Scale)), None)
-    if bias is None:
-        factor, first = _without_scale(rest[:linear])
-        return gain * factor, None, first + [_plain(step) for step in rest[len(rest[:linear]) :]]
-    return gain, bias, [_plain(step) for step in rest]
+    plain = [_plain(step, experts) for step in rest]
+    if bias is not None:
+        return gain, bias, plain
+    linear = len(list(takewhile(lambda step: not isinstance(step, Bias | Activation), rest)))
+    factor, first = _without_scale(rest[:linear], experts)
+    return gain * factor, None, first + plain[linear:]
 
 
-def _plain(step: Step) -> Step:
-    return step.as_blocks if isinstance(step, Scale) else step
+def _plain(step: Step, experts: int) -> Step:
+    """A factor of each channel as blocks, and all else as it is."""
+    return step.as_blocks(experts) if isinstance(step, Scale) else step
 
 
 def find_substrate(region: Region, y: Node) -> list[Product]:
@@ -182,18 +191,19 @@ def find_substrate(region: Region, y: Node) -> list[Product]:
             live.add(node)
     products = [p for node in plan if (p := product_of(region.probe, node)) and p.x in live]
     if not products:
-        raise NotRecognised("no product with a constant matrix between the routing and its result")
+        nothing = "no product with a constant matrix between the routing and its result"
+        raise NotRecognised(nothing, 1)
     ternary = [p for p in products if as_ternary(p.w) is not None and not is_selection(p.w)]
     if not ternary:
         found = ", ".join(dict.fromkeys(f"'{p.node.name}': {levels(p.w)}" for p in products[:4]))
-        raise NotRecognised(f"no matrix of the experts is ternary ({found})")
+        raise NotRecognised(f"no matrix of the experts is ternary ({found})", 2)
     # W_down may be ternary too, so the substrate is the first one on its path.
     nodes = {p.node for p in ternary}
     heads = [p for p in ternary if len(nodes & ancestors(p.node)) == 1]
     if any(not np.array_equal(p.w, heads[0].w) for p in heads):
-        raise NotRecognised("the experts do not share their ternary matrix")
+        raise NotRecognised("the experts do not share their ternary matrix", 3)
     if any(not _same(p.bias, heads[0].bias) for p in heads):
-        raise NotRecognised("the experts do not share the bias behind the ternary product")
+        raise NotRecognised("the experts do not share the bias behind the ternary product", 3)
     return heads
 
 
@@ -211,26 +221,29 @@ def _in_front(
     steps: list[Step] = []
     current = read
     for start in chain.cuts(fronts[-2::-1], read):
-        if chain.needs_gates(start, current):
-            raise NotRecognised("the gates enter in front of the ternary product")
         found = _classified(chain, start, current, rng)
         bad = found if isinstance(found, Unknown) else _unfit(found, "in front")
         if isinstance(bad, Unknown):
-            if chain.is_before_routing(current):
+            if _rows(chain, current) is not None:
                 break
-            raise NotRecognised(_sentence(start, current, bad))
+            raise NotRecognised(_sentence(start, current, bad), 5)
         assert not isinstance(found, Unknown)
         steps = [*found, *steps]
         current = start
-    if not chain.is_before_routing(current):
-        raise NotRecognised(
-            f"the experts do not start from one activation (reached '{current.nodes[0].name}')"
-        )
-    return current.nodes[0], _rows(chain, current), simplified(steps, current.channels)
+    rows = _rows(chain, current)
+    if rows is None:
+        name = current.nodes[0].name
+        raise NotRecognised(f"the experts do not start from one activation (reached '{name}')", 5)
+    return current.nodes[0], rows, simplified(steps, current.channels)
 
 
-def _rows(chain: Chain, cut: Cut) -> Rows:
-    """How the one node of ``cut`` holds its rows, where the model may have repeated each."""
+def _rows(chain: Chain, cut: Cut) -> Rows | None:
+    """How the one node of ``cut`` holds a row for each token, where the model may repeat them.
+
+    None where the node depends on the routing, or has not the same row for all experts.
+    """
+    if not chain.is_before_routing(cut):
+        return None
     node = cut.nodes[0]
     number = np.arange(node.type.size).reshape(node.type.shape)
     for copies in dict.fromkeys((1, cut.copies)):
@@ -242,7 +255,7 @@ def _rows(chain: Chain, cut: Cut) -> Rows:
                 value = rows.read(chain.views[0].base[node])
                 if (value == value[:, :1]).all():
                     return rows
-    raise NotRecognised(f"the rows of '{node.name}' lie in an order that no reshape makes")
+    return None
 
 
 def _behind(
@@ -253,15 +266,16 @@ def _behind(
     current = places[0]
     last = 0, current
     for cut in places[1:]:
-        if chain.needs_gates(current, cut):
+        if reads_gates(chain.region, cut.nodes, current.nodes):
             break
-        if any(product_of(chain.region.probe, node) is not None for node in cut.nodes):
+        products = [product_of(chain.region.probe, node) for node in cut.nodes]
+        if any(product is not None and not is_selection(product.w) for product in products):
             break
         found = _classified(chain, current, cut, rng)
         if isinstance(found, Unknown):
             if _has_rotation_or_activation(steps):
                 break  # perhaps W_down in another form; `_down` will tell
-            raise NotRecognised(_sentence(current, cut, found))
+            raise NotRecognised(_sentence(current, cut, found), 5)
         steps = [*steps, *found]
         current = cut
         # A bias that nothing follows is one of the result.
@@ -274,9 +288,9 @@ def _check_order(steps: list[Step]) -> None:
     """Raises NotRecognised unless there is one activation, in front of the rotation or behind it."""
     kinds = [type(step) for step in steps if isinstance(step, Activation | Blocks)]
     if kinds.count(Activation) > 1:
-        raise NotRecognised("an expert has several activations")
+        raise NotRecognised("an expert has several activations", 5)
     if Activation in kinds and Activation not in (kinds[0], kinds[-1]):
-        raise NotRecognised("the activation stands between two layers of the rotation")
+        raise NotRecognised("the activation stands between two layers of the rotation", 5)
 
 
 def _has_rotation_or_activation(steps: list[Step]) -> bool:
@@ -305,10 +319,14 @@ def _classified(
     if node.op == "reshape" and (node.operands[0],) == start.nodes and _same_rows(start, end):
         return []
     count = chain.region.count
-    found = classify(chain.row_probe(start, end), start.channels, count, rng)
+    probe = chain.row_probe(start, end)
+    found = classify(probe, start.channels, count, rng)
     if isinstance(found, Unknown):
-        return found
-    return [replace(step, source=node.source) for step in found]
+        layers = as_dense(probe, start.channels, count) if start.channels == end.channels else None
+        if layers is None:
+            return found
+        found = layers
+    return [replace(step, source=node.source) for step in in_pairs(found)]
 
 
 def _same_rows(start: Cut, end: Cut) -> bool:
@@ -330,10 +348,11 @@ def _down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
     plan = region.probe.plan(chain.end.nodes, {*last.nodes, *region.forced})
     found = [p for node in plan if (p := product_of(region.probe, node)) is not None]
     if any(not np.array_equal(p.w, found[0].w) for p in found):
-        raise NotRecognised("behind the experts lie several matrices: W_down is not shared")
+        raise NotRecognised("behind the experts lie several matrices: W_down is not shared", 6)
     w = found[0].w if found else None
     if w is not None and w.shape[1] != last.channels:
-        raise NotRecognised(f"'{found[0].node.name}' does not read the experts' rows as they are")
+        unread = f"'{found[0].node.name}' does not read the experts' rows as they are"
+        raise NotRecognised(unread, 6)
 
     def run(number: int, rows: Array, gate: Array) -> Array:  # rows: [T, F], gate: [T] -> [T, N]
         view = chain.views[number]
@@ -347,11 +366,12 @@ def _down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
         rows, gate = rng.standard_normal(zeros.shape), random_gates(t, 1, rng)
         mapped = rows if w is None else rows @ w.astype(np.float64).T  # [T, N]
         if mapped.shape[1] != len(once):
-            raise NotRecognised("no matrix that all experts share makes the result of their rows")
+            none = "no matrix that all experts share makes the result of their rows"
+            raise NotRecognised(none, 6)
         made = run(number, rows, gate[:, 0])
         if w is not None and not close(made, (mapped + weighted) * gate + once, 1e-10):
             scale = _scale(mapped * gate, made - weighted * gate - once)
             w, mapped = w * scale[:, None], mapped * scale
         if not close(made, (mapped + weighted) * gate + once, 1e-10):
-            raise NotRecognised("the sum over the experts is not gate times one shared map")
+            raise NotRecognised("the sum over the experts is not gate times one shared map", 6)
     return Down(w, weighted if weighted.any() else None, once if once.any() else None)

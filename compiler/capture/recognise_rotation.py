@@ -33,9 +33,13 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Each group of channels times one block, for each expert: blocks [E, groups, b, b]."""
+    """Each group of channels times one block, for each expert: blocks [E, groups, b, b].
+
+    ``rounded``: a layer of a matrix that float32 rounds.
+    """
 
     blocks: Array
+    rounded: bool = False
     source: str = ""
 
 
@@ -54,11 +58,11 @@ class Scale:
     values: Array
     source: str = ""
 
-    @property
-    def as_blocks(self) -> Blocks:
-        """The same as blocks of two channels, for an even number of them."""
-        pairs = self.values.reshape(-1, 2)
-        return Blocks((np.eye(2) * pairs[:, :, None])[None], self.source)
+    def as_blocks(self, experts: int) -> Blocks:
+        """The same as blocks of two channels for each expert; for an even number of channels."""
+        pairs = np.eye(2) * self.values.reshape(-1, 2)[:, :, None]
+        blocks = np.broadcast_to(pairs, (experts, *pairs.shape))
+        return Blocks(blocks, source=self.source)
 
 
 @dataclass(frozen=True)

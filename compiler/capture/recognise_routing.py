@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ..ir.build import result
 from ..ir.graph import Graph, Node
-from .recognise_probe import Probe, ancestors
+from .recognise_probe import OutOfReach, Probe, ancestors
 from .recognise_rotation import close
 from .recognise_rows import Rows, layouts, plain_rows
 
@@ -22,7 +23,15 @@ Array = np.ndarray
 
 
 class NotRecognised(Exception):
-    """A layer is not what it was taken for; the message is the reason that a person reads."""
+    """A layer is not what it was taken for; the message is the reason that a person reads.
+
+    ``stage``: how much of the layer had been found by then. Of several attempts the one that came
+    furthest tells most.
+    """
+
+    def __init__(self, reason: str, stage: int = 0) -> None:
+        super().__init__(reason)
+        self.stage = stage
 
 
 @dataclass(frozen=True)
@@ -104,27 +113,32 @@ def find_mixtures(
     # A threshold at the last value chosen needs no numbers.
     experts = numbers[0] if numbers else result(top_k, 1, f"{top_k.name}.experts")
     router = ancestors(top_k)
-    some = False
+    found = False
     partly = ""
     for gates in _gate_candidates(graph, top_k, values, tokens, count):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
             region = Region(probe, top_k, experts, gates, tokens, k, count, h)
-            for y, rows in _mixtures(region, candidates, rng):
-                reach = count if some else reached(region, router, rng)
-                if reach < count:
-                    partly = f"the gates %{gates.nodes[0].name} reach {reach} of {count} experts"
-                    break
-                some = True
+            mixtures = _mixtures(region, candidates, rng)
+            first = next(mixtures, None)
+            if first is None:
+                continue
+            reach = reached(region, router, rng)
+            if reach < count:
+                partly = f"the gates %{gates.nodes[0].name} reach {reach} of {count} experts"
+                continue
+            found = True
+            for y, rows in chain((first,), mixtures):
                 yield region, y, rows
-    if not some:
+    if not found:
         nothing = "nothing behind the routing is a sum of gate times a function of one activation"
-        raise NotRecognised(partly or nothing)
+        unused = "" if numbers else "the numbers of the chosen experts are not used"
+        raise NotRecognised(partly or unused or nothing)
 
 
 def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -> int:
     """How many experts have a gate that is not zero: all, unless it is the gate of one expert."""
     if region.gates.dense:
-        return region.count
+        return region.count - len(_never_weighed(region, rng))
     values, numbers = region.top_k.types
     given: dict[Node, Any] = {
         part: rng.uniform(0.1, 1, part.type.shape)
@@ -140,6 +154,21 @@ def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -
         gates = region.gates.read(value, chosen)
         found.update(chosen[gates != 0].tolist())
     return len(found)
+
+
+def _never_weighed(region: Region, rng: np.random.Generator) -> set[int]:
+    """The experts that random activations choose, but never with a gate other than zero."""
+    numbers, weighed = set[int](), set[int]()
+    for _ in range(4):
+        h = rng.standard_normal(region.h.type.shape)
+        try:
+            experts, value = region.probe.run([region.experts, region.gates.nodes[0]], {region.h: h})
+        except OutOfReach:
+            break  # the router reads more than the experts do
+        experts = experts.reshape(region.tokens, region.k)
+        numbers.update(experts.reshape(-1).tolist())
+        weighed.update(experts[region.gates.read(value, experts) != 0].tolist())
+    return numbers - weighed
 
 
 def _gate_candidates(

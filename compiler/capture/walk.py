@@ -76,6 +76,10 @@ NAMELESS = frozenset(
     | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
     | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
 )
+# Products of matrices: a model may build each expert as one, of matrices that are worth seeing.
+PRODUCTS = frozenset({"bmm", "einsum", "linear", "matmul", "mm"})
+# Calls that move the elements of such products, whole.
+MOVES = NAMELESS | {"cat", "index", "stack"}
 # Calls that take sizes as sizes, and compute nothing with them.
 SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
 
@@ -92,6 +96,7 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}  # IR nodes, tuples of them, sizes
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
+        self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.tensors = {**program.constants, **program.state_dict}
         self.roots = {name for name in self.tensors if not name.startswith("lifted_tensor")}
@@ -198,6 +203,8 @@ class Walk:
         if source in self.fixed:
             self.fixed[node] = self.fixed[source][index]
             self.labels[node] = self.labels[source]
+            if source in self.products:
+                self.products.add(node)
         else:
             value = self.values.get(source, UNKNOWN)
             self.values[node] = value[index] if isinstance(value, tuple) else UNKNOWN
@@ -233,6 +240,8 @@ class Walk:
         with torch.no_grad():
             self.fixed[node] = function(*args, **named)
         self.sizes.learn(node.meta.get("val"), self.fixed[node])
+        if bare in PRODUCTS or (bare in MOVES and not self.products.isdisjoint(node.all_input_nodes)):
+            self.products.add(node)
         roots = {self._root(n) for n in node.all_input_nodes} - {""}
         if len(roots) != 1:
             self.labels[node] = name_of(node)
@@ -254,10 +263,25 @@ class Walk:
         """The IR value of an fx node; what is fixed becomes a constant here."""
         if node not in self.values:
             fixed = self.fixed.get(node, UNKNOWN)
-            if isinstance(fixed, Tensor):
+            if node in self.products and self._is_plain(fixed):
+                fixed = self._product(node)
+            elif isinstance(fixed, Tensor):
                 fixed = self._constant_of(fixed, self.labels[node], source_of(node))
             self.values[node] = fixed
         return self.values[node]
+
+    def _is_plain(self, fixed: Any) -> bool:
+        """Whether what is fixed is of the one float type that all lowerings take."""
+        parts = fixed if isinstance(fixed, tuple | list) else (fixed,)
+        return all(isinstance(part, Tensor) and part.dtype == torch.float32 for part in parts)
+
+    def _product(self, node: fx.Node) -> Any:
+        """A product of fixed matrices, from the matrices: recognition may look for each of them."""
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, fx.Node), "an item of what is no call"
+            return self._operand(source)[index]
+        return self._lower(node, str(node.target))
 
     def _constant_of(self, tensor: Tensor, label: str, source: str) -> Node | Complex:
         if not tensor.is_complex():
