@@ -85,7 +85,8 @@ def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised
     store = dict(graph.constants)
     probe = Probe(store)
     rng = np.random.default_rng(seed)
-    routers = [node for node in graph.nodes if node.op == "top_k"]
+    # What sorts whole numbers puts rows in order: it chooses no experts.
+    routers = [n for n in graph.nodes if n.op == "top_k" and n.operands[0].type.is_float]
     reports: list[LayerReport] = []
     found: dict[Node, tuple[str, Layer]] = {}
     for number, top_k in enumerate(routers):

@@ -184,12 +184,7 @@ def find_substrate(region: Region, y: Node) -> list[Product]:
 
     Raises NotRecognised where there is none, or where the experts' matrices differ.
     """
-    plan = region.probe.plan((y,), {region.h, *region.forced})
-    live = {region.h}
-    for node in plan:
-        if not live.isdisjoint(node.operands):
-            live.add(node)
-    products = [p for node in plan if (p := product_of(region.probe, node)) and p.x in live]
+    products = _products(region, (region.h,), y)
     if not products:
         nothing = "no product with a constant matrix between the routing and its result"
         raise NotRecognised(nothing, 1)
@@ -201,10 +196,23 @@ def find_substrate(region: Region, y: Node) -> list[Product]:
     nodes = {p.node for p in ternary}
     heads = [p for p in ternary if len(nodes & ancestors(p.node)) == 1]
     if any(not np.array_equal(p.w, heads[0].w) for p in heads):
-        raise NotRecognised("the experts do not share their ternary matrix", 3)
+        raise NotRecognised("the experts do not share their ternary matrix", 5)
     if any(not _same(p.bias, heads[0].bias) for p in heads):
-        raise NotRecognised("the experts do not share the bias behind the ternary product", 3)
+        raise NotRecognised("the experts do not share the bias behind the ternary product", 5)
     return heads
+
+
+def _products(region: Region, start: Lanes, end: Node) -> list[Product]:
+    """The products with constant matrices between ``start`` and ``end``, in order."""
+    live = set(start)
+    found = []
+    for node in region.probe.plan((end,), {*start, *region.forced}):
+        if not live.isdisjoint(node.operands):
+            live.add(node)
+            product = product_of(region.probe, node) if node.type.is_float else None
+            if product is not None and product.x in live:
+                found.append(product)
+    return found
 
 
 def _same(a: Array | None, b: Array | None) -> bool:
@@ -345,8 +353,7 @@ def _down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
     """The shared map from the experts' rows at ``last`` to y, checked on random rows and gates."""
     region = chain.region
     t, k = region.tokens, region.k
-    plan = region.probe.plan(chain.end.nodes, {*last.nodes, *region.forced})
-    found = [p for node in plan if (p := product_of(region.probe, node)) is not None]
+    found = _products(region, last.nodes, chain.end.nodes[0])
     if any(not np.array_equal(p.w, found[0].w) for p in found):
         raise NotRecognised("behind the experts lie several matrices: W_down is not shared", 6)
     w = found[0].w if found else None

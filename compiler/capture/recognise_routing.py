@@ -200,7 +200,8 @@ def _dependents(
 ) -> dict[Node, list[Node]]:
     """For each activation h of the router's world: the nodes that need the gates and only h.
 
-    Nodes behind another routing op are left out: they belong to later layers.
+    Nodes behind another routing op are left out: they belong to later layers. A sort of the expert
+    numbers is none.
     """
     needs: dict[Node, frozenset[Node] | None] = {}
     gated: set[Node] = set(gates.nodes)
@@ -212,7 +213,7 @@ def _dependents(
             needs[node] = frozenset((node,))
         else:
             needs[node] = _union(needs[operand] for operand in node.operands)
-            if node.op == "top_k":
+            if node.op == "top_k" and needs[node]:
                 needs[node] = None
             if not gated.isdisjoint(node.operands):
                 gated.add(node)
