@@ -7,7 +7,7 @@ exactly as eager rounds them. The rest is lowered call by call, by the tables `a
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,7 +184,7 @@ class Walk:
             return
         target = str(node.target)
         bare = target.split(".")[1] if target.startswith("aten.") else ""
-        if bare in CHECKS:
+        if bare in CHECKS or is_check_of_constants(node, self.fixed):
             return
         if bare in FILLS:
             self._fill(node, bare)
@@ -240,7 +240,9 @@ class Walk:
         with torch.no_grad():
             self.fixed[node] = function(*args, **named)
         self.sizes.learn(node.meta.get("val"), self.fixed[node])
-        if bare in PRODUCTS or (bare in MOVES and not self.products.isdisjoint(node.all_input_nodes)):
+        if bare in PRODUCTS or (
+            bare in MOVES and not self.products.isdisjoint(node.all_input_nodes)
+        ):
             self.products.add(node)
         roots = {self._root(n) for n in node.all_input_nodes} - {""}
         if len(roots) != 1:
@@ -367,6 +369,33 @@ def is_repeatable(node: fx.Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded not in node.target.tags
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def fixed_calls(program: ExportedProgram) -> set[fx.Node]:
+    """The calls that depend on no input, write nothing and may be run now."""
+    inputs = {
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind == InputKind.USER_INPUT and hasattr(spec.arg, "name")
+    }
+    fixed: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in inputs:
+            fixed.add(node)
+        elif node.op == "call_function" and all(n in fixed for n in node.all_input_nodes):
+            is_call = isinstance(node.target, torch._ops.OpOverload)
+            if node.target is operator.getitem or (
+                is_call and is_repeatable(node) and not node.target._schema.is_mutable
+            ):
+                fixed.add(node)
+    return {node for node in fixed if node.op == "call_function"}
+
+
+def is_check_of_constants(node: fx.Node, fixed: Container[fx.Node]) -> bool:
+    """Whether a call only checks, in order with others, what depends on no input."""
+    return str(node.target) == "with_effects" and all(
+        arg in fixed for arg in node.args[2:] if isinstance(arg, fx.Node)
+    )
 
 
 def is_about_sizes(node: fx.Node) -> bool:
