@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..compiler.errors import UsageError, unknown_name
+from ._explain import show_layers
 from ._output import bytes_text, print_columns, print_json
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def experts(program: Program) -> dict[str, Any]:
 
 
 def recognition(program: Program) -> dict[str, Any]:
-    """What was recognised in each MoE layer, with the evidence."""
+    """What was recognised in each MoE layer, with the evidence, and what each pass changed."""
     return dict(program.report)
 
 
@@ -167,19 +168,6 @@ def _show_experts(data: Mapping[str, Any]) -> None:
     print_columns([("layer", "found", "choosable", "chosen"), *rows])
 
 
-def _show_recognition(data: Mapping[str, Any]) -> None:
-    if not data["layers"]:
-        click.echo("no mixture of experts in this model")
-    for layer in data["layers"]:
-        residual = "" if layer["residual"] is None else f", residual {layer['residual']:.1e}"
-        found = f"{layer['experts_found']} of {layer['experts']} experts{residual}"
-        click.echo(f"{layer['path']} ({layer['source']}): {layer['recognised']}, {found}")
-        if layer["reason"]:
-            click.echo(f"  {layer['reason']}")
-        if layer["parts"]:
-            print_columns(list(layer["parts"].items()), indent="  ")
-
-
 def _tensor(tensor: Mapping[str, Any]) -> str:
     return f"{tensor['name']} {tensor['dtype']}[{'x'.join(map(str, tensor['shape']))}]"
 
@@ -194,6 +182,6 @@ VIEWS: dict[str, View] = {
     "memory": (memory, _show_memory),
     "kernels": (kernels, _show_kernels),
     "experts": (experts, _show_experts),
-    "recognition": (recognition, _show_recognition),
+    "recognition": (recognition, show_layers),
     "manifest": (lambda program: {"manifest": program.manifest}, lambda _: None),
 }
