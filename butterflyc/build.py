@@ -16,6 +16,7 @@ import numpy as np
 from .compiler.artefact import Artefact
 from .compiler.capture.export import capture
 from .compiler.capture.recognise import LayerReport, recognise
+from .compiler.capture.recognise_claims import check_claims
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.interpret import interpret
@@ -113,7 +114,8 @@ def lower(
     captured = capture(source.module, source.examples, name=name, progress=progress)
     stages.add("capture", captured.graph)
     recognised = recognise(captured.graph, progress=progress)
-    record.layers = recognised.layers
+    record.layers, record.claims = recognised.layers, recognised.claims
+    check_claims(recognised.claims)
     graph = stages.add("recognise", recognised.graph)
     for step in passes:
         progress(f"pass {step.name}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compiler.capture.recognise import LayerReport
+    from .compiler.capture.recognise_claims import Claim
     from .compiler.ir import Graph, Node
 
 # Ops that compute nothing.
@@ -19,13 +20,14 @@ _SILENT = frozenset({"constant", "input", "result"})
 
 @dataclass
 class Record:
-    """How far a compilation came: its stages, and its layers once they were looked for.
+    """How far a compilation came: its stages; its layers and marks once they were looked for.
 
     `compile` fills the record it is given, so that a compilation that fails can be explained too.
     """
 
     stages: dict[str, Graph] = field(default_factory=dict)
     layers: tuple[LayerReport, ...] | None = None
+    claims: tuple[Claim, ...] = ()
 
     def explanation(self) -> dict[str, Any]:
         """What was found and done so far; ``layers`` is None if none were looked for yet."""
@@ -33,7 +35,8 @@ class Record:
         if self.layers is not None:
             last = self.stages[list(self.stages)[-1]] if self.stages else None
             found = [_as_data(layer) | {"compiled": ops_of(layer, last)} for layer in self.layers]
-        return {"layers": found, "rewrites": rewrites(self.stages)}
+        marks = [claim.as_dict() for claim in self.claims]
+        return {"layers": found, "marks": marks, "rewrites": rewrites(self.stages)}
 
 
 def _as_data(layer: LayerReport) -> dict[str, Any]:

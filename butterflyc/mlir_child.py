@@ -36,11 +36,13 @@ def answered(model: str, dialect: str) -> dict[str, Any]:
         program = capture(source.module, source.examples).program
     except ButterflycError as error:
         return {"error": error.as_dict()}
+    import torch
     from torch_mlir import fx
     from torch_mlir.extras.fx_decomp_util import get_decomposition_table
 
     try:
-        program = program.run_decompositions(get_decomposition_table())
+        marks = {torch.ops.butterflyc.mark.default: lambda y, label="": y.clone()}
+        program = program.run_decompositions({**get_decomposition_table(), **marks})
         # torch-mlir looks for all buffers here, also for those that are not saved.
         buffers = set(program.graph_signature.inputs_to_buffers.values())
         program.state_dict.update({k: v for k, v in program.constants.items() if k in buffers})

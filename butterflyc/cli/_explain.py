@@ -25,8 +25,18 @@ def show_layers(data: Mapping[str, Any], file: TextIO | None = None) -> None:
     """A table of the MoE layers, then each part of each with its evidence, or why it is none."""
     layers = data["layers"]
     print_line(_census(layers), file)
-    if not layers:
-        return
+    if layers:
+        _show_each(layers, file)
+    if data.get("marks"):
+        print_line("", file)
+        rows = [
+            (mark["what"], mark["source"] or "-", mark["layer"] or f"FALSE: {mark['reason']}")
+            for mark in data["marks"]
+        ]
+        print_table([("marked", "source", "is the result of"), *rows], file)
+
+
+def _show_each(layers: Sequence[Mapping[str, Any]], file: TextIO | None) -> None:
     header = ("layer", "recognised", "experts", "residual", "source")
     print_table([header, *map(_layer_row, layers)], file)
     for layer in layers:

@@ -17,6 +17,7 @@ from ..ir.build import result
 from ..ir.graph import Graph, Node
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
+from .recognise_claims import Claim, claimed_first, judged, without_claims
 from .recognise_evidence import describe, flaws
 from .recognise_layer import Layer, parse
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
@@ -59,10 +60,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The graph with its Butterfly layers rebuilt, and a report for each mixture in it."""
+    """The graph with its Butterfly layers rebuilt, a report for each mixture, and marks judged."""
 
     graph: Graph
     layers: tuple[LayerReport, ...]
+    claims: tuple[Claim, ...] = ()
 
 
 def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) -> Recognised:
@@ -101,7 +103,9 @@ def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised
             verdict = report.recognised + (f": {report.reason}" if report.reason else "")
             place = f"{number + 1}/{len(routers)} {report.path}"
             progress(f"recognise {place}: {verdict} ({time.perf_counter() - start:.1f} s)")
-    return Recognised(_replaced(graph, found, store), tuple(reports))
+    paths = {y: path for y, (path, _) in found.items()}
+    claims = judged(graph, dict(zip(routers, reports, strict=True)), paths)
+    return Recognised(without_claims(_replaced(graph, found, store)), tuple(reports), claims)
 
 
 def _recognise_layer(
@@ -113,7 +117,7 @@ def _recognise_layer(
     refused: list[tuple[int, LayerReport]] = []
     best: tuple[LayerReport, Layer | None] | None = None
     try:
-        for region, y, y_rows in find_mixtures(graph, probe, top_k, rng):
+        for region, y, y_rows in claimed_first(find_mixtures(graph, probe, top_k, rng)):
             try:
                 layer = parse(region, y, y_rows, rng)
                 report = _report(layer, none, rng)

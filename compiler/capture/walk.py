@@ -34,6 +34,8 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
 )
 from .aten_complex import Complex, has_complex, is_complex, lower_complex
 from .chosen import Chosen, Marks, is_uniform
+from .claimed import Claims, results_of_registered, what_is_marked
+from .claims import MARK
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
 from .site import Constants, Refused, Site, lowering_of
@@ -98,6 +100,7 @@ class Walk:
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
         self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
+        self.claims = Claims()
         self.tensors = {**program.constants, **program.state_dict}
         self.roots = {name for name in self.tensors if not name.startswith("lifted_tensor")}
         self.sizes = Sizes()
@@ -123,9 +126,11 @@ class Walk:
             elif node.op == "output":
                 outputs = self._outputs(node)
         self.refusals.raise_if_any()
-        return Graph(
-            self.name, tuple(self.inputs), outputs, _needed(outputs, self.constants.arrays)
-        )
+        for key, what, source, node in results_of_registered(self.program.graph):
+            self._claim(key, what, source, node)
+        inputs, outputs = self.claims.noted(tuple(self.inputs), outputs)
+        constants = _needed(outputs, self.constants.arrays)
+        return Graph(self.name, inputs, outputs, constants, self.claims.notes)
 
     def _placeholder(self, node: fx.Node) -> None:
         spec = self.kinds[node.name]
@@ -186,7 +191,9 @@ class Walk:
         bare = target.split(".")[1] if target.startswith("aten.") else ""
         if bare in CHECKS or is_check_of_constants(node, self.fixed):
             return
-        if bare in FILLS:
+        if target == MARK:
+            self._mark(node)
+        elif bare in FILLS:
             self._fill(node, bare)
         elif is_repeatable(node) and all(n in self.fixed for n in node.all_input_nodes):
             self._fold(node, bare)
@@ -195,6 +202,21 @@ class Walk:
             self.values[node] = UNKNOWN if size is None else size
         else:
             self.values[node] = self._lower(node, target)
+
+    def _mark(self, node: fx.Node) -> None:
+        """A mark is the marked value itself, and a claim about it."""
+        marked, label = node.args[0], (*node.args, node.kwargs.get("label", ""))[1]
+        assert isinstance(marked, fx.Node), "a mark is on a tensor"
+        self._claim(f"mark.{node.name}", what_is_marked(str(label)), source_of(node), marked)
+        self.values[node] = self._operand(marked)
+        if marked in self.marks:
+            self.marks[node] = self.marks[marked]
+
+    def _claim(self, key: str, what: str, source: str, node: fx.Node) -> None:
+        value = self._operand(node)
+        value = value.real if isinstance(value, Complex) else value
+        if isinstance(value, Node):
+            self.claims.add(key, what, source, value)
 
     def _item(self, node: fx.Node) -> None:
         source, index = node.args
@@ -413,7 +435,7 @@ def is_known_and_pure(node: fx.Node) -> bool:
         return is_about_sizes(node)
     if node.target._schema.is_mutable:
         return False
-    if is_about_sizes(node):
+    if is_about_sizes(node) or str(node.target) == MARK:
         return True
     bare = str(node.target).split(".")[1]
     known = bare in FILLS or bare in CHECKS or bare in CREATORS or bare in OF_NO_SIZE
