@@ -79,3 +79,10 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 _mark.register_autograd(_gradient, setup_context=_no_context)
+
+
+@_mark.register_vmap
+def _batched(
+    info: Any, in_dims: tuple[int | None, ...], y: Tensor, label: str = ""
+) -> tuple[Tensor, int | None]:
+    return torch.ops.butterflyc.mark(y, label), in_dims[0]

@@ -195,6 +195,20 @@ def test_a_part_of_a_layer_is_not_its_result() -> None:
     assert "it lies inside of the layer" in refusal(Inside()).what
 
 
+def test_a_mark_under_vmap() -> None:
+    """A mark in a function that vmap maps over the tokens is one on all of them."""
+
+    class Mapped(Gathered):
+        def forward(self, x: Tensor) -> Tensor:
+            def token(row: Tensor) -> Tensor:
+                return bc.mark(super(Mapped, self).forward(row[None]))[0]
+
+            return torch.vmap(token)(x)
+
+    (claim,) = run(Mapped()).claims
+    assert claim.layer
+
+
 def test_every_false_mark_is_listed() -> None:
     """One error has all false marks, each with its line."""
 

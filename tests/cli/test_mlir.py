@@ -38,6 +38,13 @@ class Sorted(nn.Module):
     def forward(self, x):
         return torch.sort(x, descending=True, stable=True)[1]
 
+class Marked(Net):
+    def forward(self, x):
+        import butterflyc
+        return butterflyc.mark(super().forward(x))
+
+def marked(): return Marked().eval(), (torch.randn(2, 6),)
+
 def make():
     print("a model that prints")
     return Net().eval(), (torch.randn(2, 6),)
@@ -95,6 +102,13 @@ def test_a_model_in_each_dialect(
     assert part in text
     assert "dialect_resources" not in text
     assert "a model that prints" not in text
+
+
+@needs_torch_mlir
+def test_marks_are_not_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mark, which only recognition can judge, is nothing to torch-mlir."""
+    assert run(["inspect", "model.py:marked", "--mlir=linalg"]) == 0
+    assert "butterflyc" not in capsys.readouterr().out
 
 
 @needs_torch_mlir
