@@ -112,11 +112,17 @@ def _check_fit(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) -> None:
-    """Unsupported for dtypes that are not compiled yet, BadInput for NaN (in weights Inf too)."""
+    """Unsupported for dtypes that are not compiled yet, BadInput for NaN (in weights Inf too).
+
+    A table in double precision is taken: what is computed from it, and from no input, is constant.
+    """
+    floats = [t for t in tensors.values() if isinstance(t, Tensor) and t.is_floating_point()]
+    only_wide = all(tensor.dtype in _WIDE for tensor in floats if tensor.numel())
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
-        if tensor.dtype.to_real() not in DTYPES or tensor.dtype.to_real() in _WIDE:
+        real = tensor.dtype.to_real()
+        if real not in DTYPES or (real in _WIDE and only_wide):
             raise Unsupported(
                 f"'{name}' is {tensor.dtype}; models are compiled from float32",
                 help="convert the model with model.float()",

@@ -99,6 +99,7 @@ class Walk:
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
         self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
+        self.narrow = False  # whether a product is taken apart, all of whose parts become float32
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.claims = Claims()
         self.tensors = {**program.constants, **program.state_dict}
@@ -295,9 +296,9 @@ class Walk:
         return self.values[node]
 
     def _is_plain(self, fixed: Any) -> bool:
-        """Whether what is fixed is of the one float type that all lowerings take."""
+        """Whether what is fixed is of real numbers, which lowerings take as float32."""
         parts = fixed if isinstance(fixed, tuple | list) else (fixed,)
-        return all(isinstance(part, Tensor) and part.dtype == torch.float32 for part in parts)
+        return all(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
 
     def _product(self, node: fx.Node) -> Any:
         """A product of fixed matrices, from the matrices: recognition may look for each of them."""
@@ -305,7 +306,11 @@ class Walk:
             source, index = node.args
             assert isinstance(source, fx.Node), "an item of what is no call"
             return self._operand(source)[index]
-        return self._lower(node, str(node.target))
+        before, self.narrow = self.narrow, True
+        try:
+            return self._lower(node, str(node.target))
+        finally:
+            self.narrow = before
 
     def _constant_of(self, tensor: Tensor, label: str, source: str) -> Node | Complex:
         if not tensor.is_complex():
@@ -315,6 +320,7 @@ class Walk:
         return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
+        tensor = tensor.float() if self.narrow and tensor.is_floating_point() else tensor
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         whole = tuple(tensor.shape)
@@ -335,6 +341,8 @@ class Walk:
         args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
         args, named = plain(args), plain(named)
         out = self.sizes.types_of(node.meta.get("val"))
+        if self.narrow and isinstance(out, Type) and out.is_float:
+            out = Type("f32", out.shape)
         if contains_unknown(args) or contains_unknown(named):
             return UNKNOWN
         marks = Marks()
