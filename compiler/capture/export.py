@@ -17,7 +17,9 @@ from ..ir.graph import Graph
 from ..ir.interpret import check_input
 from .fakes import DTYPES
 from .idle import check_also_idle
+from .number import NumberUsed
 from .quiet import quiet_torch
+from .reading import reading_numbers
 from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sources import clean, every_user_line, user_frame
@@ -165,7 +167,9 @@ def _exported(
     with _evaluating(model), every_user_line(), vmap_written_out():
         try:
             with quiet_torch():
-                return torch.export.export(model, inputs, strict=False), False
+                program = torch.export.export(model, inputs, strict=False)
+            if not _reads_numbers(program):
+                return program, False
         except Exception as error:
             _check_that_it_runs(model, inputs)
             if not _hangs_on_data(error):
@@ -173,10 +177,17 @@ def _exported(
         try:
             if progress is not None:
                 progress("exporting as if every expert had tokens")
-            with quiet_torch(), SomeRows():
+            mode = SomeRows()
+            with quiet_torch(), mode, reading_numbers(model, mode):
                 return torch.export.export(model, inputs, strict=False), True
         except Exception as error:
             raise _refusal_of_export(error) from error
+
+
+def _reads_numbers(program: ExportedProgram) -> bool:
+    """Whether Python numbers that data tells stand in the program."""
+    names = ("aten.item", "aten._local_scalar_dense")
+    return any(str(node.target).startswith(names) for node in program.graph.nodes)
 
 
 def _check_that_it_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -227,6 +238,9 @@ def _hangs_on_data(error: Exception) -> bool:
 def _refusal_of_export(error: Exception) -> Unsupported:
     """Control flow on data, by the line that has it and the rewrite that works."""
     where, line = user_frame(error.__traceback__)
+    if isinstance(error, NumberUsed):
+        shown = f", in `{line}`" if line else ""
+        return Unsupported(f"{error}{shown}", where=where or None, help=error.advice or _LOOP_FREE)
     rewrite = next((advice for part, advice in _REWRITES if part in line), _LOOP_FREE)
     shown = f" in `{line}`" if line else ""
     is_data = _hangs_on_data(error)
