@@ -231,7 +231,7 @@ _LOOP_FREE = (
 
 def _hangs_on_data(error: Exception) -> bool:
     """Whether torch.export failed at a number that only data tells."""
-    words = ("DataDependent", "data-dependent", "unbacked", "Could not guard")
+    words = ("DataDependent", "data-dependent", "unbacked", "Could not guard", ".numpy() is not")
     return any(word in f"{type(error).__name__} {error}" for word in words)
 
 

@@ -66,10 +66,16 @@ class Sums:
     origin: Origin | None
     parts: np.ndarray
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is of one number."""
+        return self.parts.size == len(self.parts)
+
     def range(self) -> tuple[float, float]:
         """The least and the largest value of one number, if every count is at least 1."""
-        least = largest = float(self.parts[0])
-        for times in self.parts[1:].tolist():
+        first, *rest = self.parts.reshape(-1).tolist()
+        least = largest = float(first)
+        for times in rest:
             least += times if times > 0 else times * float("inf") if times < 0 else 0
             largest += times if times < 0 else times * float("inf") if times > 0 else 0
         return least, largest

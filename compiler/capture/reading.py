@@ -16,10 +16,12 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils import _pytree as pytree
 
 from .known import Numbers
-from .number import Number, NumberUsed
+from .number import Array, Number, NumberUsed
 from .some_rows import SomeRows
 
 
@@ -34,6 +36,8 @@ def reading_numbers(model: nn.Module, mode: SomeRows) -> Iterator[None]:
                 name = kind.__name__.strip("_").lower()
                 if name not in vars(file):
                     stack.enter_context(patch.object(file, name, kind, create=True))
+        stack.enter_context(patch.object(Tensor, "numpy", _numpy(Tensor.numpy)))
+        stack.enter_context(patch.object(torch, "from_numpy", _from_numpy(torch.from_numpy)))
         for kind in (nn.ModuleList, nn.ParameterList):
             before = kind.__getitem__
             stack.enter_context(patch.object(kind, "__getitem__", _getitem(before, mode)))
@@ -72,6 +76,20 @@ class _Int(int, metaclass=_LikeBuiltin):
 
 class _Float(float, metaclass=_LikeBuiltin):
     builtin = builtins.float
+
+
+def _numpy(before: Any) -> Any:
+    def numpy(self: Tensor, **options: Any) -> Any:
+        return Array(self) if isinstance(self, FakeTensor | FunctionalTensor) else before(self, **options)
+
+    return numpy
+
+
+def _from_numpy(before: Any) -> Any:
+    def from_numpy(x: Any) -> Tensor:
+        return x.tensor if isinstance(x, Array) else before(x)
+
+    return from_numpy
 
 
 def _getitem(before: Any, mode: SomeRows) -> Any:

@@ -92,7 +92,7 @@ class SomeRows(TorchFunctionMode):
             answer = None if inner is None else not inner
         elif name in _COMPARISONS:
             a, b = (self.facts.sums(x) for x in args)
-            if a is not None and b is not None and {a.parts.numel(), b.parts.numel()}:
+            if a is not None and b is not None and a.is_one and b.is_one:
                 answer = _decided(_COMPARISONS[name], _difference(a, b))
         if answer is not None:
             self._truths[id(result)] = result, answer
@@ -152,12 +152,6 @@ class SomeRows(TorchFunctionMode):
     def _len(self, args: Args, _: Named) -> Any:
         # Python wants a number here; one that is compared with 0.
         return 1 if isinstance(args[0].shape[0], SymInt) else _NOT_HERE
-
-    def _numpy(self, args: Args, _: Named) -> Any:
-        return Array(args[0])
-
-    def _from_numpy(self, args: Args, named: Named) -> Any:
-        return args[0].tensor if isinstance(args[0], Array) else _NOT_HERE
 
     def _tensor(self, args: Args, named: Named) -> Any:
         """A tensor of numbers."""
@@ -261,6 +255,8 @@ class SomeRows(TorchFunctionMode):
     def _setitem(self, args: Args, _: Named) -> Any:
         x, index, value = args
         first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, slice):
+            first = changed(first, lambda x: Number(x, self) if isinstance(x, Tensor) else x)
         if not isinstance(first, slice) or not _has_number(first) or first.step not in (None, 1):
             return _NOT_HERE
         with self:
@@ -292,10 +288,8 @@ _SPECIAL: dict[str, _Special] = {
     "cat": SomeRows._cat,
     "concat": SomeRows._cat,
     "concatenate": SomeRows._cat,
-    "from_numpy": SomeRows._from_numpy,
     "item": SomeRows._item,
     "narrow": SomeRows._narrow,
-    "numpy": SomeRows._numpy,
     "one_hot": SomeRows._one_hot,
     "select": SomeRows._select,
     "slice": SomeRows._slice,
