@@ -22,6 +22,7 @@ from .quiet import quiet_torch
 from .reading import reading_numbers
 from .share_rows import share_rows
 from .some_rows import SomeRows
+from .sorted_rows import unsort_rows
 from .sources import clean, every_user_line, user_frame
 from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk, fixed_calls, is_known_and_pure
@@ -71,7 +72,7 @@ def capture(
     _check_outputs(program)
     if progress is not None:
         progress(f"lowering {len(program.graph.nodes)} calls")
-    graph = share_rows(Walk(program, clean(name)).graph(progress))
+    graph = share_rows(unsort_rows(Walk(program, clean(name)).graph(progress)))
     _check_fit(graph, example_inputs)
     if asked:
         assert isinstance(model, nn.Module), "only modules are traced with their questions answered"
