@@ -72,7 +72,8 @@ def capture(
     _check_outputs(program)
     if progress is not None:
         progress(f"lowering {len(program.graph.nodes)} calls")
-    graph = share_rows(unsort_rows(Walk(program, clean(name)).graph(progress)))
+    graph = share_rows(Walk(program, clean(name)).graph(progress))
+    graph = share_rows(unsort_rows(graph))
     _check_fit(graph, example_inputs)
     if asked:
         assert isinstance(model, nn.Module), "only modules are traced with their questions answered"

@@ -53,7 +53,7 @@ def before_sorting(
     And what it would be for rows in their places: ``index == take(array, order)``.
     """
     orders: set[Node] = set()
-    if index.type.rank != 1 or _axis(index, orders) is None or len(orders) != 1:
+    if index.type.rank != 1 or _axis(index, orders, constants) is None or len(orders) != 1:
         return None
     order = orders.pop()
     held = dict(constants)
@@ -63,12 +63,16 @@ def before_sorting(
     return order, interpret(graph)[0]
 
 
-def _axis(node: Node, orders: set[Node]) -> int | None:
+def _axis(node: Node, orders: set[Node], constants: Mapping[str, np.ndarray]) -> int | None:
     """Along which axis ``node`` has the rows of the order it is computed from."""
+    if node.op == "take" and node.operands[1].op == "constant" and node.type.rank == 1:
+        places = constants[str(node.operands[1]["digest"])]
+        if np.array_equal(places, np.arange(node.operands[0].type.size)):
+            return _axis(node.operands[0], orders, constants)
     if is_order(node):
         orders.add(node)
         return 0
-    found = {i: _axis(x, orders) for i, x in enumerate(node.operands) if not _is_fixed(x)}
+    found = {i: _axis(x, orders, constants) for i, x in enumerate(node.operands) if not _is_fixed(x)}
     axes = {i: axis for i, axis in found.items() if axis is not None}
     if not found or len(axes) < len(found) or len(node.types) > 1:
         return None
@@ -96,12 +100,14 @@ def unsort_rows(graph: Graph) -> Graph:
             found[node] = Sorted(places, 0, node)
             return node
         marks = {i: found[x] for i, x in enumerate(node.operands) if x in found}
+        if _is_undone(node, marks):
+            return marks[0].base
         if not marks or len(node.types) > 1 or len({mark.order for mark in marks.values()}) > 1:
             return node
+        if node.op == "neg" and is_order(node.operands[0]):
+            return node  # what an inverse is made of
         first = next(iter(marks.values()))
         operands = [marks[i].base if i in marks else x for i, x in enumerate(node.operands)]
-        if _is_undone(node, marks):
-            return first.base
         if _is_summed(node, marks):
             return remake(node, *operands)
         axis = row_axis(node, {i: mark.axis for i, mark in marks.items()})
@@ -122,7 +128,7 @@ def unsort_rows(graph: Graph) -> Graph:
 
 def _is_undone(node: Node, marks: Mapping[int, Sorted]) -> bool:
     """Whether ``node`` takes sorted rows in the order that puts them back."""
-    if node.op != "take" or 0 not in marks or 1 in marks:
+    if node.op != "take" or 0 not in marks:
         return False
     index, mark = node.operands[1], marks[0]
     if not is_order(index) or node["axis"] % node.operands[0].type.rank != mark.axis:
