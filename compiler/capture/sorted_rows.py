@@ -113,7 +113,7 @@ def unsort_rows(graph: Graph) -> Graph:
         axis = row_axis(node, {i: mark.axis for i, mark in marks.items()})
         if axis is None:
             return node
-        base = remake(node, *operands)
+        base = _computed(remake(node, *operands), store)
         moved = make(
             "take", base, first.order, name=f"{node.name}.sorted", source=node.source, axis=axis
         )
@@ -124,6 +124,14 @@ def unsort_rows(graph: Graph) -> Graph:
     used = {str(node["digest"]) for node in changed.nodes if node.op == "constant"}
     kept = {digest: array for digest, array in store.items() if digest in used}
     return Graph(changed.name, changed.inputs, changed.outputs, kept, changed.notes)
+
+
+def _computed(node: Node, store: dict[str, np.ndarray]) -> Node:
+    """Places that are computed from constants alone, as a constant."""
+    if node.type.is_float or not all(map(_is_fixed, node.operands)):
+        return node
+    (value,) = interpret(Graph("places", (), (node,), store))
+    return constant(store, value, f"{node.name}.places", node.type)
 
 
 def _is_undone(node: Node, marks: Mapping[int, Sorted]) -> bool:
