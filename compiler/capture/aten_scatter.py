@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -52,7 +53,9 @@ def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
         small = index.operands[0].type.shape
         small = (1,) * (index.type.rank - len(small)) + small
         if prod(small) == small[axis] == index.type.shape[axis]:
-            return site.reshape(index.operands[0], (small[axis],))
+            rows = site.reshape(index.operands[0], (small[axis],))
+            mark = site.marks.get(index)
+            return rows if mark is None else site.choose(rows, 0, mark.mask)
     return None
 
 
@@ -114,7 +117,7 @@ def _unsorted(site: Site, index: Node, source: Node) -> tuple[Node, Node]:
     back = inverse(order, site.source)
     mark = site.marks.get(index)
     unsorted = make("take", source, back, axis=0, name=f"{site.name}.unsorted", source=site.source)
-    fixed = site.constant(places, "i64", f"{site.name}.places")
+    fixed = replace(site.constant(places, "i64", f"{site.name}.places"))
     if mark is not None:
         mask = Chosen(0, make("take", mark.mask, back, axis=0, name="mask", source=site.source))
         site.marks[fixed] = mask

@@ -124,6 +124,8 @@ class Site:
         """
         advice = "choose once, by one mask: torch.logical_and(first, second)"
         accept(mask not in self.marks, "rows chosen among rows that the data chose", advice)
+        if x.op == "constant":
+            x = replace(x)  # equal constants are one node, but masks may differ
         self.marks[x] = Chosen(axis, self.reshape(mask, (mask.type.size,)))
         return x
 
@@ -162,7 +164,8 @@ class Site:
         """Numbers of candidate rows in another form: a constant with the marks of ``node``."""
         if node not in self.marks:
             return node
-        held = self.constants.hold(value, node.type.dtype, f"{self.name}.places", self.source)
+        name = f"{self.name}.places"
+        held = replace(self.constants.hold(value, node.type.dtype, name, self.source))
         self.marks[held] = self.marks[node]
         return held
 
