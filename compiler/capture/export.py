@@ -179,11 +179,23 @@ def _exported(
         try:
             if progress is not None:
                 progress("exporting as if every expert had tokens")
-            mode = SomeRows()
-            with quiet_torch(), mode, reading_numbers(model, mode):
-                return torch.export.export(model, inputs, strict=False), True
+            return _exported_as_if_in_use(model, inputs), True
         except Exception as error:
             raise _refusal_of_export(error) from error
+
+
+def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The program as if all experts had tokens, with Python's numbers as tensors."""
+    files: set[str] = set()
+    while True:
+        mode = SomeRows()
+        try:
+            with quiet_torch(), mode, reading_numbers(mode, files):
+                return torch.export.export(model, inputs, strict=False)
+        except NumberUsed as error:
+            if not error.file or error.file in files:
+                raise
+            files.add(error.file)
 
 
 def _reads_numbers(program: ExportedProgram) -> bool:

@@ -8,19 +8,32 @@ choose a branch or the length of a loop, the question goes to whoever traces, or
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .sources import is_of_user
+
 
 class NumberUsed(TypeError):
     """Python control flow needs a number that only data tells."""
 
-    def __init__(self, what: str, advice: str = "") -> None:
+    def __init__(self, what: str, advice: str = "", file: str = "") -> None:
         super().__init__(f"a number that only the data tells is used as {what}")
         self.advice = advice
+        self.file = file  # the module whose `int` and `float` cannot take numbers yet
+
+
+def converted(kind: str) -> NumberUsed:
+    """What is raised where a file's own ``kind``, int or float, is called with a number."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not is_of_user(frame.f_code.co_filename):
+        frame = frame.f_back
+    file = str(frame.f_globals.get("__name__", ""))
+    return NumberUsed(f"a Python {kind}", "keep the value a tensor", file)
 
 
 class Answers(Protocol):
@@ -118,10 +131,10 @@ class Number:
         raise NumberUsed("a size or the place in a list", "index a tensor: stack the list first")
 
     def __int__(self) -> int:
-        raise NumberUsed("an int outside of the model's own file", "keep it a tensor")
+        raise converted("int")
 
     def __float__(self) -> float:
-        raise NumberUsed("a float outside of the model's own file", "keep it a tensor")
+        raise converted("float")
 
     def __hash__(self) -> int:
         raise NumberUsed("a key", "index a tensor, or a ModuleList")

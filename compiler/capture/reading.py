@@ -26,10 +26,9 @@ from .some_rows import SomeRows
 
 
 @contextmanager
-def reading_numbers(model: nn.Module, mode: SomeRows) -> Iterator[None]:
-    """While it lasts, the files of ``model`` may convert numbers, and index lists of modules."""
-    names = {kind.__module__ for m in model.modules() for kind in type(m).__mro__}
-    files = [sys.modules[name] for name in names if name in sys.modules and _is_of_user(name)]
+def reading_numbers(mode: SomeRows, names: set[str]) -> Iterator[None]:
+    """While it lasts, files of ``names`` may convert numbers, and index lists of modules by them."""
+    files = [sys.modules[name] for name in sorted(names) if name in sys.modules]
     with ExitStack() as stack:
         for file in files:
             for kind in (_Int, _Float):
@@ -42,10 +41,6 @@ def reading_numbers(model: nn.Module, mode: SomeRows) -> Iterator[None]:
             before = kind.__getitem__
             stack.enter_context(patch.object(kind, "__getitem__", _getitem(before, mode)))
         yield
-
-
-def _is_of_user(name: str) -> bool:
-    return name.partition(".")[0] not in ("torch", "builtins", "typing", "abc")
 
 
 class _LikeBuiltin(type):

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from .known import Facts, Numbers, Sums, changed, each, memory_of
 from .learn import learn, writes
-from .number import Array, Number, NumberUsed
+from .number import Array, Number, NumberUsed, converted
 from .pieces import Pieces
 
 Args = Sequence[Any]
@@ -144,10 +144,19 @@ class SomeRows(TorchFunctionMode):
         answer = self.truth(args[0])
         return _NOT_HERE if answer is None else answer
 
-    def _int(self, args: Args, _: Named) -> Any:
+    def _index(self, args: Args, _: Named) -> Any:
         sums = self.facts.sums(args[0])
         value = None if sums is None else sums.value
         return _NOT_HERE if value is None else int(value)
+
+    def _int(self, args: Args, named: Named) -> Any:
+        known = self._index(args, named)
+        if known is _NOT_HERE:
+            raise converted("int")
+        return known
+
+    def _float(self, args: Args, named: Named) -> Any:
+        raise converted("float")
 
     def _len(self, args: Args, _: Named) -> Any:
         # Python wants a number here; one that is compared with 0.
@@ -199,6 +208,7 @@ class SomeRows(TorchFunctionMode):
         x, index = args
         first, *rest = index if isinstance(index, tuple) else (index,)
         if isinstance(first, Number):
+            self._check_place(first, x.shape[0])
             with self:
                 one = x.index_select(0, first.tensor.reshape(1)).reshape(x.shape[1:])
                 return one[tuple(rest)] if rest else one
@@ -210,10 +220,21 @@ class SomeRows(TorchFunctionMode):
             part = self._piece(x, first.start, first.stop)
             return part[(slice(None), *rest)] if rest else part
 
+    def _check_place(self, number: Number, size: Any) -> None:
+        """Refused if a number may be below 0 or beyond a size, which Python takes otherwise."""
+        known = self.facts[number.tensor]
+        below = isinstance(known, Numbers) and isinstance(size, int) and known.bound <= size
+        if not below and not (isinstance(known, Sums) and known.is_natural()):
+            raise NumberUsed(
+                "the place of a row, and may be any number",
+                "index with what topk or argmax chose, as it is",
+            )
+
     def _select(self, args: Args, _: Named) -> Any:
         if len(args) != 3 or not isinstance(args[2], Number):
             return _NOT_HERE
         x, axis, number = args
+        self._check_place(number, x.shape[axis])
         with self:
             return x.index_select(axis, number.tensor.reshape(1)).squeeze(axis)
 
@@ -278,7 +299,8 @@ _Special = Callable[[SomeRows, Args, Named], Any]
 _SPECIAL: dict[str, _Special] = {
     "__bool__": SomeRows._bool,
     "__getitem__": SomeRows._getitem,
-    "__index__": SomeRows._int,
+    "__float__": SomeRows._float,
+    "__index__": SomeRows._index,
     "__int__": SomeRows._int,
     "__iter__": SomeRows._iter,
     "__len__": SomeRows._len,
