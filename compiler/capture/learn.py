@@ -169,7 +169,7 @@ def _of_numbers(
         return Hits(origin, int(result.shape[-1]))
     if name in ("eq", "__eq__") and origin is not None and _is_number(args[1]):
         return Equal(origin, int(args[1]))
-    if result.is_floating_point() or result.dtype == torch.bool :
+    if result.is_floating_point() or result.dtype == torch.bool:
         return None
     if name in _SAME:
         return Numbers(known.bound, origin, known.distinct if name not in _RESHAPED else None)

@@ -75,7 +75,11 @@ class _Float(float, metaclass=_LikeBuiltin):
 
 def _numpy(before: Any) -> Any:
     def numpy(self: Tensor, **options: Any) -> Any:
-        return Array(self) if isinstance(self, FakeTensor | FunctionalTensor) else before(self, **options)
+        return (
+            Array(self)
+            if isinstance(self, FakeTensor | FunctionalTensor)
+            else before(self, **options)
+        )
 
     return numpy
 

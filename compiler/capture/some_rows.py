@@ -196,7 +196,11 @@ class SomeRows(TorchFunctionMode):
         """All numbers that may occur: one that does not has no rows."""
         known = self.facts[args[0]]
         options = [name for name, value in named.items() if value and name != "sorted"]
-        if not isinstance(known, Numbers) or len(args) > 2 or options not in ([], ["return_counts"]):
+        if (
+            not isinstance(known, Numbers)
+            or len(args) > 2
+            or options not in ([], ["return_counts"])
+        ):
             return _NOT_HERE
         with self:
             numbers = torch.arange(known.bound)
@@ -356,5 +360,3 @@ def _decided(compare: Callable[[Any, Any], bool], range: tuple[float, float]) ->
     if compare in (operator.eq, operator.ne) and inside and least != largest:
         return None
     return holds.pop() if len(holds) == 1 else None
-
-

@@ -72,7 +72,9 @@ def _axis(node: Node, orders: set[Node], constants: Mapping[str, np.ndarray]) ->
     if is_order(node):
         orders.add(node)
         return 0
-    found = {i: _axis(x, orders, constants) for i, x in enumerate(node.operands) if not _is_fixed(x)}
+    found = {
+        i: _axis(x, orders, constants) for i, x in enumerate(node.operands) if not _is_fixed(x)
+    }
     axes = {i: axis for i, axis in found.items() if axis is not None}
     if not found or len(axes) < len(found) or len(node.types) > 1:
         return None

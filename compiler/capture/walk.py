@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from ..errors import InvalidGraph
 from ..ir.build import input_node
 from ..ir.graph import Graph, Node, topological_order
 from ..ir.types import FLOATS, Type
@@ -363,6 +364,11 @@ class Walk:
             return value
         except Refused as refused:
             self.refusals.add(refused.what, source, refused.advice)
+            return UNKNOWN
+        except InvalidGraph:
+            if not marks:
+                raise
+            self.refusals.add("rows chosen by the data, together with others", source, MASK_ADVICE)
             return UNKNOWN
 
     def _check_sizes(self, node: fx.Node, target: str) -> None:

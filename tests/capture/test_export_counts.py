@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,3 +284,112 @@ def test_routing_in_python_is_captured(form: Callable[..., Tensor]) -> None:
             used.add(len(module.router(x).topk(K).indices.unique()))
         assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
     assert {K, EXPERTS} <= used, "inputs that use few experts, and inputs that use all"
+
+
+def in_another_order(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    order = index.flatten().argsort()
+    parts = x[order // K].split(torch.bincount(index.flatten(), minlength=EXPERTS).tolist())
+    done = torch.cat([m.experts[e](parts[e]) for e in reversed(range(EXPERTS))])
+    done = done * weight.flatten()[order, None]  # not in the order of its rows
+    return torch.zeros_like(x).index_add(0, order // K, done)
+
+
+def of_another_choice(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    order = index.flatten().argsort()
+    counts = (m.router(x) > 0.5).sum(0).tolist()
+    parts = x[order // K].split([*counts, TOKENS * K - sum(counts)])  # split
+    return torch.stack([part.sum(0) for part in parts])
+
+
+def up_to_a_capacity(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    y, start = torch.zeros_like(x), 0
+    order = index.flatten().argsort(stable=True)
+    for e, count in enumerate(torch.bincount(index.flatten(), minlength=EXPERTS).tolist()):
+        rows = order[start : start + min(count, 3)] // K  # capacity
+        y = y.index_add(0, rows, m.experts[e](x[rows]))
+        start += count
+    return y
+
+
+def row_by_row(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for e, count in enumerate(torch.bincount(index.flatten(), minlength=EXPERTS).tolist()):
+        for _ in range(count):  # as often as there are rows
+            y = y + m.experts[e](x)
+    return y
+
+
+def only_one_expert(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return m.experts[0](x) if index[0, 0].item() == 0 else x  # branch
+
+
+def by_a_dictionary(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    experts = {str(e): expert for e, expert in enumerate(m.experts)}
+    return experts[str(int(index[0, 0]))](x)  # dictionary
+
+
+def by_a_list(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return list(m.experts)[int(index[0, 0])](x)  # list
+
+
+def by_another_number(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return m.experts[int(index[0, 0]) - 1](x)  # one before
+
+
+def rows_by_another_number(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return x * m.scales[int(index[0, 0]) - 1]  # one before, as a row
+
+
+def written_through(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    order, y = index.flatten().argsort(), x.repeat_interleave(K, 0)
+    counts = torch.bincount(index.flatten(), minlength=EXPERTS).tolist()
+    for part in y.split(counts):
+        part.mul_(2)  # through a view
+    return y[order]
+
+
+def zeros_of_a_size(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    count = (index == 0).sum().item()
+    return x + torch.zeros(count, WIDTH).sum()  # size
+
+
+def by_numpy(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return x * float(np.median(index.flatten().numpy()))  # numpy
+
+
+def by_numpy_method(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return x * index.flatten().numpy().mean()  # method
+
+
+def counts_in_use(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return x * len(index.unique().tolist())
+
+
+REFUSED: list[tuple[Callable[..., Tensor], str, str]] = [
+    (in_another_order, "together with others", "# not in the order"),
+    (of_another_choice, "a place between rows", "# split"),
+    (up_to_a_capacity, "a condition", "# capacity"),
+    (row_by_row, "a size or the place in a list", "# as often"),
+    (only_one_expert, "a condition", "# branch"),
+    (by_a_dictionary, "text", "# dictionary"),
+    (by_a_list, "a size or the place in a list", "# list"),
+    (by_another_number, "the place in a list", "# one before"),
+    (rows_by_another_number, "the place of a row", "# one before, as a row"),
+    (written_through, "a slice that is written to", "# through a view"),
+    (zeros_of_a_size, r"zeros\(\)", "# size"),
+    (by_numpy, "numpy.median", "# numpy"),
+    (by_numpy_method, "'mean'", "# method"),
+    (counts_in_use, "differs by", ""),
+]
+
+
+@pytest.mark.parametrize(("form", "what", "line"), REFUSED)
+def test_routing_in_python_is_refused(form: Callable[..., Tensor], what: str, line: str) -> None:
+    """What no graph of one shape can do is refused at its line, with a way out."""
+    with pytest.raises(Unsupported, match=what) as caught:
+        capture(Mixture(form), (inputs()[0],))
+    assert caught.value.help
+    if line:
+        lines = Path(__file__).read_text().splitlines()
+        number = next(n for n, text in enumerate(lines, 1) if line in text)
+        assert caught.value.where == f"test_export_counts.py:{number}"
