@@ -1,8 +1,8 @@
 """A captured graph against its model, also where most experts are idle.
 
-Half of each row of routing scores is pushed down, or all but as many as are chosen, in the model and
-in the graph alike, so that the experts that belong to them get no token: what a model does only for
-an expert in use is seen here.
+Half of each row of routing scores is pushed down, or all but as many as are chosen, in the model
+and in the graph alike, so that the experts that belong to them get no token: what a model does only
+for an expert in use is seen here.
 """
 
 from __future__ import annotations

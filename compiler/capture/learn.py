@@ -1,4 +1,4 @@
-"""What calls of PyTorch tell of whole numbers: from the choice of experts to how many chose each."""
+"""What calls of PyTorch tell of whole numbers: which experts are chosen, and how often each."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .known import (
 
 Args = Sequence[Any]
 Named = Mapping[str, Any]
+_Rule = Callable[..., Fact | None]
 
 _MADE = frozenset({"arange", "full", "ones", "tensor", "zeros"})
 _MADE_LIKE = {
@@ -63,7 +64,7 @@ def learn(facts: Facts, function: Any, args: Args, named: Named, result: Any) ->
     fact = None
     if isinstance(result, Tensor):
         fact = _fact_of(facts, function, name, args, named, result)
-    for written in [*args[:1] * writes(name), named.get("out")]:
+    for written in (*(args[:1] if writes(name) else ()), named.get("out")):
         if isinstance(written, Tensor):
             facts.forget(written)
     if fact is not None:
@@ -73,7 +74,7 @@ def learn(facts: Facts, function: Any, args: Args, named: Named, result: Any) ->
 def writes(name: str) -> bool:
     """Whether a call of that name changes its first tensor."""
     in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name == "__setitem__" or name.startswith("__i") and name not in _NO_WRITES
+    return in_place or name == "__setitem__" or (name.startswith("__i") and name not in _NO_WRITES)
 
 
 _NO_WRITES = frozenset({"__invert__", "__index__", "__int__", "__iter__"})
@@ -85,7 +86,7 @@ def _fact_of(
     if name in _MADE or name in _MADE_LIKE:
         return _made(name, function, args, named, result)
     known = facts[args[0]] if args and isinstance(args[0], Tensor) else None
-    rule = _RULES.get(type(known), _of_nothing)
+    rule: _Rule = _RULES.get(type(known), _of_nothing)
     found = rule(facts, known, name, args, named, result)
     if found is None and name in _AFFINE and not result.is_floating_point():
         return apply(function, args, named, facts)
@@ -128,7 +129,7 @@ def _learn_choice(facts: Facts, name: str, args: Args, named: Named, result: Any
     if not isinstance(axis, int) or isinstance(axis, bool) or not x.dim():
         return
     size = x.shape[axis]
-    if not isinstance(size, int) or name in ("max", "min") and isinstance(result, Tensor):
+    if not isinstance(size, int) or (name in ("max", "min") and isinstance(result, Tensor)):
         return
     distinct = axis % x.dim() if name in ("topk", "sort", "argsort") else None
     facts[index] = Numbers(size, _origin(index, size), distinct)
@@ -261,7 +262,7 @@ def _is_one(facts: Facts, x: Any) -> bool:
     return isinstance(fact, Sums) and fact.value is not None and bool((fact.value == 1).all())
 
 
-_RULES: dict[type, Callable[..., Fact | None]] = {
+_RULES: dict[type, _Rule] = {
     Numbers: _of_numbers,
     Hits: _of_hits,
     Equal: _of_equal,

@@ -1,8 +1,8 @@
 """Python numbers and arrays that only data tells, while a model is traced.
 
 `counts.tolist()`, `index[0].item()` and `index.numpy()` give these in place of ints and of NumPy
-arrays. They add and multiply, by calls that are traced. Where Python must have the number itself, to
-choose a branch or the length of a loop, the question goes to whoever traces, or is refused.
+arrays. They add and multiply, by calls that are traced. Where Python must have the number itself,
+to choose a branch or the length of a loop, the question goes to whoever traces, or is refused.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Pieces:
         self._by_size: dict[str, Piece] = {}
 
     def place(self, value: Any) -> Place:
-        """A place that is a Python number, or one that data tells. Refused if it may be negative."""
+        """A Python number, or one that data tells. Refused if it may be negative."""
         x = value.tensor if isinstance(value, Number) else value
         sums = self._facts.sums(x)
         if sums is None or not sums.is_natural():
@@ -98,7 +99,7 @@ class Pieces:
             return None
         follow = all(
             _same(a.stop, b.start) and a.size == b.size  # type: ignore[union-attr]
-            for a, b in zip(pieces, pieces[1:], strict=False)
+            for a, b in pairwise(pieces)
         )
         zero, all_rows = self.place(0), self.place(first.size)
         if not follow or not _same(first.start, zero) or not _is_end(last.stop, all_rows):

@@ -27,7 +27,7 @@ from .some_rows import SomeRows
 
 @contextmanager
 def reading_numbers(mode: SomeRows, names: set[str]) -> Iterator[None]:
-    """While it lasts, files of ``names`` may convert numbers, and index lists of modules by them."""
+    """While it lasts, the files of ``names`` may convert numbers, all may index lists by them."""
     files = [sys.modules[name] for name in sorted(names) if name in sys.modules]
     with ExitStack() as stack:
         for file in files:
@@ -37,9 +37,9 @@ def reading_numbers(mode: SomeRows, names: set[str]) -> Iterator[None]:
                     stack.enter_context(patch.object(file, name, kind, create=True))
         stack.enter_context(patch.object(Tensor, "numpy", _numpy(Tensor.numpy)))
         stack.enter_context(patch.object(torch, "from_numpy", _from_numpy(torch.from_numpy)))
-        for kind in (nn.ModuleList, nn.ParameterList):
-            before = kind.__getitem__
-            stack.enter_context(patch.object(kind, "__getitem__", _getitem(before, mode)))
+        for lists in (nn.ModuleList, nn.ParameterList):
+            before = lists.__getitem__
+            stack.enter_context(patch.object(lists, "__getitem__", _getitem(before, mode)))
         yield
 
 

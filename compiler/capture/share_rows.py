@@ -123,6 +123,6 @@ def _others_hold_no_rows(
         (x, axis - node.type.rank + x.type.rank) for i, x in enumerate(operands) if i not in axes
     )
     return all(
-        at < 0 or x.type.shape[at] == 1 or x.type.shape[at] == size and is_uniform(x, at)
+        at < 0 or x.type.shape[at] == 1 or (x.type.shape[at] == size and is_uniform(x, at))
         for x, at in places
     )

@@ -4,14 +4,15 @@
 "there are some": the branch for none is left out. Whether that is right is not assumed: the caller
 compares the captured graph with the model, also where experts are idle (`idle.py`).
 
-Numbers that the model reads from tensors stay tensors (`number.py`), and slices between such numbers
-are rows chosen by a mask (`pieces.py`).
+Numbers that the model reads from tensors stay tensors (`number.py`), and slices between such
+numbers are rows chosen by a mask (`pieces.py`).
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -266,7 +267,7 @@ class SomeRows(TorchFunctionMode):
             return _NOT_HERE
         with self:
             places = self._pieces.starts(counts)
-            pairs = zip(places, places[1:], strict=False)
+            pairs = pairwise(places)
             return tuple(self._piece(x, start, stop) for start, stop in pairs)
 
     def _tensor_split(self, args: Args, named: Named) -> Any:

@@ -82,7 +82,7 @@ def _axis(node: Node, orders: set[Node], constants: Mapping[str, np.ndarray]) ->
 
 
 def _is_fixed(node: Node) -> bool:
-    return node.op == "constant" or bool(node.operands) and all(map(_is_fixed, node.operands))
+    return node.op == "constant" or (bool(node.operands) and all(map(_is_fixed, node.operands)))
 
 
 def _substituted(node: Node, changed: dict[Node, Node]) -> Node:
