@@ -33,11 +33,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A tensor of numbers from 0 to below ``bound``; with an ``origin`` where it holds all."""
+    """A tensor of numbers from 0 to below ``bound``; with an ``origin`` if it holds all of that."""
 
     bound: int
     origin: Origin | None = None
     distinct: int | None = None  # an axis along which no number occurs twice
+    is_moved: bool = False  # whether it holds the numbers of the origin in another order
 
 
 @dataclass(frozen=True)

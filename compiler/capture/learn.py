@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ _AFFINE = frozenset(
 )  # fmt: skip
 _ROUTING = frozenset({"argmax", "argmin", "argsort", "max", "min", "sort", "topk"})
 _MOST_CONSTANTS = 4096
+_WIDE = frozenset({torch.int32, torch.int64})  # no count is too large for these
 
 
 def learn(facts: Facts, function: Any, args: Args, named: Named, result: Any) -> None:
@@ -88,7 +90,7 @@ def _fact_of(
     known = facts[args[0]] if args and isinstance(args[0], Tensor) else None
     rule: _Rule = _RULES.get(type(known), _of_nothing)
     found = rule(facts, known, name, args, named, result)
-    if found is None and name in _AFFINE and not result.is_floating_point():
+    if found is None and name in _AFFINE and result.dtype in _WIDE:
         return apply(function, args, named, facts)
     return found
 
@@ -108,7 +110,8 @@ def _learn_parts(facts: Facts, args: Args, named: Named, result: Sequence[Tensor
 
 def _made(name: str, function: Any, args: Args, named: Named, result: Tensor) -> Sums | None:
     sizes = all(isinstance(size, int) for size in result.shape)
-    if not sizes or result.numel() > _MOST_CONSTANTS or result.dtype.is_complex:
+    plain = result.dtype in _WIDE or result.dtype == torch.float32
+    if not sizes or not plain or result.numel() > _MOST_CONSTANTS:
         return None
     if name in _MADE_LIKE:
         function, args, named = _MADE_LIKE[name], tuple(result.shape), {"dtype": result.dtype}
@@ -135,10 +138,12 @@ def _learn_choice(facts: Facts, name: str, args: Args, named: Named, result: Any
     facts[index] = Numbers(size, _origin(index, size), distinct)
     known = facts[x]
     if name in ("sort", "argsort") and isinstance(known, Numbers):
-        if known.origin is not None and x.dim() == 1 and not _descends(args, named):
+        in_place = known.origin is not None and not known.is_moved
+        if in_place and x.dim() == 1 and not _descends(args, named):
+            assert known.origin is not None, "looked at just now"
             known.origin.order = index.clone()
         if name == "sort":
-            facts[result[0]] = Numbers(known.bound, _origin(result[0], known.bound))
+            facts[result[0]] = Numbers(known.bound, known.origin, is_moved=True)
 
 
 def _descends(args: Args, named: Named) -> bool:
@@ -170,10 +175,10 @@ def _of_numbers(
         return Hits(origin, int(result.shape[-1]))
     if name in ("eq", "__eq__") and origin is not None and _is_number(args[1]):
         return Equal(origin, int(args[1]))
-    if result.is_floating_point() or result.dtype == torch.bool:
+    if result.dtype not in _WIDE or (name == "view" and result.dtype != args[0].dtype):
         return None
     if name in _SAME:
-        return Numbers(known.bound, origin, known.distinct if name not in _RESHAPED else None)
+        return replace(known, distinct=None) if name in _RESHAPED else known
     if name in _SOME:
         return Numbers(known.bound, _origin(result, known.bound))
     return None
@@ -190,8 +195,10 @@ def _of_hits(
     facts: Facts, known: Hits, name: str, args: Args, named: Named, result: Tensor
 ) -> Fact | None:
     x = args[0]
+    if result.dtype not in _WIDE and result.dtype != torch.float32:
+        return None
     if name in ("to", "int", "long", "float", "type", "cpu", "detach", "clone", "contiguous"):
-        return known if result.dtype != torch.bool else None
+        return known
     if name in ("reshape", "view", "flatten") and result.shape[-1] == known.classes:
         return known
     if name != "sum":
