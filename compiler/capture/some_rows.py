@@ -249,12 +249,6 @@ class SomeRows(TorchFunctionMode):
         with self:
             return self._piece(args[0], args[2], args[3])
 
-    def _narrow(self, args: Args, _: Named) -> Any:
-        if not _has_number(slice(*args[2:4])) or args[1] != 0:
-            return _NOT_HERE
-        with self:
-            return self._piece(args[0], args[2], args[2] + args[3])
-
     def _piece(self, x: Tensor, start: Any, stop: Any) -> Tensor:
         part = x[self._pieces.rows(start, stop, x.shape[0])]
         self._views[memory_of(part)] = part
@@ -268,14 +262,6 @@ class SomeRows(TorchFunctionMode):
         with self:
             places = self._pieces.starts(counts)
             pairs = pairwise(places)
-            return tuple(self._piece(x, start, stop) for start, stop in pairs)
-
-    def _tensor_split(self, args: Args, named: Named) -> Any:
-        x, places = args[0], args[1] if len(args) > 1 else None
-        if not isinstance(places, list | tuple) or not _has_number(places) or named or args[2:]:
-            return _NOT_HERE
-        with self:
-            pairs = zip([0, *places], [*places, None], strict=True)
             return tuple(self._piece(x, start, stop) for start, stop in pairs)
 
     def _setitem(self, args: Args, _: Named) -> Any:
@@ -316,14 +302,12 @@ _SPECIAL: dict[str, _Special] = {
     "concat": SomeRows._cat,
     "concatenate": SomeRows._cat,
     "item": SomeRows._item,
-    "narrow": SomeRows._narrow,
     "one_hot": SomeRows._one_hot,
     "select": SomeRows._select,
     "slice": SomeRows._slice,
     "split": SomeRows._split,
     "split_with_sizes": SomeRows._split,
     "tensor": SomeRows._tensor,
-    "tensor_split": SomeRows._tensor_split,
     "tolist": SomeRows._tolist,
     "unique": SomeRows._unique,
     "vstack": SomeRows._cat,
