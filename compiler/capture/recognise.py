@@ -117,7 +117,8 @@ def _recognise_layer(
     refused: list[tuple[int, LayerReport]] = []
     best: tuple[LayerReport, Layer | None] | None = None
     try:
-        for region, y, y_rows in claimed_first(find_mixtures(graph, probe, top_k, rng)):
+        mixtures = find_mixtures(graph, probe, top_k, rng)
+        for region, y, y_rows in claimed_first(graph, mixtures):
             try:
                 layer = parse(region, y, y_rows, rng)
                 report = _report(layer, none, rng)

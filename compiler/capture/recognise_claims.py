@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ..errors import Unsupported
 from ..ir.graph import Graph, Node, rebuild
 from .claimed import CLAIM
 from .recognise_probe import ancestors
+from .recognise_routing import Region
+from .recognise_rows import Rows
 
 # What only lays values out anew.
 _LAYOUT = frozenset({"reshape", "transpose"})
 _NO_ROUTING = "no top-k, argmax or sort of gate scores leads to it: it is no mixture of experts"
-_Candidate = TypeVar("_Candidate", bound=tuple[object, Node, object])
+
+
+Candidate = tuple[Region, Node, Rows]
 
 
 class Verdict(Protocol):
@@ -40,9 +44,11 @@ class Claim:
         return dict(vars(self))
 
 
-def claimed_first(candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """The mixtures whose result is marked in front of the others."""
-    return sorted(candidates, key=lambda candidate: "claims" not in candidate[1].notes)
+def claimed_first(graph: Graph, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
+    """The mixtures whose result is marked in front of the others; all as they come without marks."""
+    if not any("claims" in node.notes for node in graph.nodes):
+        return candidates
+    return iter(sorted(candidates, key=lambda candidate: "claims" not in candidate[1].notes))
 
 
 def judged(
