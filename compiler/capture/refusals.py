@@ -107,6 +107,9 @@ class Refusals:
             "\n".join([head, *entries]), where=first, help="\n        ".join(dict.fromkeys(advice))
         )
 
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
     def __iter__(self) -> Iterator[tuple[tuple[str, str], Counter[str]]]:
         return iter(self._lines.items())
 

@@ -33,52 +33,12 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     einsum,
 )
 from .aten_complex import Complex, has_complex, is_complex, lower_complex
+from .calls import CHECKS, CREATORS, FILLS, NAMELESS, SHAPED
 from .chosen import Chosen, Marks, is_uniform
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
-
-FILLS = {
-    "zeros": 0,
-    "zeros_like": 0,
-    "new_zeros": 0,
-    "empty": 0,
-    "empty_like": 0,
-    "empty_permuted": 0,
-    "empty_strided": 0,
-    "new_empty": 0,
-    "new_empty_strided": 0,
-    "ones": 1,
-    "ones_like": 1,
-    "new_ones": 1,
-    "full": None,
-    "full_like": None,
-    "new_full": None,
-    "fill": None,
-}
-# Calls that take no tensor: they are computed here.
-CREATORS = frozenset({"arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices"})
-# Checks that torch.export leaves in the graph; with static shapes they hold.
-CHECKS = frozenset(
-    {
-        "_assert_async",
-        "_assert_scalar",
-        "_assert_tensor_metadata",
-        "sym_constrain_range",
-        "sym_constrain_range_for_size",
-    }
-)
-# Calls that leave a constant what it is: it keeps its parameter's name.
-NAMELESS = frozenset(
-    {"_to_copy", "_unsafe_view", "adjoint", "alias", "clone", "contiguous", "detach", "expand"}
-    | {"flatten", "getitem", "lift_fresh_copy", "mT", "matrix_H", "movedim", "numpy_T", "permute"}
-    | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
-    | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
-)
-# Calls that take sizes as sizes, and compute nothing with them.
-SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
-
 
 class Walk:
     """One pass over an exported program: ``graph`` is the result, unless something was refused."""
@@ -89,6 +49,7 @@ class Walk:
         self.constants = Constants()
         self.refusals = Refusals()
         self.inputs: list[Node] = []
+        self.outputs: tuple[Node, ...] = ()
         self.values: dict[fx.Node, Any] = {}  # IR nodes, tuples of them, sizes
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
@@ -105,22 +66,28 @@ class Walk:
     def graph(self, progress: Callable[[str], None] | None = None) -> Graph:
         """The whole program. Raises Unsupported with everything that was refused."""
         nodes = list(self.program.graph.nodes)
-        outputs: tuple[Node, ...] = ()
         for number, node in enumerate(nodes):
             if progress is not None and number % 1000 == 999:
                 progress(f"lowered {number + 1} of {len(nodes)} calls")
-            if node.op == "placeholder":
-                self._placeholder(node)
-            elif node.op == "get_attr":
-                self.values[node] = UNKNOWN  # a submodule, for the call that runs it
-            elif node.op == "call_function":
-                self._call(node)
-            elif node.op == "output":
-                outputs = self._outputs(node)
+            try:
+                self._visit(node)
+            except Refused as refused:
+                self.refusals.add(refused.what, source_of(node), refused.advice)
+                self.values[node] = stand_in(node.meta.get("val"), self.sizes)
         self.refusals.raise_if_any()
-        return Graph(
-            self.name, tuple(self.inputs), outputs, _needed(outputs, self.constants.arrays)
-        )
+        needed = _needed(self.outputs, self.constants.arrays)
+        return Graph(self.name, tuple(self.inputs), self.outputs, needed)
+
+    def _visit(self, node: fx.Node) -> None:
+        """Takes one node. Raises Refused for what has no form in the graph."""
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "get_attr":
+            self.values[node] = UNKNOWN  # a submodule, for the call that runs it
+        elif node.op == "call_function":
+            self._call(node)
+        elif node.op == "output":
+            self.outputs = self._outputs(node)
 
     def _placeholder(self, node: fx.Node) -> None:
         spec = self.kinds[node.name]
@@ -171,6 +138,9 @@ class Walk:
             elif isinstance(value, fx.Node):
                 found.append(self._operand(value))
         known = [value for value in found if value is not UNKNOWN]
+        if len(known) < len(found) and not self.refusals:
+            advice = "return tensors that the model computes from its inputs"
+            self.refusals.add("a result that is no tensor of a fixed shape", "", advice)
         return tuple(known) if len(known) == len(found) else ()
 
     def _call(self, node: fx.Node) -> None:
@@ -200,7 +170,12 @@ class Walk:
             self.labels[node] = self.labels[source]
         else:
             value = self.values.get(source, UNKNOWN)
-            self.values[node] = value[index] if isinstance(value, tuple) else UNKNOWN
+            part = value[index] if isinstance(value, tuple) else UNKNOWN
+            if part is None and node.users:
+                what = f"{source.target}: its result {index}"
+                advice = "the forward pass of a plain model does not need it"
+                self.refusals.add(what, source_of(source), advice)
+            self.values[node] = UNKNOWN if part is None else part
             if source in self.marks:
                 self.marks[node] = self.marks[source][index]
 
@@ -267,6 +242,8 @@ class Walk:
         return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
+        if tensor.dtype not in DTYPES:
+            raise Refused(f"a constant of {tensor.dtype}", "use float32, integers or bool")
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         whole = tuple(tensor.shape)
@@ -280,13 +257,13 @@ class Walk:
 
     def _lower(self, node: fx.Node, target: str) -> Any:
         source = source_of(node)
+        fake = node.meta.get("val")
         lowering = lowering_of(target)
         if lowering is None:
             self.refusals.add_operator(node, target, source)
-            return UNKNOWN
+            return stand_in(fake, self.sizes)
         args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
         args, named = plain(args), plain(named)
-        out = self.sizes.types_of(node.meta.get("val"))
         if contains_unknown(args) or contains_unknown(named):
             return UNKNOWN
         marks = Marks()
@@ -294,20 +271,17 @@ class Walk:
             mark = self.marks.get(operand)
             if isinstance(mark, Chosen):
                 marks.update(dict.fromkeys(_with_rows(self.values[operand], mark), mark))
+        out = self.sizes.types_of(fake)
         site = Site(target, name_of(node), source, out, self.constants, marks)
-        try:
-            if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
-                raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
-            self._check_sizes(node, target)
-            if is_complex(node.meta.get("val")) or has_complex((args, named)):
-                value = lower_complex(site, lowering, node.meta["val"], args, named)
-            else:
-                value = lowering(site, *args, **named)
-            self.marks[node] = self._marked(node.meta.get("val"), value, marks)
-            return value
-        except Refused as refused:
-            self.refusals.add(refused.what, source, refused.advice)
-            return UNKNOWN
+        if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
+            raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
+        self._check_sizes(node, target)
+        if is_complex(fake) or has_complex((args, named)):
+            value = lower_complex(site, lowering, fake, args, named)
+        else:
+            value = lowering(site, *args, **named)
+        self.marks[node] = self._marked(fake, value, marks)
+        return value
 
     def _check_sizes(self, node: fx.Node, target: str) -> None:
         """Refused if the call computes with a number of rows that hangs on data."""
@@ -329,6 +303,22 @@ class Walk:
         if open_axes != ([] if mark is None else [mark.axis]):
             raise Refused("rows chosen by the data in a form that is not followed", MASK_ADVICE)
         return mark
+
+
+def stand_in(fake: Any, sizes: Sizes) -> Any:
+    """A value in place of one that was refused, so that its readers are checked too.
+
+    UNKNOWN where its type is not known either.
+    """
+    if isinstance(fake, tuple | list):
+        return tuple(stand_in(part, sizes) for part in fake)
+    if not isinstance(fake, Tensor) or fake.dtype.to_real() not in DTYPES:
+        return UNKNOWN
+    type = sizes.type_of(fake)
+    if type is None:
+        return UNKNOWN
+    node = input_node("unknown", type)
+    return Complex(node, node) if fake.is_complex() else node
 
 
 def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:

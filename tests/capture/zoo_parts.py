@@ -60,7 +60,7 @@ class Capacity(nn.Module):
         mask = F.one_hot(index, 3).float()
         place = (torch.cumsum(mask, dim=0) - 1.0) * mask
         mask *= torch.lt(place, 4)
-        place = F.one_hot(place.sum(1).long(), 4).float()
+        place = F.one_hot(place.sum(1).long().clamp(max=8), 9)[:, :4].float()
         dispatch = torch.einsum("te,tc->tec", mask, place)
         given = torch.einsum("tec,td->ecd", dispatch, x)
         out = torch.einsum("ecd,edf->ecf", given, self.w)

@@ -1,0 +1,44 @@
+"""What the walk knows of ATen calls by their bare names, before any lowering."""
+
+from __future__ import annotations
+
+# One value everywhere; None where an argument tells which.
+FILLS = {
+    "zeros": 0,
+    "zeros_like": 0,
+    "new_zeros": 0,
+    "empty": 0,
+    "empty_like": 0,
+    "empty_permuted": 0,
+    "empty_strided": 0,
+    "new_empty": 0,
+    "new_empty_strided": 0,
+    "ones": 1,
+    "ones_like": 1,
+    "new_ones": 1,
+    "full": None,
+    "full_like": None,
+    "new_full": None,
+    "fill": None,
+}
+# Calls that take no tensor: they are computed here.
+CREATORS = frozenset({"arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices"})
+# Checks that torch.export leaves in the graph; with static shapes they hold.
+CHECKS = frozenset(
+    {
+        "_assert_async",
+        "_assert_scalar",
+        "_assert_tensor_metadata",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+    }
+)
+# Calls that leave a constant what it is: it keeps its parameter's name.
+NAMELESS = frozenset(
+    {"_to_copy", "_unsafe_view", "adjoint", "alias", "clone", "contiguous", "detach", "expand"}
+    | {"flatten", "getitem", "lift_fresh_copy", "mT", "matrix_H", "movedim", "numpy_T", "permute"}
+    | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
+    | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
+)
+# Calls that take sizes as sizes, and compute nothing with them.
+SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
