@@ -23,10 +23,12 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_activation,
     aten_chosen,
     aten_complex,
+    aten_conv,
     aten_elementwise,
     aten_index,
     aten_linear,
     aten_norm,
+    aten_pool,
     aten_reduce,
     aten_scatter,
     aten_shape,
@@ -39,6 +41,7 @@ from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
+
 
 class Walk:
     """One pass over an exported program: ``graph`` is the result, unless something was refused."""
