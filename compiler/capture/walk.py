@@ -28,6 +28,7 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_index,
     aten_linear,
     aten_norm,
+    aten_order,
     aten_pool,
     aten_reduce,
     aten_scatter,
