@@ -10,7 +10,7 @@ import numpy as np
 from ..ir.graph import Node
 from ..ir.types import FLOATS, STORAGE
 from .aten_elementwise import compare
-from .aten_reduce import ordered
+from .aten_reduce import in_order
 from .site import Site, accept, lowers, promoted
 
 
@@ -19,8 +19,8 @@ def kth_value(site: Site, x: Node, k: int, axis: int = -1, keep: bool = False) -
     if not x.type.rank:
         return x, site.constant(0, "i64")
     axis %= x.type.rank
-    parts = ordered(site, x, k, axis, descending=False)
-    parts = tuple(site.slice(part, axis, k - 1, k) for part in parts)
+    both = in_order(site, x, k, axis, descending=False)
+    parts = [site.slice(part, axis, k - 1, k) for part in both]
     return tuple(site.reshape(y, z.shape) for y, z in zip(parts, site.out, strict=True))
 
 
@@ -32,7 +32,7 @@ def median(site: Site, x: Node, axis: int, keep: bool = False) -> Any:
 
 @lowers("aten.median.default")
 def median_of_all(site: Site, x: Node) -> Node:
-    values, _ = ordered(site, site.reshape(x, (x.type.size,)), (x.type.size + 1) // 2, 0, False)
+    values, _ = in_order(site, site.reshape(x, (x.type.size,)), (x.type.size + 1) // 2, 0, False)
     return site.reshape(site.slice(values, 0, values.type.size - 1, values.type.size), ())
 
 

@@ -80,10 +80,8 @@ def average_pool(
 ) -> Node:
     sizes, pads, outer = _two(size), _two(padding), site.out.shape[-2:]
     strides = _two(stride, sizes)
-    counts = [
-        _counted(n, *rest, count_padding)
-        for n, *rest in zip(x.type.shape[-2:], sizes, strides, pads, outer, strict=True)
-    ]
+    sides = zip(x.type.shape[-2:], sizes, strides, pads, outer, strict=True)
+    counts = [_counted(side, count_padding) for side in sides]
     x = _padded(site, x, 0, sizes, strides, pads, outer)
     y = windows(site, x, sizes, strides, (1, 1))
     y = site.make("sum", y, axes=(y.type.rank - 3, y.type.rank - 1))
@@ -94,8 +92,9 @@ def average_pool(
     return site.make("div", y, site.constant(every, x.type.dtype))
 
 
-def _counted(size: int, window: int, step: int, pad: int, count: int, padding: bool) -> np.ndarray:
+def _counted(side: tuple[int, int, int, int, int], padding: bool) -> np.ndarray:
     """How many elements of each window are counted along one axis."""
+    size, window, step, pad, count = side
     starts = np.arange(count) * step - pad
     low, high = (-pad, size + pad) if padding else (0, size)
     ends = np.minimum(starts + window, size + pad)
@@ -155,9 +154,10 @@ def _mixed(site: Site, x: Node, axis: int, matrix: np.ndarray) -> Node:
 
 def _scales(site: Site, axes: int, scales: Sequence[Any]) -> list[float | None]:
     """The factor of each axis, where torch resizes by it and not by the quotient of the sizes."""
+    given: Any = scales
     if site.target.endswith(".vec"):
-        (scales,) = scales or (None,)
-    return list(scales) if scales else [None] * axes
+        (given,) = scales or (None,)
+    return list(given) if given else [None] * axes
 
 
 def _resized(site: Site, image: torch.Tensor, size: int, options: Sequence[Any]) -> np.ndarray:

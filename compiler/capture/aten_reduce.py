@@ -169,12 +169,12 @@ def distances(site: Site, a: Node, b: Node, order: float, _: int | None = None) 
 def topk(
     site: Site, x: Node, k: int, axis: int = -1, largest: bool = True, ordered: bool = True
 ) -> tuple[Node, Node]:
-    return ordered(site, x, k, axis, largest)
+    return in_order(site, x, k, axis, largest)
 
 
 @lowers("aten.sort.default")
 def sort(site: Site, x: Node, axis: int = -1, descending: bool = False) -> tuple[Node, Node]:
-    return ordered(site, x, _length(x, axis), axis, descending)
+    return in_order(site, x, _length(x, axis), axis, descending)
 
 
 @lowers("aten.sort.stable")
@@ -200,12 +200,12 @@ def _length(x: Node, axis: int) -> int:
     return x.type.shape[axis] if x.type.rank else 1
 
 
-def ordered(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[Node, Node]:
+def in_order(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[Node, Node]:
     """The k largest (or smallest) of an axis in order, and where they stood."""
     dtype = x.type.dtype
     axis %= max(1, x.type.rank)
     if not x.type.rank:
-        values, index = ordered(site, site.reshape(x, (1,)), k, 0, descending)
+        values, index = in_order(site, site.reshape(x, (1,)), k, 0, descending)
         return site.reshape(values, ()), site.reshape(index, ())
     x = site.cast(x, "i32") if dtype in ("bool", "u8") else x
     rows = site.move(x, axis, -1)

@@ -25,10 +25,12 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_complex,
     aten_conv,
     aten_elementwise,
+    aten_fourier,
     aten_index,
     aten_linear,
     aten_norm,
     aten_order,
+    aten_phase,
     aten_pool,
     aten_reduce,
     aten_scatter,
@@ -233,7 +235,11 @@ class Walk:
         """The IR value of an fx node; what is fixed becomes a constant here."""
         if node not in self.values:
             fixed = self.fixed.get(node, UNKNOWN)
-            if isinstance(fixed, Tensor):
+            if isinstance(fixed, Tensor) and fixed.dtype.to_real() not in DTYPES:
+                advice = "use float32, integers or bool"
+                self.refusals.add(f"a constant of {fixed.dtype}", source_of(node), advice)
+                fixed = stand_in(fixed, self.sizes)
+            elif isinstance(fixed, Tensor):
                 fixed = self._constant_of(fixed, self.labels[node], source_of(node))
             self.values[node] = fixed
         return self.values[node]
@@ -246,8 +252,6 @@ class Walk:
         return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
-        if tensor.dtype not in DTYPES:
-            raise Refused(f"a constant of {tensor.dtype}", "use float32, integers or bool")
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         whole = tuple(tensor.shape)

@@ -44,14 +44,20 @@ class SwinBlock(nn.Module):
         size, n = self.size, self.window
         y = self.norm(x).view(b, size, size, c)
         y = self.parted(torch.roll(y, shifts=(-self.shift, -self.shift), dims=(1, 2)))
-        q, k, v = self.qkv(y).reshape(-1, n * n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(y).reshape(-1, n * n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        )
         scores = q * (c // self.heads) ** -0.5 @ k.transpose(-2, -1)
         bias = self.table[self.relative.view(-1)].view(n * n, n * n, -1).permute(2, 0, 1)
         scores = scores + bias.contiguous().unsqueeze(0)
         scores = scores.view(b, -1, self.heads, n * n, n * n) + self.mask[None, :, None]
         y = scores.view(-1, self.heads, n * n, n * n).softmax(-1) @ v
         y = self.proj(y.transpose(1, 2).reshape(-1, n * n, c))
-        y = y.view(b, size // n, size // n, n, n, c).permute(0, 1, 3, 2, 4, 5).reshape(b, size, size, c)
+        y = (
+            y.view(b, size // n, size // n, n, n, c)
+            .permute(0, 1, 3, 2, 4, 5)
+            .reshape(b, size, size, c)
+        )
         y = torch.roll(y, shifts=(self.shift, self.shift), dims=(1, 2))
         x = x.view(b, size, size, c) + y
         parts = [x[:, i::2, j::2, :] for j in (0, 1) for i in (0, 1)]
@@ -63,7 +69,10 @@ class LayerNorm2d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.rand(channels)), nn.Parameter(torch.rand(channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.rand(channels)),
+            nn.Parameter(torch.rand(channels)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(1, keepdim=True)
@@ -97,12 +106,20 @@ class MobileNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expand = nn.Sequential(nn.Conv2d(3, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(True))
+        self.expand = nn.Sequential(
+            nn.Conv2d(3, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(True)
+        )
         self.depthwise = nn.Sequential(
-            nn.Conv2d(12, 12, 3, 2, 1, groups=12, bias=False), nn.BatchNorm2d(12), nn.Hardswish(True)
+            nn.Conv2d(12, 12, 3, 2, 1, groups=12, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Hardswish(True),
         )
         self.squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 4, 1), nn.SiLU(), nn.Conv2d(4, 12, 1), nn.Hardsigmoid()
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(12, 4, 1),
+            nn.SiLU(),
+            nn.Conv2d(4, 12, 1),
+            nn.Hardsigmoid(),
         )
         self.project = nn.Sequential(nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6))
         self.shuffle = nn.ChannelShuffle(2)
@@ -135,7 +152,9 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down1 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.LeakyReLU(0.1))
+        self.down1 = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.LeakyReLU(0.1)
+        )
         self.down2 = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.Mish())
         self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
         self.up2 = nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1)
@@ -197,7 +216,9 @@ class Mixer(nn.Module):
         self.norm = nn.BatchNorm1d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        patches = (
+            x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        )
         same = F.unfold(x, 2, stride=2).transpose(1, 2)
         x = self.embed(patches + same)
         x = x + self.tokens(x.mT).mT
