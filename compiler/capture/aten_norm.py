@@ -15,7 +15,11 @@ from .site import Site, accept, lowers
 
 @lowers("aten.softmax", "aten._softmax", "aten._safe_softmax", "aten.special_softmax")
 def softmax(site: Site, x: Node, axis: int, *_: Any, **__: Any) -> Node:
-    return site.make("softmax", site.cast(x, site.out.dtype), axis=axis)
+    x = site.cast(x, site.out.dtype)
+    # Kernels take rows: another axis becomes the last.
+    if not x.type.rank or axis % x.type.rank == x.type.rank - 1:
+        return site.make("softmax", x, axis=axis)
+    return site.move(site.make("softmax", site.move(x, axis, -1), axis=-1), -1, axis)
 
 
 @lowers("aten.log_softmax", "aten._log_softmax", "aten.special_log_softmax")

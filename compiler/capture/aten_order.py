@@ -78,6 +78,12 @@ def running(site: Site, op: str, x: Node, axis: int, neutral: Any) -> Node:
     return x
 
 
+@lowers("aten.cumsum")
+def running_sum(site: Site, x: Node, axis: int, **_: Any) -> Node:
+    x = site.cast(x, site.out.dtype)
+    return running(site, "add", x, axis % x.type.rank, 0) if x.type.rank else x
+
+
 @lowers("aten.cumprod")
 def running_product(site: Site, x: Node, axis: int, **_: Any) -> Node:
     x = site.cast(x, site.out.dtype)

@@ -10,8 +10,6 @@ from ..ir.graph import Node
 from .aten_elementwise import arithmetic, truth
 from .site import Refused, Site, accept, lowers
 
-_TOO_LONG = 4096  # a running sum is a product with a triangle of this many rows at most
-
 
 def axes_of(x: Node, axes: Any) -> tuple[int, ...]:
     """torch's ``dim``: None or nothing is all axes."""
@@ -213,22 +211,6 @@ def in_order(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[
     values, index = site.results("top_k", rows, k=k)
     values = values if descending else site.make("neg", values)
     return site.cast(site.move(values, -1, axis), dtype), site.move(index, -1, axis)
-
-
-@lowers("aten.cumsum")
-def cumsum(site: Site, x: Node, axis: int, **_: Any) -> Node:
-    dtype = site.out.dtype
-    axis %= max(1, x.type.rank)
-    size = x.type.shape[axis]
-    accept(
-        size <= _TOO_LONG, f"a running sum over {size} elements", f"at most {_TOO_LONG} elements"
-    )
-    # A running sum is a product with a triangle of ones.
-    triangle = site.constant(np.triu(np.ones((size, size))), dtype, f"{site.name}.triangle")
-    rows = site.move(site.cast(x, dtype), axis, -1)
-    flat = site.reshape(rows, (max(1, x.type.size // max(1, size)), size))
-    sums = site.reshape(site.make("matmul", flat, triangle), rows.type.shape)
-    return site.move(sums, -1, axis)
 
 
 @lowers("aten.one_hot")

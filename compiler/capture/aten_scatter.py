@@ -201,6 +201,13 @@ def _write_rows(site: Site, rows: Node, index: Node, source: Node, *, add: bool)
 
 def _write_hits(site: Site, rows: Node, hit: Node, source: Node, *, add: bool) -> Node:
     """Rows of ``source`` written where ``hit`` [count, size] says."""
+    if add and rows.type.dtype not in FLOATS:
+        count, size = hit.type.shape
+        each = site.reshape(source, (count, 1, source.type.shape[1]))
+        each = site.make(
+            "where", site.reshape(hit, (count, size, 1)), each, site.constant(0, rows.type.dtype)
+        )
+        return site.make("add", rows, site.sum(each, (0,)))
     hit = site.swap(hit, 0, 1)
     if add:
         return site.make("add", rows, site.make("matmul", site.cast(hit, rows.type.dtype), source))
