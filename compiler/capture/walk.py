@@ -316,14 +316,14 @@ class Walk:
 def stand_in(fake: Any, sizes: Sizes) -> Any:
     """A value in place of one that was refused, so that its readers are checked too.
 
-    UNKNOWN where its type is not known either.
+    UNKNOWN where its type is not known either, or which of its rows count.
     """
     if isinstance(fake, tuple | list):
         return tuple(stand_in(part, sizes) for part in fake)
     if not isinstance(fake, Tensor) or fake.dtype.to_real() not in DTYPES:
         return UNKNOWN
     type = sizes.type_of(fake)
-    if type is None:
+    if type is None or any(map(sizes.is_padded, fake.shape)):
         return UNKNOWN
     node = input_node("unknown", type)
     return Complex(node, node) if fake.is_complex() else node

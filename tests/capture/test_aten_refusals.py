@@ -16,7 +16,7 @@ from butterflyc.compiler.errors import Unsupported
 
 from .agreement import Function, data
 
-CUBES = data(3, 6, 2, 2, 2)
+CUBES, TURNED = data(3, 6, 2, 2, 2), data(6, 3, 2, 2, 2)
 INDEX, BAGS = torch.arange(5), torch.tensor([0, 3])
 STATISTICS = data(6).abs()
 
@@ -32,7 +32,7 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: x.repeat_interleave(x[0, :, 0].long(), 1, output_size=9), "counts", "constants"),
     (lambda x: F.conv3d(x.view(2, 6, 2, 2, 2), CUBES), "3 axes", "2 axes"),
     (lambda x: F.conv_transpose1d(x, x[0, :, None]), "computed weights", "constant"),
-    (lambda x: F.conv_transpose3d(x.view(2, 6, 2, 2, 2), CUBES.transpose(0, 1)), "3 axes", "2 axes"),
+    (lambda x: F.conv_transpose3d(x.view(2, 6, 2, 2, 2), TURNED), "3 axes", "2 axes"),
     (lambda x: F.conv2d(x[None], x[None, :, :2, :2], dilation=2), "computed weights", "constant"),
     (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout", "dropout_p=0.0"),
     (
