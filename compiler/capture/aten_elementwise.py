@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ir.graph import Node
 from ..ir.types import FLOATS
-from .site import Refused, Site, accept, lowers, promoted
+from .site import Site, accept, lowers, promoted
 
 UNARY = {
     "aten.abs": "abs",
@@ -337,4 +337,8 @@ def to(site: Site, x: Node, *_: Any, **__: Any) -> Node:
 
 @lowers("aten.round.decimals")
 def round_decimals(site: Site, x: Node, decimals: int = 0) -> Node:
-    raise Refused(f"round to {decimals} decimals", "scale, round to whole numbers, scale back")
+    if x.type.dtype not in FLOATS:
+        return x
+    scale, rest = ("mul", "div") if decimals >= 0 else ("div", "mul")
+    scaled = arithmetic(site, scale, x, 10.0 ** abs(decimals))
+    return arithmetic(site, rest, site.make("round", scaled), 10.0 ** abs(decimals))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir.graph import Node
 from .aten_reduce import variance_of
-from .site import Site, accept, lowers
+from .site import Site, lowers
 
 
 @lowers("aten.softmax", "aten._softmax", "aten._safe_softmax", "aten.special_softmax")
@@ -100,8 +100,9 @@ def native_group_norm(
 def instance_norm(
     site: Site, x: Node, weight: Node | None, bias: Node | None, *arguments: Any
 ) -> Node:
-    use_own, eps = arguments[2], arguments[4]
-    accept(use_own, "instance_norm with running statistics", "use track_running_stats=False")
+    mean, variance, use_own, momentum, eps = arguments[:5]
+    if not use_own:
+        return batch_norm(site, x, weight, bias, mean, variance, False, momentum, eps)
     batch, channels, *rest = x.type.shape
     rows = site.reshape(x, (batch, channels, prod(rest)))
     y = site.reshape(layer_norm(site, rows, (prod(rest),), None, None, eps), x.type.shape)

@@ -121,3 +121,24 @@ def _matrix(
     batch, *pair = groups
     sides = [prod(size[label] for label in group) for group in pair]
     return site.reshape(x, [*(size[label] for label in batch), *sides])
+
+
+@lowers("aten._trilinear")
+def trilinear(
+    site: Site,
+    a: Node,
+    b: Node,
+    c: Node,
+    *axes: Sequence[int],
+    **_: object,
+) -> Node:
+    """The product of three tensors, each with new axes first, summed over the last of ``axes``."""
+    *added, summed = axes[:4]
+    spread = []
+    for x, new in zip((a, b, c), added, strict=True):
+        shape = list(x.type.shape)
+        for axis in sorted(new):
+            shape.insert(axis, 1)
+        spread.append(site.reshape(x, shape))
+    product = site.make("mul", site.make("mul", spread[0], spread[1]), spread[2])
+    return site.sum(product, summed)

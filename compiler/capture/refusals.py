@@ -42,6 +42,7 @@ ADVICE = {
     "as_strided": "use reshape, transpose, unfold or slices; select with a mask",
     "bernoulli": _RANDOM,
     "conv3d": "convolve over 1 or 2 axes",
+    "exponential": _RANDOM,
     "grid_sampler": "gather the neighbours by index, and weigh them",
     "gru": _RECURRENT,
     "histc": "sum comparisons with the edges of the bins",

@@ -3,6 +3,8 @@
 `if rows.numel() == 0: continue` asks for a number that no export knows. Here the answer is always
 "there are some": the branch for none is left out. Whether that is right is not assumed: the caller
 compares the captured graph with the model, also where experts are idle (`idle.py`).
+
+torch's transformers ask one more: whether a mask is the causal one, which only makes it faster.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 Counts = tuple[float, float]  # what a number is if one element was chosen, and if all were
@@ -21,6 +24,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "gt": operator.gt, "__gt__": operator.gt, "lt": operator.lt, "__lt__": operator.lt,
     "ge": operator.ge, "__ge__": operator.ge, "le": operator.le, "__le__": operator.le,
 }  # fmt: skip
+# torch's name for the question whether a mask is causal, which it answers by all its elements.
+_IS_CAUSAL = "_detect_is_causal_mask"
 _READS = frozenset({"__bool__", "__int__", "__index__", "item"})
 
 
@@ -32,6 +37,16 @@ class SomeRows(TorchFunctionMode):
         self._counts: dict[int, tuple[Tensor, Counts]] = {}  # the tensor keeps its number alive
         self._positive: set[Any] = set()
         self.answers = 0  # how many questions were answered
+
+    def __enter__(self) -> SomeRows:
+        self._asked = getattr(transformer, _IS_CAUSAL)
+        setattr(transformer, _IS_CAUSAL, lambda mask, is_causal=None, size=None: is_causal is True)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        setattr(transformer, _IS_CAUSAL, self._asked)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -252,6 +252,7 @@ class Walk:
         return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
+        dtype = DTYPES[tensor.dtype]
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         whole = tuple(tensor.shape)
@@ -259,8 +260,9 @@ class Walk:
             tensor = tensor.narrow(axis, 0, 1) if again else tensor
         if all(n == 1 for n in tensor.shape) and any(repeated):
             tensor = tensor.reshape(())
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has none
         array = tensor.detach().cpu().contiguous().resolve_neg().numpy()
-        node = self.constants.hold(array, DTYPES[tensor.dtype], clean(label), source)
+        node = self.constants.hold(array, dtype, clean(label), source)
         return Site("", clean(label), source, node.type, self.constants).broadcast(node, whole)
 
     def _lower(self, node: fx.Node, target: str) -> Any:

@@ -27,6 +27,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "padded": (language.PaddedLM, (IDS, MASK)),
     "t5": (language.T5, (IDS,)),
     "encoder and decoder": (language.EncoderDecoder, (IDS, IDS.flip(1)[:, :5])),
+    "causal encoder": (language.CausalEncoder, (IDS,)),
     "bert": (language.Bert, (IDS, IDS % 2, MASK.bool())),
     "linear attention": (language.LinearAttention, (ROWS,)),
     "state space": (language.StateSpace, (ROWS[:, :4],)),

@@ -209,6 +209,20 @@ class EncoderDecoder(nn.Module):
         return F.linear(y, self.embed.weight)
 
 
+class CausalEncoder(nn.Module):
+    """torch's encoder as a language model: a mask without a word on what kind it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 24, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = torch.triu(torch.ones(ids.shape[1], ids.shape[1]), diagonal=1).bool()
+        return self.head(self.encoder(self.embed(ids), mask=mask))
+
+
 class Bert(nn.Module):
     """A post-norm encoder with segments, an extended mask, a pooled and a masked-word output."""
 
