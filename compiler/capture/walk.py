@@ -155,7 +155,7 @@ class Walk:
             return
         target = str(node.target)
         bare = target.split(".")[1] if target.startswith("aten.") else ""
-        if bare in CHECKS:
+        if bare in CHECKS or is_ordered_check(node):
             return
         if bare in FILLS:
             self._fill(node, bare)
@@ -343,6 +343,12 @@ def is_repeatable(node: fx.Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded not in node.target.tags
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def is_ordered_check(node: fx.Node) -> bool:
+    """Whether a call is a check that a token keeps in its place."""
+    held = node.args[1] if str(node.target) == "with_effects" else None
+    return held is not None and str(held).split(".")[1:2] == ["_linalg_check_errors"]
 
 
 def is_about_sizes(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from butterflyc.compiler.capture.export import capture
+from butterflyc.compiler.capture.walk import Walk
 from butterflyc.compiler.errors import BadInput, Unsupported
 from butterflyc.compiler.ir.graph import Graph
 from butterflyc.compiler.ir.interpret import interpret
@@ -152,6 +153,23 @@ def test_all_refusals_at_once() -> None:
     assert "draws no random numbers" in text
     assert "the edges of the bins" in text
     assert error.where == line_of("a histogram")
+
+
+def test_what_reads_a_refused_call_is_seen() -> None:
+    """A call is checked also where it reads what was refused."""
+    text = str(unsupported(lambda x: torch.lgamma(x.long() | 3) ** x.lgamma().long()))
+    assert "bits of i64" in text
+    assert "lgamma.default x2" in text
+
+
+def test_a_result_without_a_value_is_refused() -> None:
+    """No output goes missing in silence."""
+    program = torch.export.export(Function(lambda x: x * 2), (data(4, 4),))
+    walk = Walk(program, "model")
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    assert walk._outputs(end) == ()
+    with pytest.raises(Unsupported, match="a result that is no tensor"):
+        walk.refusals.raise_if_any()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "contrastive": (parts.Contrastive, (data(3, 2, 6), numbers(3, 5, below=20))),
     "graphs": (parts.Graphs, (data(5, 6), EDGES)),
     "statistics": (parts.Statistics, (data(3, 6), numbers(3, 6, below=9), data(3, 6) > 0)),
+    "quantized": (parts.Quantized, (data(2, 1, 6, 6),)),
+    "forecast": (parts.Forecast, (data(2, 12, 3),)),
+    "pruned": (parts.Pruned, (data(2, 9, 8),)),
+    "gated": (parts.Gated, (data(2, 6, 8),)),
+    "viterbi": (parts.Viterbi, (data(2, 4, 5),)),
+    "cayley": (parts.Cayley, (data(3, 6),)),
     "turned": (parts.Turned, (data(3, 8),)),
 }
 

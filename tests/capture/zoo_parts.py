@@ -192,3 +192,118 @@ class Turned(nn.Module):
         turned = torch.polar(z.abs(), z.angle() + self.theta)
         size = torch.sqrt(turned.real.square() + turned.imag.square())
         return torch.view_as_real(turned).flatten(-2), torch.atan2(turned.imag, size + turned.real)
+
+
+class Quantized(nn.Module):
+    """A convolutional encoder, the nearest code of a book straight through, a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.book = nn.Conv2d(1, 4, 2, stride=2), nn.Embedding(7, 4)
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1), nn.Sigmoid())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.encoder(image)
+        flat = z.permute(0, 2, 3, 1).reshape(-1, 4)
+        book = self.book.weight
+        far = flat.pow(2).sum(1, keepdim=True) + book.pow(2).sum(1) - 2 * flat @ book.t()
+        code = far.argmin(1)
+        one_hot = torch.zeros(code.shape[0], 7).scatter_(1, code.unsqueeze(1), 1)
+        q = (one_hot @ book).view(*z.shape[:1], *z.shape[2:], 4).permute(0, 3, 1, 2)
+        q = z + (q - z).detach()
+        share = one_hot.mean(0)
+        perplexity = torch.exp(-torch.sum(share * torch.log(share + 1e-10)))
+        return self.decoder(q), code.view(z.shape[0], -1), perplexity
+
+
+class Forecast(nn.Module):
+    """A series normalised by itself, its moving average taken out, both parts extended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trend, self.season = nn.Linear(12, 4), nn.Linear(12, 4)
+        self.average = nn.AvgPool1d(5, stride=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # x: [B, T, C]
+        mean = x.mean(1, keepdim=True).detach()
+        scale = torch.sqrt(torch.var(x, dim=1, keepdim=True, unbiased=False) + 1e-5)
+        x = (x - mean) / scale
+        ends = x[:, :1].repeat(1, 2, 1), x[:, -1:].repeat(1, 2, 1)
+        trend = self.average(torch.cat([ends[0], x, ends[1]], dim=1).permute(0, 2, 1))
+        season = x.permute(0, 2, 1) - trend
+        return (self.trend(trend) + self.season(season)).permute(0, 2, 1) * scale + mean
+
+
+class Pruned(nn.Module):
+    """A ViT that goes on with its best tokens only, and writes them back where they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.block = nn.Linear(8, 1), nn.Linear(8, 8)
+        self.scale, self.norm = nn.Parameter(torch.full((8,), 0.1)), nn.LayerNorm(8)
+        self.grid = nn.Parameter(torch.randn(1, 8, 2, 2))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        size = int(x.shape[1] ** 0.5)
+        grid = F.interpolate(self.grid, size=(size, size), mode="bicubic", align_corners=True)
+        x = x + grid.flatten(2).transpose(1, 2)
+        keep = self.score(x).squeeze(-1).topk(4, dim=1, sorted=True).indices
+        place = keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        part = x.gather(1, place)
+        q = self.norm(part)
+        part = part + self.drop(self.scale * F.scaled_dot_product_attention(q, q, self.block(q)))
+        return x.scatter(1, place, part), keep.sort(dim=1).values
+
+
+class Gated(nn.Module):
+    """gMLP's spatial gate and a Conformer's convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(8, 16), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.space = nn.Conv1d(6, 6, 1)
+        self.first, self.last = nn.Conv1d(8, 16, 1), nn.Conv1d(8, 8, 1)
+        self.middle = nn.Conv1d(8, 8, 5, padding="same", groups=8)
+        self.batch = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = F.gelu(self.up(x)).chunk(2, dim=-1)
+        x = x + self.down(u * self.space(self.norm(v)))
+        y = F.glu(self.first(x.mT), dim=1)
+        return x + self.last(F.silu(self.batch(self.middle(y)))).mT
+
+
+class Viterbi(nn.Module):
+    """The best path through scores: maxima forward, their places followed back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emit, self.change = nn.Linear(5, 3), nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.emit(x)
+        best, places = scores[:, 0], []
+        for t in range(1, scores.shape[1]):
+            best, place = (best.unsqueeze(2) + self.change).max(dim=1)
+            best = best + scores[:, t]
+            places.append(place)
+        value, tag = best.max(dim=1)
+        path = [tag]
+        for place in reversed(places):
+            tag = place.gather(1, tag.unsqueeze(1)).squeeze(1)
+            path.insert(0, tag)
+        return torch.stack(path, dim=1), value
+
+
+class Cayley(nn.Module):
+    """Orthogonal maps by a Cayley transform and a matrix exponential of parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(6, 6) * 0.3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skew = self.a.triu(1) - self.a.triu(1).mT
+        turn = torch.linalg.solve(torch.eye(6) + skew, torch.eye(6) - skew)
+        return x @ turn @ torch.matrix_exp(self.b - self.b.T)
