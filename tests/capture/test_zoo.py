@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import butterflyc as bc
+
 from . import zoo_language as language
 from . import zoo_parts as parts
 from . import zoo_vision as vision
-from .agreement import agree, data, numbers
+from .agreement import agree, check, data, numbers
 
 IDS = numbers(2, 6, below=13)
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -63,9 +66,33 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
+SLOW = pytest.mark.slow
+# The rest is compiled by `make test-slow`.
+QUICKLY = {"experts in order", "llama, pairs, enable_gqa", "turned", "unet"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if name == "tagger" else ()) for name in ZOO]
+)
 def test_interpreted(name: str) -> None:
     """The graph of a model is valid, is its own text, and computes what the model computes."""
     make, inputs = ZOO[name]
     torch.manual_seed(0)
     agree(make(), *inputs)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICKLY else SLOW) for name in ZOO]
+)
+def test_compiled(name: str) -> None:
+    """Compiled for the host, a model gives what it gives in eager mode."""
+    make, inputs = ZOO[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    got = bc.compile(model, inputs, target="host")(*inputs)
+    with torch.no_grad():
+        want = model(*inputs)
+    got, want = ((y if isinstance(y, tuple) else (y,)) for y in (got, want))
+    assert len(got) == len(want)
+    for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        check(np.asarray(mine), theirs.numpy(), 1e-5, f"output {number}")
