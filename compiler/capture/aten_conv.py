@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from .site import Refused, Site, accept, lowers
 _FEW_GROUPS = 8
 
 
-@lowers("aten.conv2d", "aten.conv1d")
+@lowers("aten.conv1d", "aten.conv2d", "aten.conv3d")
 def convolution(
     site: Site,
     x: Node,
@@ -25,7 +26,8 @@ def convolution(
     groups: int = 1,
 ) -> Node:
     rank = w.type.rank - 2
-    accept(rank in (1, 2), f"a convolution over {rank} axes", "convolve over 1 or 2 axes")
+    if rank == 3:
+        return _over_three_axes(site, x, w, bias, [stride, padding, dilation], groups)
     # An axis before the others is added where the call has none; it goes at the end.
     x = site.reshape(x, (1,) * (w.type.rank - x.type.rank) + x.type.shape)
     if rank == 1:
@@ -60,6 +62,40 @@ def general_convolution(
             site, x, w, bias, stride, padding, output_padding, groups, dilation
         )
     return convolution(site, x, w, bias, stride, padding, dilation, groups)
+
+
+def _over_three_axes(
+    site: Site, x: Node, w: Node, bias: Node | None, options: list[Any], groups: int
+) -> Node:
+    """The sum, over the layers of the filters, of their convolutions with every image."""
+    same = isinstance(options[1], str)
+    accept(not same, "a convolution over 3 axes padded by name", "pad by numbers")
+    (stride, *strides), (pad, *pads), (step, *steps) = (
+        list(values) * (3 if len(values) == 1 else 1) for values in options
+    )
+    x = site.reshape(x, (1,) * (5 - x.type.rank) + x.type.shape)
+    x = constant_pad(site, x, (0, 0, 0, 0, pad, pad))
+    batch, channels, depth, *image = x.type.shape
+    count = (depth - (w.type.shape[2] - 1) * step - 1) // stride + 1
+    y: Node | None = None
+    for layer in range(w.type.shape[2]):
+        first = layer * step
+        part = site.slice(x, 2, first, first + (count - 1) * stride + 1, stride)
+        part = site.reshape(site.move(part, 2, 1), (batch * count, channels, *image))
+        filters = _dilated(site, _layer(site, w, layer), (steps[0], steps[1]))
+        window = {"stride": (strides[0], strides[1]), "padding": (pads[0], pads[1])}
+        part = _grouped(site, part, filters, bias if layer == 0 else None, groups, **window)
+        y = part if y is None else site.make("add", y, part)
+    assert y is not None, "a convolution without a window"
+    y = site.reshape(y, (batch, count, *y.type.shape[1:]))
+    return site.reshape(site.move(y, 1, 2), site.out.shape)
+
+
+def _layer(site: Site, w: Node, layer: int) -> Node:
+    value = site.value(w)
+    if value is None:
+        return site.select(w, 2, layer)
+    return site.constants.hold(value[:, :, layer], w.type.dtype, w.name, w.source)
 
 
 def _pair(values: Sequence[int] | int, rank: int, missing: int) -> tuple[int, ...]:

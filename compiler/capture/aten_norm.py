@@ -144,6 +144,14 @@ def batch_norm(
     return _per_channel(site, y, scale, bias, channels, behind)
 
 
+@lowers("aten._native_batch_norm_legit.no_stats")
+def native_batch_norm_of_batch(
+    site: Site, x: Node, weight: Node | None, bias: Node | None, _: bool, *numbers: float
+) -> tuple[Node | None, ...]:
+    momentum, eps = numbers
+    return batch_norm(site, x, weight, bias, None, None, True, momentum, eps), None, None
+
+
 @lowers("aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm")
 def native_batch_norm_eval(site: Site, x: Node, *arguments: Any) -> tuple[Node | None, ...]:
     weight, bias, mean, variance, momentum, eps = arguments[:6]

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..ir.graph import Node
 from ..ir.types import FLOATS
-from .aten_elementwise import arithmetic, compare
+from .aten_elementwise import arithmetic, compare, truth
 from .aten_index import as_numbers, flat_index
+from .aten_order import running
 from .aten_reduce import hits, in_order
 from .refusals import MASK_ADVICE
 from .site import Site, accept, lowers
@@ -309,3 +310,23 @@ def _put_by_mask(site: Site, x: Node, mask: Node, values: Node, accumulate: bool
     mask = site.reshape(mask, (*mask.type.shape, *(1,) * len(inner)))
     changed = site.make("add", x, values) if accumulate else values
     return site.make("where", mask, changed, x)
+
+
+@lowers("aten.masked_scatter")
+def masked_scatter(site: Site, x: Node, mask: Node, source: Node) -> Node:
+    """The elements of ``source``, one after the other, where the mask holds."""
+    shape = site.out.shape
+    mask = site.broadcast(truth(site, mask), shape)
+    flat = site.cast(site.reshape(mask, (mask.type.size,)), "i64")
+    place = site.make("sub", running(site, "add", flat, 0, 0), site.constant(1, "i64"))
+    limits = {"low": 0, "high": max(0, source.type.size - 1)}
+    place = site.reshape(site.make("clip", place, **limits), shape)
+    values = site.reshape(source, (source.type.size,))
+    return site.make("where", mask, site.make("take", values, place, axis=0), x)
+
+
+@lowers("aten.put")
+def put(site: Site, x: Node, index: Node, source: Node, accumulate: bool = False) -> Node:
+    flat, index, source = (site.reshape(y, (y.type.size,)) for y in (x, index, source))
+    y = index_put(site, flat, [index], source, accumulate)
+    return site.reshape(y, x.type.shape)

@@ -45,6 +45,10 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
     "scatter back": lambda x: x.scatter(-1, x.argsort(-1), x),
     "index_reduce": lambda x: x.index_reduce(1, torch.tensor([1, 1, 2, 0]), x, "amax"),
     "index_add of integers": lambda x: x.long().index_add(0, torch.tensor([1, 1]), x.long()),
+    "masked_scatter": lambda x: x.masked_scatter(x > 0, x.flip(0)),
+    "masked_scatter of rows": lambda x: x.masked_scatter(x[:, :1] > 0, torch.arange(48.0)),
+    "put": lambda x: x.clone().put_(torch.tensor([1, -5]), x[0, 0, :2]),
+    "put, added": lambda x: x.clone().put_(torch.tensor([1, 1]), x[0, 0, :2], accumulate=True),
     "diagonal_scatter": lambda x: torch.diagonal_scatter(x, x[..., 0, :4] * 2, 1, 1, 2),
     "embedding_bag": lambda x: F.embedding_bag(
         x.argmax(1) % 3, EDGES[:, None] * x[0, 0], mode="max"

@@ -13,6 +13,7 @@ from .agreement import Function, agree, data
 
 IMAGE = data(2, 4, 6, 7)
 W = {n: data(*n) for n in [(4, 3, 2, 2), (4, 3, 3, 3), (32, 2, 3, 3), (8, 1, 3, 3), (4, 3, 4)]}
+CUBE = data(4, 4, 2, 3, 2)
 
 # Each on x: [2, 4, 6, 7].
 CASES: dict[str, Callable[[Tensor], Any]] = {
@@ -28,6 +29,17 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
         x.repeat(1, 8, 1, 1), W[32, 2, 3, 3], x[0, 0, 0].repeat(5)[:32], 2, 1, groups=16
     ),
     "two filters a channel": lambda x: F.conv2d(x, W[8, 1, 3, 3], groups=4, padding=1),
+    "three axes": lambda x: F.conv3d(
+        x[:, :, None].expand(-1, -1, 4, -1, -1), CUBE, W[4, 3, 4][:, 0, 0]
+    ),
+    "three axes, strided": lambda x: F.conv3d(
+        x.view(2, 4, 2, 3, 7),
+        CUBE[:, :2],
+        stride=(1, 2, 1),
+        padding=(1, 0, 1),
+        dilation=(2, 1, 2),
+        groups=2,
+    ),
     "max, ceiling": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "max, dilated": lambda x: F.max_pool2d(x, 2, 1, padding=1, dilation=2),
     "max, not all windows": lambda x: F.max_pool2d(x, (2, 3), (2, 3)),

@@ -28,7 +28,7 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: x.long() << x.long(), "a shift by computed bits", "power of two"),
     (lambda x: x[x[..., 0] > 0], "a result whose size the data chooses", "zeros"),
     (lambda x: x.repeat_interleave(x[0, :, 0].long(), 1, output_size=9), "counts", "constants"),
-    (lambda x: F.conv3d(x.view(2, 6, 2, 2, 2), CUBES), "3 axes", "2 axes"),
+    (lambda x: F.conv3d(x.view(2, 6, 2, 2, 2), CUBES, padding="same"), "by name", "numbers"),
     (lambda x: F.conv_transpose1d(x, x[0, :, None]), "computed weights", "constant"),
     (lambda x: F.conv_transpose3d(x.view(2, 6, 2, 2, 2), TURNED), "3 axes", "2 axes"),
     (lambda x: F.conv2d(x[None], x[None, :, :2, :2], dilation=2), "computed weights", "constant"),
