@@ -210,7 +210,7 @@ class EncoderDecoder(nn.Module):
 
 
 class CausalEncoder(nn.Module):
-    """torch's encoder as a language model: a mask without a word on what kind it is."""
+    """torch's encoder as a language model: a mask without a word on what kind it is, padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,8 @@ class CausalEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = torch.triu(torch.ones(ids.shape[1], ids.shape[1]), diagonal=1).bool()
-        return self.head(self.encoder(self.embed(ids), mask=mask))
+        padding = ids == VOCABULARY - 1
+        return self.head(self.encoder(self.embed(ids), mask=mask, src_key_padding_mask=padding))
 
 
 class Bert(nn.Module):

@@ -297,13 +297,13 @@ class Viterbi(nn.Module):
 
 
 class Cayley(nn.Module):
-    """Orthogonal maps by a Cayley transform and a matrix exponential of parameters."""
+    """Orthogonal maps by a Cayley transform and a matrix exponential; a weight given back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = (nn.Parameter(torch.randn(6, 6) * 0.3) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skew = self.a.triu(1) - self.a.triu(1).mT
         turn = torch.linalg.solve(torch.eye(6) + skew, torch.eye(6) - skew)
-        return x @ turn @ torch.matrix_exp(self.b - self.b.T)
+        return x @ turn @ torch.matrix_exp(self.b - self.b.T), self.a
