@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import fx
+
 # One value everywhere; None where an argument tells which.
 FILLS = {
     "zeros": 0,
@@ -40,5 +43,29 @@ NAMELESS = frozenset(
     | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
     | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
 )
+# Products of matrices: a model may build each expert as one, of matrices that are worth seeing.
+PRODUCTS = frozenset({"bmm", "einsum", "linear", "matmul", "mm"})
+# Calls that move the elements of such products, whole.
+MOVES = NAMELESS | {"cat", "index", "stack"}
 # Calls that take sizes as sizes, and compute nothing with them.
 SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
+
+
+def is_repeatable(node: fx.Node) -> bool:
+    """Whether torch may run the call now: it draws no random numbers and runs no submodule."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return torch.Tag.nondeterministic_seeded not in node.target.tags
+    return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def is_ordered_check(node: fx.Node) -> bool:
+    """Whether a call is a check that a token keeps in its place."""
+    held = node.args[1] if str(node.target) == "with_effects" else None
+    return held is not None and str(held).split(".")[1:2] == ["_linalg_check_errors"]
+
+
+def is_about_sizes(node: fx.Node) -> bool:
+    """Whether a call computes with sizes, not with tensors."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).startswith("aten.sym_")
+    return not isinstance(node.target, torch._ops.HigherOrderOperator)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..ir.build import result
 from ..ir.graph import Graph, Node
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
@@ -21,8 +22,10 @@ from .recognise_layer import Layer, parse
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
 from .recognise_routers import with_top_k
 from .recognise_routing import NotRecognised, find_mixtures
+from .recognise_unfold import unfolded
 
 Progress = Callable[[str], None]
+DIFFERS = 7  # the last stage of `NotRecognised`: all parts were found, but do not make the layer
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class LayerReport:
     experts: int
     k: int
 
+    @property
+    def rank(self) -> int:
+        """2 where the layer is recognised in full, 1 in part, 0 not at all."""
+        return ("none", "partial", "full").index(self.recognised)
+
     def as_dict(self) -> dict[str, object]:
         """The report as plain data, for ``--json``."""
         return {**vars(self), "parts": dict(self.parts)}
@@ -59,11 +67,26 @@ class Recognised:
 
 def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) -> Recognised:
     """The graph with each Butterfly mixture as k chains of butterfly ops, and what was found."""
+    found = _recognise(graph, seed, progress)
+    if all(layer.recognised == "full" for layer in found.layers):
+        return found
+    apart = unfolded(graph)
+    if apart is None:
+        return found
+    if progress is not None:
+        progress("recognise: once more, with products of matrices taken apart")
+    other = _recognise(apart, seed, progress)
+    return max(found, other, key=lambda each: sum(layer.rank for layer in each.layers))
+
+
+def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised:
+    """What is found in ``graph`` as it is."""
     graph = with_top_k(fold_constants(graph))
     store = dict(graph.constants)
     probe = Probe(store)
     rng = np.random.default_rng(seed)
-    routers = [node for node in graph.nodes if node.op == "top_k"]
+    # What sorts whole numbers puts rows in order: it chooses no experts.
+    routers = [n for n in graph.nodes if n.op == "top_k" and n.operands[0].type.is_float]
     reports: list[LayerReport] = []
     found: dict[Node, tuple[str, Layer]] = {}
     for number, top_k in enumerate(routers):
@@ -87,35 +110,54 @@ def _recognise_layer(
     """The layer behind one routing op: the first mixture that proves equal, or why none does."""
     count, k = top_k.operands[0].type.shape[-1], int(top_k["k"])
     none = LayerReport(top_k.name, top_k.source, "none", {}, None, "", 0, count, k)
-    refused: list[LayerReport] = []
+    refused: list[tuple[int, LayerReport]] = []
+    best: tuple[LayerReport, Layer | None] | None = None
     try:
         for region, y, y_rows in find_mixtures(graph, probe, top_k, rng):
             try:
                 layer = parse(region, y, y_rows, rng)
-                found = _check(layer, rng)
+                report = _report(layer, none, rng)
             except (NotRecognised, OutOfReach) as reason:
-                refused.append(replace(none, reason=str(reason)))
+                refused.append((getattr(reason, "stage", 0), replace(none, reason=str(reason))))
                 continue
-            worst = found.captured
-            if not found.passes:
-                text = f"rebuilt, it differs by {worst:.1e} on {found.where}"
-                refused.append(replace(none, reason=text, residual=worst))
+            if report.recognised == "none":
+                refused.append((DIFFERS, report))
                 continue
-            flawed = "; ".join(flaws(layer))
-            verdict = "partial" if flawed else "full"
-            source, parts = y.source or top_k.source, describe(layer)
-            if routes_by_order(region, rng):
-                parts["routing"] += ", which depend on the order of the tokens"
-            return LayerReport("", source, verdict, parts, worst, flawed, count, count, k), layer
+            best = best or (report, layer)
+            if report.recognised == "full":
+                return report, layer
     except NotRecognised as reason:
-        refused.append(replace(none, reason=str(reason)))
+        refused.append((0, replace(none, reason=str(reason))))
     except IndexError:
         there = min(_table_sizes(graph, top_k), default=count)
         if there >= count:
             raise
         text = f"the gate chooses among {count} experts, but only {there} exist"
-        refused.append(replace(none, reason=text, experts_found=there))
-    return refused[0] if refused else none, None
+        refused.append((DIFFERS, replace(none, reason=text, experts_found=there)))
+    return best or (max(refused, key=lambda pair: pair[0], default=(0, none))[1], None)
+
+
+def _report(layer: Layer, none: LayerReport, rng: np.random.Generator) -> LayerReport:
+    """What is said of ``layer``, rebuilt and checked; ``none`` with a reason where it differs."""
+    found = _check(layer, rng)
+    worst = found.captured
+    if not found.passes:
+        text = f"rebuilt, it differs by {worst:.1e} on {found.where}"
+        return replace(none, reason=text, residual=worst)
+    parts = describe(layer)
+    if routes_by_order(layer.region, rng):
+        parts["routing"] += ", which depend on the order of the tokens"
+    flawed = "; ".join(flaws(layer))
+    return replace(
+        none,
+        path="",
+        source=layer.y.source or none.source,
+        recognised="partial" if flawed else "full",
+        parts=parts,
+        residual=worst,
+        reason=flawed,
+        experts_found=none.experts,
+    )
 
 
 def _table_sizes(graph: Graph, top_k: Node) -> Iterator[int]:
@@ -129,7 +171,7 @@ def _check(layer: Layer, rng: np.random.Generator) -> Residual:
     """How far the rebuilt layer is from the captured one."""
     region = layer.region
     store = region.probe.constants
-    new = build(layer, layer.x.nodes[0], region.experts, region.gates[0], store, "rebuilt")
+    new = build(layer, layer.x, region.experts, region.gates.nodes[0], store, "rebuilt")
     return residual(layer, new, rng)
 
 
@@ -155,7 +197,10 @@ def _replaced(
         if node in found:
             path, layer = found[node]
             region = layer.region
-            ends = (new[layer.x.nodes[0]], new[region.experts], new[region.gates[0]])
+            experts = region.experts
+            if experts not in new:
+                new[experts] = result(new[region.top_k], 1, experts.name)
+            ends = (new[layer.x], new[experts], new[region.gates.nodes[0]])
             new[node] = build(layer, *ends, store, path)
         else:
             operands = tuple(new[operand] for operand in node.operands)

@@ -16,7 +16,7 @@ from ..ir.build import make
 from ..ir.graph import Node, constant
 from ..ir.types import Type
 from .recognise_layer import Layer
-from .recognise_rotation import Activation, Bias, Shuffle, Step
+from .recognise_rotation import Activation, Bias, Blocks, Shuffle, Step
 from .recognise_rows import Rows
 from .recognise_ternary import as_ternary
 
@@ -62,9 +62,11 @@ class _Writer:
     def result(self, x: Node, experts: Node, gates: Node) -> Node:
         region = self.layer.region
         t, k = region.tokens, region.k
-        x = self.matrix(x, self.layer.x.rows, "x")
+        x = self.matrix(x, self.layer.x_rows, "x")
         experts = self.reshaped(experts, (t, k), "experts")
-        gates = self.reshaped(gates, (t, k), "gates")
+        gates = self.matrix(self.reshaped(gates, region.gates.rows.shape, "gates"), region.gates.rows, "gates")
+        if region.gates.dense:
+            gates = self.make("gather", gates, experts, label="gates", axis=1)
         steps_in = self.steps(self.layer.rotation_in, "in")
         product = self.product()
         middle = self.steps(self.layer.middle, "out")
@@ -119,7 +121,11 @@ class _Writer:
         if isinstance(step, Activation):
             active = f"{label}.{step.name}"
             return lambda x, _: self.make(step.name, x, label=active, source=step.source)
-        assert not isinstance(step, Bias), "a bias stands behind the product only"
+        if isinstance(step, Bias):
+            added = self.number(step.values, f"{label}.bias")
+            biased = f"{label}.biased"
+            return lambda x, _: self.make("add", x, added, label=biased, source=step.source)
+        assert isinstance(step, Blocks), f"a {type(step).__name__} is part of the product"
         # Layers that the model itself multiplies together stay in double precision.
         blocks = self.number(step.blocks, f"{label}.blocks", exactly=True)
         rotated = f"{label}.rotate"

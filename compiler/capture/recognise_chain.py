@@ -1,233 +1,329 @@
 """The chain of an expert: the places through which all that the expert computes must pass.
 
-Each such cut holds one row a token, or one for each (token, slot), or for each (token, expert):
-as an axis of one tensor, or in a node for each where the model loops. Between two cuts lies a map
-of rows that can be probed alone: from its own cut with a full basis, since from h only the
-reachable part of a padded space is seen.
+Looked at under known routings, in which each token shows one expert: every other gate is zero. Then
+each place holds one row a token, in whatever form the model keeps it: in a tensor of its own, in one
+of several where the model loops, among the rows of other slots and experts. Between two places lies
+a map of rows that can be probed alone: from its own place with a full basis, since from the layer's
+activation only the reachable part of a padded space is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..ir.graph import Node
-from ..ir.ops.elementwise import ACTIVATIONS
 from .recognise_probe import separators
 from .recognise_rotation import RowProbe
-from .recognise_routing import Region, random_gates, some_of
-from .recognise_rows import Rows, layouts
+from .recognise_routing import NotRecognised, Region
+from .recognise_rows import Rows
+from .recognise_tokens import NONE, Owners, code_words, filled, places
 
 Array = np.ndarray
-TOKEN, SLOT, EXPERT = "token", "slot", "expert"
+Lanes = tuple[Node, ...]  # one node for each lane; the same where the lanes share it
+
+
+@dataclass(frozen=True)
+class View:
+    """A region under one routing: token t goes to ``shown[t]``, which stands in slot ``lit[t]``.
+
+    ``lane[t]`` is the number of the ternary product that the token passes through. ``base``: the
+    value of each node that was learnt; ``owners``: the token that each of its elements follows.
+    """
+
+    experts: Array  # [T, k]
+    lit: Array  # [T]
+    given: Mapping[Node, Any]
+    lane: Array  # [T]
+    base: Mapping[Node, Array]
+    owners: Mapping[Node, Array]
+
+    @property
+    def shown(self) -> Array:
+        """The expert that each token shows, [T]."""
+        return np.asarray(self.experts[np.arange(len(self.lit)), self.lit])
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One place in the chain, with rows [T, S, n]; ``kind`` says for what S stands.
+    """One place in the chain: nodes, and in each view where among them a token's channels lie.
 
-    token: S = 1, all experts of a token share its row. slot: S = k. expert: S = E.
-    One node holds all S rows of a token, or each of S nodes one.
+    ``index`` [T, n] counts through the elements of all nodes, one node after the other. ``copies``:
+    of how many rows, all of one token, the tensor holds the one that is shown.
     """
 
-    nodes: tuple[Node, ...]
-    rows: Rows
-    kind: str
-
-    @property
-    def slots(self) -> int:
-        return len(self.nodes) if len(self.nodes) > 1 else self.rows.slots
+    nodes: Lanes
+    index: tuple[Array, ...]
+    copies: int = 1
 
     @property
     def channels(self) -> int:
-        return self.rows.channels
+        return int(self.index[0].shape[1])
 
-    def write(self, value: Array) -> dict[Node, Array]:
-        """The nodes' values where the rows are ``value`` [T, S, n]."""
-        if len(self.nodes) == 1:
-            return {self.nodes[0]: self.rows.write(value)}
-        return {node: self.rows.write(value[:, i : i + 1]) for i, node in enumerate(self.nodes)}
+    def write(self, number: int, view: View, rows: Array | None) -> dict[Node, Array]:
+        """The nodes' values in view ``number`` where the rows are ``rows`` [T, n], or as learnt."""
+        flat = np.concatenate([view.base[node].reshape(-1) for node in self.nodes])
+        if rows is not None:
+            flat[self.index[number]] = rows
+        parts = np.split(flat, np.cumsum([node.type.size for node in self.nodes])[:-1])
+        return {
+            node: part.reshape(node.type.shape)
+            for node, part in zip(self.nodes, parts, strict=True)
+        }
 
-    def read(self, values: Sequence[Array]) -> Array:
-        """The rows [T, S, n] of the nodes' values."""
-        return np.concatenate([self.rows.read(value) for value in values], axis=1)
+    def read(self, number: int, values: Sequence[Array]) -> Array:
+        """The rows [T, n] that the nodes' values hold in view ``number``."""
+        flat = np.concatenate([value.reshape(-1) for value in values])
+        return np.asarray(flat[self.index[number]])
 
 
-def slots_of(region: Region, kind: str) -> int:
-    return {TOKEN: 1, SLOT: region.k, EXPERT: region.count}[kind]
+@dataclass(frozen=True)
+class Chain:
+    """The views of one region, and the result in which they end."""
+
+    region: Region
+    views: tuple[View, ...]
+    end: Cut
+
+    def cuts(self, behind: Sequence[Lanes], target: Cut) -> list[Cut]:
+        """Those places, given from ``target`` backwards, that hold rows."""
+        found = []
+        for lanes in behind:
+            cut = self.cut_at(lanes, target)
+            if cut is not None:
+                target = cut
+                found.append(cut)
+        return found
+
+    def cut_at(self, lanes: Lanes, target: Cut) -> Cut | None:
+        """The rows that ``lanes`` hold: those that the rows of the later cut ``target`` follow."""
+        nodes = tuple(dict.fromkeys(lanes))
+        if not all(node.type.is_float for node in nodes):
+            return None
+        whole = [self._places(lanes, nodes, view) for view in self.views]
+        if any(index is None or index.shape[1] != _width(whole) for index in whole):
+            return None
+        cut = Cut(nodes, tuple(index for index in whole if index is not None))
+        for copies in self._copies(cut):
+            chosen = self._shown(cut, target, copies)
+            if chosen is not None:
+                return chosen
+        return cut
+
+    def _places(self, lanes: Lanes, nodes: Lanes, view: View) -> Array | None:
+        """Where all elements lie that follow each token, in the node of the token's lane."""
+        index: Array | None = None
+        starts = dict(zip(nodes, np.cumsum([0, *(n.type.size for n in nodes)]), strict=False))
+        for node in nodes:
+            owned = [lane for lane, other in enumerate(lanes) if other is node]
+            tokens = np.flatnonzero(np.isin(view.lane, owned))
+            if not len(tokens):
+                continue
+            found = places(tokens, view.owners[node])
+            if found is None:
+                return None
+            if index is None:
+                index = np.zeros((len(view.lane), found.shape[1]), np.int64)
+            if found.shape[1] != index.shape[1]:
+                return None
+            index[tokens] = found + starts[node]
+        return index
+
+    def _copies(self, cut: Cut) -> list[int]:
+        """How many rows a token may have in ``cut``: most first, since of six three are idle too."""
+        k, count = self.region.k, self.region.count
+        return [n for n in sorted({k, count, k * count})[::-1] if n > 1 and cut.channels % n == 0]
+
+    def _shown(self, cut: Cut, target: Cut, copies: int) -> Cut | None:
+        """``cut`` with just one of so many rows of each token: the one that ``target`` follows."""
+        t, width = cut.index[0].shape
+        for shape, axis in (((copies, width // copies), 1), ((width // copies, copies), 2)):
+            chosen = []
+            for number, view in enumerate(self.views):
+                index = np.moveaxis(cut.index[number].reshape(t, *shape), axis, 1)  # [T, copies, n]
+                copy = self._followed(number, view, Cut(cut.nodes, cut.index), index, target)
+                if copy is None:
+                    break
+                chosen.append(index[np.arange(t), copy])
+            else:
+                return Cut(cut.nodes, tuple(chosen), copies)
+        return None
+
+    def _followed(
+        self, number: int, view: View, cut: Cut, index: Array, target: Cut
+    ) -> Array | None:
+        """Which of its rows ``index`` [T, copies, n] each token's row of ``target`` follows."""
+        rng = np.random.default_rng(0)
+
+        def run(rows: Array | None, index: Array) -> Array:
+            part = Cut(cut.nodes, (*cut.index[:number], index))
+            given = part.write(number, view, rows)
+            known = {**view.given, **given}
+            return target.read(number, self.region.probe.run(target.nodes, known))
+
+        before = run(None, index[:, 0])
+        found = np.full(len(index), NONE)
+        for copy in range(index.shape[1]):
+            fresh = rng.standard_normal(index[:, copy].shape)
+            moved = (run(fresh, index[:, copy]) != before).any(1)
+            if (found[moved] != NONE).any():
+                return None
+            found[moved] = copy
+        return None if (found == NONE).any() else found
+
+    def row_probe(self, start: Cut, end: Cut) -> RowProbe:
+        """The map of rows from ``start`` to ``end``, for rows of any experts."""
+        homes: dict[int, list[tuple[int, int]]] = {}
+        for number, view in enumerate(self.views):
+            for token, expert in enumerate(view.shown):
+                homes.setdefault(int(expert), []).append((number, token))
+
+        def run(rows: Array, experts: Array) -> Array:
+            out = np.empty((len(rows), end.channels))
+            batches: dict[tuple[int, int], list[tuple[int, int]]] = {}
+            used = dict.fromkeys(homes, 0)
+            for row, expert in enumerate(experts.tolist()):
+                again, place = divmod(used[expert], len(homes[expert]))
+                used[expert] += 1
+                number, token = homes[expert][place]
+                batches.setdefault((again, number), []).append((row, token))
+            for (_, number), pairs in batches.items():
+                here, tokens = np.array(pairs).T
+                value = np.zeros((self.region.tokens, start.channels))
+                value[tokens] = rows[here]
+                out[here] = self.run(number, start, end, value)[tokens]
+            return out
+
+        return run
+
+    def run(
+        self,
+        number: int,
+        start: Cut,
+        end: Cut,
+        rows: Array,
+        given: Mapping[Node, Any] | None = None,
+    ) -> Array:
+        """The rows of ``end`` in view ``number`` where those of ``start`` are ``rows`` [T, n]."""
+        view = self.views[number]
+        known = {**view.given, **(given or {}), **start.write(number, view, rows)}
+        return end.read(number, self.region.probe.run(end.nodes, known))
+
+    def is_before_routing(self, cut: Cut) -> bool:
+        """Whether ``cut`` is one node that needs neither gates nor experts."""
+        return len(cut.nodes) == 1 and is_before_routing(self.region, cut.nodes[0])
 
 
-def path(region: Region, start: Node, end: Node, beside: Iterable[Node] = ()) -> tuple[Node, ...]:
+def _width(indices: Sequence[Array | None]) -> int:
+    return -1 if indices[0] is None else int(indices[0].shape[1])
+
+
+def is_before_routing(region: Region, node: Node) -> bool:
+    """Whether ``node`` needs the activation h and neither gates nor experts."""
+    plan = region.probe.plan((node,), {region.h, *region.forced})
+    return not any(operand in region.forced for n in plan for operand in n.operands)
+
+
+def reads_gates(region: Region, nodes: Sequence[Node], known: Sequence[Node]) -> bool:
+    """Whether ``nodes`` need the gates, where the nodes ``known`` are given."""
+    plan = region.probe.plan(tuple(nodes), {region.h, *region.forced, *known})
+    return any(operand in region.gates.nodes for node in plan for operand in node.operands)
+
+
+def path(region: Region, start: Node, end: Node, beside: Iterable[Node] = ()) -> Lanes:
     """The nodes through which every path from ``start`` to ``end`` leads, with routing forced.
 
-    Nodes ``beside`` the start are given too: those of the other slots or experts.
+    Nodes ``beside`` the start are given too: those of the other lanes.
     """
     return separators(region.probe, start, end, {*region.forced, *beside} - {start})
 
 
-def cuts(
-    region: Region,
-    places: Sequence[tuple[Node, ...]],
-    target: Cut,
-    lanes: str,
-    rng: np.random.Generator,
-) -> list[Cut]:
-    """Those ``places``, given from ``target`` backwards, that hold rows.
-
-    Each is found by which rows of the cut behind it follow its own. Where a place has several
-    nodes, they are ``lanes``, slots or experts.
-    """
+def side_by_side(paths: Sequence[Lanes]) -> list[Lanes]:
+    """The places of several chains, one node a lane, as far as the chains run alike."""
     found = []
-    for nodes in places:
-        cut = target if nodes == target.nodes else cut_of(region, nodes, target, lanes, rng)
-        if cut is not None:
-            target = cut
-            found.append(cut)
+    for nodes in zip(*paths, strict=False):
+        if len({(node.op, node.types) for node in nodes}) > 1:
+            break
+        found.append(nodes)
     return found
 
 
-def cut_of(
-    region: Region, nodes: tuple[Node, ...], target: Cut, lanes: str, rng: np.random.Generator
-) -> Cut | None:
-    """``nodes`` as a cut: the layout in which changed rows change just those of ``target``."""
-    if not nodes[0].type.is_float:
-        return None
-    if [(node.op in ACTIVATIONS, node.operands) for node in target.nodes] == [
-        (True, (node,)) for node in nodes
-    ]:
-        return Cut(nodes, target.rows, target.kind)
-    for kind in (SLOT, EXPERT, TOKEN) if len(nodes) == 1 else (lanes,):
-        count = slots_of(region, kind)
-        if count == 1 and kind != TOKEN and len(nodes) == 1:
-            continue
-        for rows in layouts(nodes[0].type.shape, region.tokens, count if len(nodes) == 1 else 1):
-            cut = Cut(nodes, rows, kind)
-            if all(
-                _agrees(region, cut, target, *trial, rng) for trial in _trials(region, cut, rng)
-            ):
-                return cut
-    return None
+@dataclass(frozen=True)
+class Root:
+    """The activation whose rows are followed: a node in front of the routing, and its layout."""
+
+    node: Node
+    rows: Rows
 
 
-def _trials(
-    region: Region, cut: Cut, rng: np.random.Generator
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Which rows to change [T, S], the experts [T, k], and the one slot of each token to see [T].
+def views(
+    region: Region, root: Root, heads: Lanes, end: Lanes, y: Array, rng: np.random.Generator
+) -> tuple[View, ...] | None:
+    """Routings in which every expert is shown by some token, with nothing learnt but the lanes.
 
-    First a single row, which no other layout with as many rows has in the same place, seen and not
-    seen; then several.
+    ``y`` [T, n]: where the rows of the result lie. None where they do not follow the root's rows
+    token by token.
     """
-    t, k, slots = region.tokens, region.k, cut.slots
-    for token, slot in ((0, slots - 1), (t - 1, 0)):
-        single = np.zeros((t, slots), bool)
-        single[token, slot] = True
-        for other in (0, 1) if slots > 1 else (0,):
-            lit = slot + other if cut.kind == SLOT else 0
-            first = slot + other if cut.kind == EXPERT else rng.integers(region.count)
-            experts = (first + np.arange(t)[:, None] - token + np.arange(k)) % region.count
-            yield single, experts, np.full(t, lit % k)
-    for _ in range(2):
-        yield some_of((t, slots), rng), region.spread(rng), rng.integers(k, size=t)
+    t, k, count = region.tokens, region.k, region.count
+    found: list[View] = []
+    for first in range(0, count, t):
+        shown = (first + np.arange(t)) % count
+        lit = rng.integers(k, size=t)
+        experts = (shown[:, None] + np.arange(k) - lit[:, None]) % count
+        gates = np.where(np.arange(k) == lit[:, None], 1.0, 0.0)
+        given = region.force(experts, gates)
+        view = learnt(region, View(experts, lit, given, np.zeros(t, int), {}, {}), root, end, rng)
+        rows = places(np.arange(t), view.owners[end[0]])
+        idle = np.unique(shown[(view.owners[end[0]].reshape(-1)[y] == NONE).all(1)])
+        if 0 < len(idle) < len(np.unique(shown)):
+            numbers = ", ".join(str(number) for number in idle[:4])
+            raise NotRecognised(f"of {count} experts, {len(idle)} do nothing: {numbers}", 4)
+        if rows is None or not np.array_equal(np.sort(rows, 1), np.sort(y, 1)):
+            return None
+        found.append(replace(view, lane=_lane(region, view, heads, end, y, rng)))
+    return tuple(found)
 
 
-def _agrees(
-    region: Region,
-    cut: Cut,
-    target: Cut,
-    touched: Array,
-    experts: Array,
-    lit: Array,
-    rng: np.random.Generator,
-) -> bool:
-    """Whether changing the rows ``touched`` changes the same rows of ``target`` and no other.
-
-    Each token has one slot whose gate is not zero, ``lit``: behind the sum only that one is seen.
-    """
-    gates = random_gates(region.tokens, region.k, rng)
-    gates[np.arange(region.k) != lit[:, None]] = 0
-    wanted = _followers(cut.kind, target.kind, touched, experts, lit)
-    if wanted is None:
-        return False
-    base = rng.standard_normal((region.tokens, cut.slots, cut.channels))
-    other = np.where(touched[:, :, None], rng.standard_normal(base.shape), base)
-    seen = [
-        target.read(region.probe.run(target.nodes, region.force(experts, gates) | cut.write(value)))
-        for value in (base, other)
-    ]
-    changed = (seen[0] != seen[1]).any(2)
-    return np.array_equal(changed, np.broadcast_to(wanted, changed.shape))
+def _lane(
+    region: Region, view: View, heads: Lanes, end: Lanes, y: Array, rng: np.random.Generator
+) -> Array:
+    """Which of the nodes ``heads`` each token's result follows, NONE or SEVERAL where not one."""
+    if len(heads) == 1:
+        return view.lane
+    base = {node: rng.standard_normal(node.type.shape) for node in heads}
+    before = region.probe.run(end, {**view.given, **base})[0].reshape(-1)[y]
+    owners = Owners(words := code_words(len(heads)), (len(y),))
+    for bit in range(words.shape[1]):
+        fresh = {
+            node: rng.standard_normal(node.type.shape)
+            for node, word in zip(heads, words, strict=True)
+            if word[bit]
+        }
+        after = region.probe.run(end, {**view.given, **base, **fresh})[0].reshape(-1)[y]
+        owners.note(bit, (after != before).any(1))
+    return owners.read()
 
 
-def _followers(kind: str, target: str, touched: Array, experts: Array, lit: Array) -> Array | None:
-    """Which rows of a ``target`` change where rows ``touched`` do; None if it cannot be so."""
-    if kind in (target, TOKEN):
-        return touched
-    if target == EXPERT:
-        return None
-    if kind == EXPERT:
-        touched = np.take_along_axis(touched, experts, 1)  # [T, k]
-    return touched if target == SLOT else np.take_along_axis(touched, lit[:, None], 1)
+def learnt(
+    region: Region, view: View, root: Root, nodes: Sequence[Node], rng: np.random.Generator
+) -> View:
+    """``view`` with the base value and the owners of ``nodes``."""
+    t = region.tokens
+    words = code_words(t)
+    first, second = rng.standard_normal((2, t, 1, root.rows.channels))
 
+    def run(rows: Array) -> list[Array]:
+        return region.probe.run(nodes, {**view.given, root.node: root.rows.write(rows)})
 
-def row_probe(region: Region, start: Cut, end: Cut) -> RowProbe:
-    """The map of rows from ``start`` to ``end``, for rows of any experts."""
-
-    def run(rows: Array, experts: Array) -> Array:
-        out = np.empty((len(rows), end.channels))
-        batch, token, slot = _places(region, start, end, experts)
-        for number in range(int(batch.max(initial=-1)) + 1):
-            here = np.flatnonzero(batch == number)
-            t, s, e = token[here], slot[here], experts[here]
-            value = np.zeros((region.tokens, start.slots, start.channels))
-            value[t, s] = rows[here]
-            chosen = np.full((region.tokens, region.k), e[0])
-            chosen[t, s if start.kind == SLOT else slice(None)] = (
-                e if start.kind == SLOT else e[:, None]
-            )
-            given = region.force(chosen, np.ones(chosen.shape)) | start.write(value)
-            result = end.read(region.probe.run(end.nodes, given))
-            if end.kind == EXPERT:
-                s = e
-            elif start.kind != SLOT or end.kind == TOKEN:
-                s = np.zeros_like(s)
-            out[here] = result[t, s]
-        return out
-
-    return run
-
-
-def _places(region: Region, start: Cut, end: Cut, experts: Array) -> tuple[Array, Array, Array]:
-    """Where each row runs: in which batch, as which token, in which slot of ``start``."""
-    number, t = np.arange(len(experts)), region.tokens
-    if start.kind == SLOT:
-        size = t * region.k
-        return number // size, number % size // region.k, number % region.k
-    slot = experts if start.kind == EXPERT else np.zeros_like(experts)
-    if start.kind == end.kind == EXPERT:
-        for expert in np.unique(experts):  # experts have rows of their own for the same token
-            number[experts == expert] = np.arange((experts == expert).sum())
-    return number // t, number % t, slot
-
-
-def needs_gates(region: Region, start: Cut, end: Cut) -> bool:
-    """Whether the map from ``start`` to ``end`` reads the gates."""
-    given = {*region.forced, *start.nodes}
-    plan = region.probe.plan(end.nodes, given)
-    return any(operand in region.gates for node in plan for operand in node.operands)
-
-
-def is_before_routing(region: Region, cut: Cut) -> bool:
-    """Whether ``cut`` is one node that needs neither gates nor experts, with one row a token.
-
-    The row may stand there several times, where the model repeats it before it norms it.
-    """
-    if len(cut.nodes) > 1:
-        return False
-    plan = region.probe.plan(cut.nodes, {region.h, *region.forced})
-    if any(operand in region.forced for node in plan for operand in node.operands):
-        return False
-    h = np.random.default_rng(0).standard_normal(region.h.type.shape)
-    rows = cut.read(region.probe.run(cut.nodes, {region.h: h}))
-    return bool((rows == rows[:, :1]).all())
+    base = run(first)
+    owners = [Owners(words, node.type.shape) for node in nodes]
+    for bit in range(words.shape[1]):
+        values = run(np.where(words[:, bit, None, None], second, first))
+        for owner, value, was in zip(owners, values, base, strict=True):
+            owner.note(bit, value != was)
+    tokens = {node: filled(owner.read()) for node, owner in zip(nodes, owners, strict=True)}
+    known = dict(zip(nodes, base, strict=True))
+    return replace(view, base={**view.base, **known}, owners={**view.owners, **tokens})

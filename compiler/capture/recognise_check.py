@@ -15,7 +15,7 @@ import numpy as np
 from ..ir.graph import Node
 from .recognise_layer import Layer
 from .recognise_probe import OutOfReach
-from .recognise_rotation import Activation
+from .recognise_rotation import Activation, Blocks
 from .recognise_routing import Region, random_gates
 from .recognise_rows import layouts
 from .recognise_ternary import as_ternary, product_of
@@ -31,7 +31,7 @@ class Residual:
     """The largest relative difference from the captured layer, and on which trial it was seen.
 
     ``exact`` is the difference where the captured layer is given exactly ternary matrices in place
-    of straight-through ones; a ``rounded`` activation cannot be so replaced.
+    of straight-through ones; what is ``rounded`` cannot be so replaced.
     """
 
     captured: float
@@ -49,7 +49,8 @@ def residual(layer: Layer, new: Node, rng: np.random.Generator) -> Residual:
     """How far ``new`` is from the layer's y, over all trials."""
     y, probe = layer.y, layer.region.probe
     matrices = _exact_matrices(layer)
-    rounded = any(isinstance(step, Activation) and step.rounded for step in layer.middle)
+    steps = [*layer.rotation_in, *layer.middle]
+    rounded = any(isinstance(step, Activation | Blocks) and step.rounded for step in steps)
     captured, exact, where = 0.0, 0.0, "no trial"
     for name, given in _trials(layer.region, rng):
         seen = _difference(*probe.run([new, y], given))
@@ -73,8 +74,8 @@ def _exact_matrices(layer: Layer) -> dict[Node, Array]:
     for node in region.probe.plan((layer.y,), {region.h, *region.forced}):
         product = product_of(region.probe, node)
         ternary = None if product is None else as_ternary(product.w)
-        if ternary is not None and ternary.drift:
-            exact[node.operands[1]] = ternary.value.T if node.op == "matmul" else ternary.value
+        if product is not None and ternary is not None and ternary.drift:
+            exact[product.constant] = product.held(ternary.value)
     return exact
 
 
@@ -96,14 +97,15 @@ def routes_by_order(region: Region, rng: np.random.Generator) -> bool:
 
 def _routing(region: Region, h: Array) -> Array:
     """Expert numbers and gates of each token, [T, 2 k], where nothing is forced."""
-    values = region.probe.run([region.experts, region.gates[0]], {region.h: h})
-    return np.concatenate([value.reshape(region.tokens, region.k) for value in values], axis=1)
+    numbers, value = region.probe.run([region.experts, region.gates.nodes[0]], {region.h: h})
+    experts = numbers.reshape(region.tokens, region.k)
+    return np.concatenate([experts, region.gates.read(value, experts)], axis=1)
 
 
 def routes_by_h(region: Region) -> bool:
     """Whether the router reads the experts' own activation and nothing else."""
     try:
-        region.probe.plan((region.experts, region.gates[0]), {region.h})
+        region.probe.plan((region.experts, region.gates.nodes[0]), {region.h})
     except OutOfReach:
         return False
     return True

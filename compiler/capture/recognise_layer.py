@@ -7,28 +7,32 @@ Each part is refused alone, with a reason; nothing is taken over that was not pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
 from ..ir.graph import Node
 from .recognise_chain import (
-    EXPERT,
-    SLOT,
-    TOKEN,
+    Chain,
     Cut,
-    cuts,
+    Lanes,
+    Root,
     is_before_routing,
-    needs_gates,
+    learnt,
     path,
-    row_probe,
+    reads_gates,
+    side_by_side,
+    views,
 )
+from .recognise_dense import as_dense, in_pairs
 from .recognise_probe import ancestors
 from .recognise_rotation import (
     Activation,
     Bias,
     Blocks,
+    Scale,
     Step,
     Unknown,
     classify,
@@ -36,7 +40,7 @@ from .recognise_rotation import (
     simplified,
 )
 from .recognise_routing import NotRecognised, Region, random_gates
-from .recognise_rows import Rows
+from .recognise_rows import Rows, layouts
 from .recognise_ternary import Product, Ternary, as_ternary, is_selection, levels, product_of
 
 Array = np.ndarray
@@ -53,12 +57,13 @@ class Down:
 
 @dataclass(frozen=True)
 class Layer:
-    """A recognised layer. ``x`` is the cut from which the experts read."""
+    """A recognised layer. The experts read the rows ``x_rows`` of the node ``x``."""
 
     region: Region
     y: Node
     y_rows: Rows
-    x: Cut
+    x: Node
+    x_rows: Rows
     rotation_in: list[Step]
     product: Product
     substrate: Ternary
@@ -69,180 +74,231 @@ class Layer:
 
 def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> Layer:
     """The parts of the mixture whose result is ``y``. Raises NotRecognised."""
-    end = Cut((y,), y_rows, TOKEN)
-    lanes, products = find_substrate(region, end, rng)
+    products = find_substrate(region, y)
     product = products[0]
-    behind = _places_behind(region, tuple(p.node for p in products), end, lanes, rng)
-    read_rows = behind[0].rows.with_channels(product.x.type.shape)
-    if read_rows is None:
-        raise NotRecognised(f"'{product.node.name}' multiplies along another axis")
-    nodes = _once(p.x for p in products)
-    read = Cut(nodes, read_rows, behind[0].kind if len(nodes) == len(products) else TOKEN)
+    chain, fronts, backs = _chain(region, products, y, y_rows, rng)
+    made = tuple(p.node for p in products)
+    behind = chain.cuts(backs[::-1], chain.end)[::-1]
+    if not behind or behind[0].nodes != tuple(dict.fromkeys(made)):
+        raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
+    read = chain.cut_at(tuple(p.x for p in products), behind[0])
+    found = (0, 0) if read is None else (behind[0].channels, read.channels)
+    if read is None or found != product.w.shape:
+        raise NotRecognised(f"'{product.node.name}' multiplies along another axis", 4)
     substrate = as_ternary(product.w)
     assert substrate is not None, "find_substrate gives ternary products only"
-    x, rotation_in = _in_front(region, read, rng)
-    bias, middle, last = _behind(region, behind, rng)
-    bias = _sum(product.bias, bias)
-    down = _down(region, last, end, rng)
-    return Layer(region, y, y_rows, x, rotation_in, product, substrate, bias, middle, down)
+    x, x_rows, rotation_in = _in_front(chain, read, fronts, rng)
+    steps, last = _behind(chain, behind, rng)
+    if product.bias is not None:
+        steps = [Bias(product.bias), *steps]
+    gain_in, rotation_in = _without_scale(rotation_in, region.count)
+    gain_out, bias, middle = _at_product(steps, region.count)
+    substrate = substrate.times(gain_in * gain_out)
+    _check_order(middle)
+    middle = simplified(middle, behind[0].channels)
+    down = _down(chain, last, rng)
+    return Layer(region, y, y_rows, x, x_rows, rotation_in, product, substrate, bias, middle, down)
 
 
-def _once(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """The nodes of a cut: one where all are the same."""
-    each = tuple(nodes)
-    return each[:1] if len(set(each)) == 1 else each
+def _chain(
+    region: Region, products: list[Product], y: Node, y_rows: Rows, rng: np.random.Generator
+) -> tuple[Chain, list[Lanes], list[Lanes]]:
+    """The chain through the products, with its places in front of them and behind, in order."""
+    made = tuple(p.node for p in products)
+    if reads_gates(region, [p.x for p in products], ()):
+        raise NotRecognised("the gates enter in front of the ternary product", 4)
+    backs = side_by_side([path(region, node, y, made) for node in made])
+    y_index = y_rows.read(np.arange(y.type.size).reshape(y.type.shape))[:, 0]
+    for root in _roots(region, [p.x for p in products]):
+        found = views(region, root, made, (y,), y_index, rng)
+        if found is None:
+            continue
+        for view in found:
+            if (view.lane < 0).any():
+                raise NotRecognised(
+                    f"the result of a token needs none or several of {len(made)} ternary products",
+                    4,
+                )
+        fronts = side_by_side([path(region, root.node, p.x) for p in products])
+        fronts = [*fronts[:-1], tuple(p.x for p in products)]
+        nodes = list(dict.fromkeys(node for place in (*fronts, *backs) for node in place))
+        known = tuple(learnt(region, view, root, nodes, rng) for view in found)
+        end = Cut((y,), (y_index,) * len(known))
+        return Chain(region, known, end), fronts, backs
+    raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
 
 
-def _sum(a: Array | None, b: Array | None) -> Array | None:
-    return b if a is None else a if b is None else a + b
+def _roots(region: Region, reads: Sequence[Node]) -> Iterator[Root]:
+    """The activations in front of the routing that all ``reads`` follow, each as rows of tokens."""
+    shared = path(region, region.h, reads[0])
+    for node in reads[1:]:
+        others = set(path(region, region.h, node))
+        shared = tuple(n for n in shared if n in others)
+    for node in shared:
+        if node.type.is_float and is_before_routing(region, node):
+            for rows in layouts(node.type.shape, region.tokens, 1):
+                yield Root(node, rows)
 
 
-def find_substrate(region: Region, end: Cut, rng: np.random.Generator) -> tuple[str, list[Product]]:
-    """The ternary product through which all experts pass, or one for each slot or expert.
+def _without_scale(steps: list[Step], experts: int) -> tuple[Array, list[Step]]:
+    """The one factor by which linear ``steps`` scale all channels, and the steps without it."""
+    gain = np.asarray(1.0)
+    kept: list[Step] = []
+    for step in steps:
+        if isinstance(step, Scale) and (step.values == step.values[0]).all():
+            gain = gain * step.values[0]
+        else:
+            kept.append(_plain(step, experts))
+    return gain, kept
+
+
+def _at_product(
+    steps: list[Step], experts: int
+) -> tuple[Array, Array | None, list[Step]]:
+    """What ``steps`` behind the product scale its rows by, and add to them, and what they then do."""
+    gain = np.asarray(1.0)
+    bias: Array | None = None
+    rest = list(steps)
+    while rest and isinstance(rest[0], Scale | Bias):
+        step = rest.pop(0)
+        if isinstance(step, Bias):
+            bias = step.values if bias is None else bias + step.values
+        else:
+            assert isinstance(step, Scale)
+            gain, bias = gain * step.values, None if bias is None else bias * step.values
+    plain = [_plain(step, experts) for step in rest]
+    if bias is not None:
+        return gain, bias, plain
+    linear = len(list(takewhile(lambda step: not isinstance(step, Bias | Activation), rest)))
+    factor, first = _without_scale(rest[:linear], experts)
+    return gain * factor, None, first + plain[linear:]
+
+
+def _plain(step: Step, experts: int) -> Step:
+    """A factor of each channel as blocks, and all else as it is."""
+    return step.as_blocks(experts) if isinstance(step, Scale) else step
+
+
+def find_substrate(region: Region, y: Node) -> list[Product]:
+    """The ternary products through which all experts pass: one, or one for each lane of a loop.
 
     Raises NotRecognised where there is none, or where the experts' matrices differ.
     """
-    y = end.nodes[0]
-    plan = region.probe.plan((y,), {region.h, *region.forced})
-    live = {region.h}
-    for node in plan:
-        if not live.isdisjoint(node.operands):
-            live.add(node)
-    products = [p for node in plan if (p := product_of(region.probe, node)) and p.x in live]
+    products = _products(region, (region.h,), y)
     if not products:
-        raise NotRecognised("no product with a constant matrix between the routing and its result")
+        nothing = "no product with a constant matrix between the routing and its result"
+        raise NotRecognised(nothing, 1)
     ternary = [p for p in products if as_ternary(p.w) is not None and not is_selection(p.w)]
     if not ternary:
         found = ", ".join(dict.fromkeys(f"'{p.node.name}': {levels(p.w)}" for p in products[:4]))
-        raise NotRecognised(f"no matrix of the experts is ternary ({found})")
+        raise NotRecognised(f"no matrix of the experts is ternary ({found})", 2)
     # W_down may be ternary too, so the substrate is the first one on its path.
     nodes = {p.node for p in ternary}
     heads = [p for p in ternary if len(nodes & ancestors(p.node)) == 1]
     if any(not np.array_equal(p.w, heads[0].w) for p in heads):
-        raise NotRecognised("the experts do not share their ternary matrix")
+        raise NotRecognised("the experts do not share their ternary matrix", 5)
     if any(not _same(p.bias, heads[0].bias) for p in heads):
-        raise NotRecognised("the experts do not share the bias behind the ternary product")
-    if len(heads) == 1:
-        return SLOT, heads
-    lanes, order = _lanes(region, [p.node for p in heads], end, rng)
-    return lanes, [heads[number] for number in order]
+        raise NotRecognised("the experts do not share the bias behind the ternary product", 5)
+    return heads
+
+
+def _products(region: Region, start: Lanes, end: Node) -> list[Product]:
+    """The products with constant matrices between ``start`` and ``end``, in order."""
+    live = set(start)
+    found = []
+    for node in region.probe.plan((end,), {*start, *region.forced}):
+        if not live.isdisjoint(node.operands):
+            live.add(node)
+            product = product_of(region.probe, node) if node.type.is_float else None
+            if product is not None and product.x in live:
+                found.append(product)
+    return found
 
 
 def _same(a: Array | None, b: Array | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
 
 
-def _lanes(
-    region: Region, heads: list[Node], end: Cut, rng: np.random.Generator
-) -> tuple[str, list[int]]:
-    """Whether a loop's products belong to slots or to experts, and the number of each one's.
-
-    Each token shows one slot. The product it passes through is read off bit by bit: bit b by
-    changing all products whose number has it.
-    """
-    t, k = region.tokens, region.k
-    by_slot: dict[int, set[int]] = {slot: set() for slot in range(k)}
-    by_expert: dict[int, set[int]] = {expert: set() for expert in range(region.count)}
-    rounds = 0
-    while rounds < 2 or (rounds < 200 and not all(by_expert.values())):
-        rounds += 1
-        experts, lit = region.spread(rng), rng.integers(k, size=t)
-        gates = np.where(np.arange(k) == lit[:, None], 1.0, 0.0)
-        value = {node: rng.standard_normal(node.type.shape) for node in heads}
-        forced = region.force(experts, gates)
-        base = end.read(region.probe.run(end.nodes, forced | value))
-        number = np.zeros(t, np.int64)
-        for bit in range(len(heads).bit_length()):
-            fresh = {
-                node: rng.standard_normal(node.type.shape)
-                for i, node in enumerate(heads, start=1)
-                if i >> bit & 1
-            }
-            seen = end.read(region.probe.run(end.nodes, forced | value | fresh))
-            number += (seen != base).any((1, 2)).astype(np.int64) << bit
-        for token in range(t):
-            by_slot[int(lit[token])].add(int(number[token]))
-            by_expert[int(experts[token, lit[token]])].add(int(number[token]))
-    for kind, votes in ((SLOT, by_slot), (EXPERT, by_expert)):
-        order = [min(numbers) - 1 for numbers in votes.values() if len(numbers) == 1]
-        if len(order) == len(votes) and sorted(order) == list(range(len(heads))):
-            return kind, order
-    raise NotRecognised(
-        f"{len(heads)} ternary products belong neither to the {k} slots nor to the "
-        f"{region.count} experts, one each"
-    )
-
-
-def _in_front(region: Region, read: Cut, rng: np.random.Generator) -> tuple[Cut, list[Step]]:
-    """The cut x from which rotation starts, and the steps from there to the product.
+def _in_front(
+    chain: Chain, read: Cut, fronts: list[Lanes], rng: np.random.Generator
+) -> tuple[Node, Rows, list[Step]]:
+    """The node x from which rotation starts, its rows, and the steps from there to the product.
 
     Walked backwards, so that what lies in front of the rotation (a norm) stays as it is.
     """
-    paths = [path(region, region.h, node)[::-1] for node in read.nodes]
     steps: list[Step] = []
     current = read
-    for start in cuts(region, side_by_side(paths)[1:], read, read.kind, rng):
-        if needs_gates(region, start, current):
-            raise NotRecognised("the gates enter in front of the ternary product")
-        found = _classified(region, start, current, rng)
+    for start in chain.cuts(fronts[-2::-1], read):
+        found = _classified(chain, start, current, rng)
         bad = found if isinstance(found, Unknown) else _unfit(found, "in front")
         if isinstance(bad, Unknown):
-            if is_before_routing(region, current):
+            if _rows(chain, current) is not None:
                 break
-            raise NotRecognised(_sentence(start, current, bad))
+            raise NotRecognised(_sentence(start, current, bad), 5)
         assert not isinstance(found, Unknown)
         steps = [*found, *steps]
         current = start
-    if not is_before_routing(region, current):
-        raise NotRecognised(
-            f"the experts do not start from one activation (reached '{current.nodes[0].name}')"
-        )
-    return current, simplified(steps, current.channels)
+    rows = _rows(chain, current)
+    if rows is None:
+        name = current.nodes[0].name
+        raise NotRecognised(f"the experts do not start from one activation (reached '{name}')", 5)
+    return current.nodes[0], rows, simplified(steps, current.channels)
 
 
-def _places_behind(
-    region: Region, made: tuple[Node, ...], end: Cut, lanes: str, rng: np.random.Generator
-) -> list[Cut]:
-    """The cuts from the ternary product to the result, both with them."""
-    places = side_by_side([path(region, node, end.nodes[0], made) for node in made])
-    found = cuts(region, places[::-1], end, lanes, rng)[::-1]
-    if not found or found[0].nodes != made:
-        raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix")
-    return found
+def _rows(chain: Chain, cut: Cut) -> Rows | None:
+    """How the one node of ``cut`` holds a row for each token, where the model may repeat them.
+
+    None where the node depends on the routing, or has not the same row for all experts.
+    """
+    if not chain.is_before_routing(cut):
+        return None
+    node = cut.nodes[0]
+    number = np.arange(node.type.size).reshape(node.type.shape)
+    for copies in dict.fromkeys((1, cut.copies)):
+        for rows in layouts(node.type.shape, chain.region.tokens, copies):
+            index = rows.read(number)  # [T, copies, n]
+            if rows.channels == cut.channels and all(
+                (index == shown[:, None]).all(2).any(1).all() for shown in cut.index
+            ):
+                value = rows.read(chain.views[0].base[node])
+                if (value == value[:, :1]).all():
+                    return rows
+    return None
 
 
 def _behind(
-    region: Region, places: list[Cut], rng: np.random.Generator
-) -> tuple[Array | None, list[Step], Cut]:
-    """Bias, then the steps behind the product, and the cut at which W_down or the gates begin."""
-    bias: Array | None = None
+    chain: Chain, places: list[Cut], rng: np.random.Generator
+) -> tuple[list[Step], Cut]:
+    """The steps behind the product, and the cut at which W_down or the gates begin."""
     steps: list[Step] = []
     current = places[0]
+    last = 0, current
     for cut in places[1:]:
-        merged = cut.kind == TOKEN != current.kind
-        if merged or needs_gates(region, current, cut):
+        if reads_gates(chain.region, cut.nodes, current.nodes):
             break
-        if any(product_of(region.probe, node) is not None for node in cut.nodes):
+        products = [product_of(chain.region.probe, node) for node in cut.nodes]
+        if any(product is not None and not is_selection(product.w) for product in products):
             break
-        found = _classified(region, current, cut, rng)
+        found = _classified(chain, current, cut, rng)
         if isinstance(found, Unknown):
             if _has_rotation_or_activation(steps):
                 break  # perhaps W_down in another form; `_down` will tell
-            raise NotRecognised(_sentence(current, cut, found))
-        if found and isinstance(found[-1], Bias):
-            if steps or len(found) > 1:
-                break
-            bias = _sum(bias, found[0].values) if isinstance(found[0], Bias) else bias
-        else:
-            steps = [*steps, *found]
+            raise NotRecognised(_sentence(current, cut, found), 5)
+        steps = [*steps, *found]
         current = cut
-    steps = simplified(steps, places[0].channels)
+        # A bias that nothing follows is one of the result.
+        if not steps or not isinstance(steps[-1], Bias) or not _has_rotation_or_activation(steps):
+            last = len(steps), cut
+    return steps[: last[0]], last[1]
+
+
+def _check_order(steps: list[Step]) -> None:
+    """Raises NotRecognised unless there is one activation, in front of the rotation or behind it."""
     kinds = [type(step) for step in steps if isinstance(step, Activation | Blocks)]
     if kinds.count(Activation) > 1:
-        raise NotRecognised("an expert has several activations")
+        raise NotRecognised("an expert has several activations", 5)
     if Activation in kinds and Activation not in (kinds[0], kinds[-1]):
-        raise NotRecognised("the activation stands between two layers of the rotation")
-    return bias, steps, current
+        raise NotRecognised("the activation stands between two layers of the rotation", 5)
 
 
 def _has_rotation_or_activation(steps: list[Step]) -> bool:
@@ -265,61 +321,64 @@ def _sentence(start: Cut, end: Cut, unknown: Unknown) -> str:
 
 
 def _classified(
-    region: Region, start: Cut, end: Cut, rng: np.random.Generator
+    chain: Chain, start: Cut, end: Cut, rng: np.random.Generator
 ) -> list[Step] | Unknown:
     node = end.nodes[0]
-    follows = (node.operands[0],) == start.nodes and start.kind == end.kind
-    plain = start.rows.is_plain and end.rows.is_plain and start.channels == end.channels
-    if node.op == "reshape" and follows and plain:
+    if node.op == "reshape" and (node.operands[0],) == start.nodes and _same_rows(start, end):
         return []
-    found = classify(row_probe(region, start, end), start.channels, region.count, rng)
+    count = chain.region.count
+    probe = chain.row_probe(start, end)
+    found = classify(probe, start.channels, count, rng)
     if isinstance(found, Unknown):
-        return found
-    return [replace(step, source=node.source) for step in found]
+        layers = as_dense(probe, start.channels, count) if start.channels == end.channels else None
+        if layers is None:
+            return found
+        found = layers
+    return [replace(step, source=node.source) for step in in_pairs(found)]
 
 
-def side_by_side(paths: list[tuple[Node, ...]]) -> list[tuple[Node, ...]]:
-    """The places of several chains, one node an expert, as far as the chains run alike."""
-    places = []
-    for nodes in zip(*paths, strict=False):
-        if len({(node.op, node.types) for node in nodes}) > 1:
-            break
-        places.append(_once(nodes))
-    return places
+def _same_rows(start: Cut, end: Cut) -> bool:
+    """Whether both cuts find the same rows at the same places."""
+    return all(np.array_equal(a, b) for a, b in zip(start.index, end.index, strict=True))
 
 
-def _down(region: Region, last: Cut, end: Cut, rng: np.random.Generator) -> Down:
+def _scale(x: Array, y: Array) -> Array:
+    """The factor of each channel by which ``x`` [T, n] may become ``y``, where it is largest."""
+    largest = np.abs(x).argmax(0)[None]
+    x, y = (np.take_along_axis(value, largest, 0)[0] for value in (x, y))
+    return np.asarray(np.divide(y, x, out=np.ones_like(x), where=x != 0))
+
+
+def _down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
     """The shared map from the experts' rows at ``last`` to y, checked on random rows and gates."""
+    region = chain.region
     t, k = region.tokens, region.k
-    plan = region.probe.plan(end.nodes, {*last.nodes, *region.forced})
-    found = [p for node in plan if (p := product_of(region.probe, node)) is not None]
+    found = _products(region, last.nodes, chain.end.nodes[0])
     if any(not np.array_equal(p.w, found[0].w) for p in found):
-        raise NotRecognised("behind the experts lie several matrices: W_down is not shared")
+        raise NotRecognised("behind the experts lie several matrices: W_down is not shared", 6)
     w = found[0].w if found else None
     if w is not None and w.shape[1] != last.channels:
-        raise NotRecognised(f"'{found[0].node.name}' does not read the experts' rows as they are")
-    experts = region.spread(rng)
+        unread = f"'{found[0].node.name}' does not read the experts' rows as they are"
+        raise NotRecognised(unread, 6)
 
-    def run(rows: Array, gates: Array) -> Array:  # rows: [T, S, F]
-        given = region.force(experts, gates) | last.write(rows)
-        return end.read(region.probe.run(end.nodes, given))[:, 0]  # [T, N]
+    def run(number: int, rows: Array, gate: Array) -> Array:  # rows: [T, F], gate: [T] -> [T, N]
+        view = chain.views[number]
+        gates = np.where(np.arange(k) == view.lit[:, None], gate[:, None], 0.0)
+        return chain.run(number, last, chain.end, rows, region.force(view.experts, gates))
 
-    zeros = np.zeros((t, last.slots, last.channels))
-    one = np.zeros((t, k))
-    one[:, 0] = 1
-    once = run(zeros, np.zeros((t, k)))[0]
-    weighted = run(zeros, one)[0] - once
-    for _ in range(2):
-        rows, gates = rng.standard_normal(zeros.shape), random_gates(t, k, rng)
-        # chosen: [T, k, F], the row of each chosen expert
-        if last.kind == EXPERT:
-            chosen = np.take_along_axis(rows, experts[:, :, None], 1)
-        else:
-            chosen = np.broadcast_to(rows, (t, k, last.channels))
-        mapped = chosen if w is None else chosen @ w.astype(np.float64).T  # [T, k, N]
-        if mapped.shape[2] != len(once):
-            raise NotRecognised("no matrix that all experts share makes the result of their rows")
-        wanted = ((mapped + weighted) * gates[:, :, None]).sum(1) + once
-        if not close(run(rows, gates), wanted, 1e-10):
-            raise NotRecognised("the sum over the experts is not gate times one shared map")
+    zeros = np.zeros((t, last.channels))
+    once = run(0, zeros, np.zeros(t))[0]
+    weighted = run(0, zeros, np.ones(t))[0] - once
+    for number in (*range(len(chain.views)), 0):
+        rows, gate = rng.standard_normal(zeros.shape), random_gates(t, 1, rng)
+        mapped = rows if w is None else rows @ w.astype(np.float64).T  # [T, N]
+        if mapped.shape[1] != len(once):
+            none = "no matrix that all experts share makes the result of their rows"
+            raise NotRecognised(none, 6)
+        made = run(number, rows, gate[:, 0])
+        if w is not None and not close(made, (mapped + weighted) * gate + once, 1e-10):
+            scale = _scale(mapped * gate, made - weighted * gate - once)
+            w, mapped = w * scale[:, None], mapped * scale
+        if not close(made, (mapped + weighted) * gate + once, 1e-10):
+            raise NotRecognised("the sum over the experts is not gate times one shared map", 6)
     return Down(w, weighted if weighted.any() else None, once if once.any() else None)

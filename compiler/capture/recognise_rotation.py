@@ -33,9 +33,13 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Each group of channels times one block, for each expert: blocks [E, groups, b, b]."""
+    """Each group of channels times one block, for each expert: blocks [E, groups, b, b].
+
+    ``rounded``: a layer of a matrix that float32 rounds.
+    """
 
     blocks: Array
+    rounded: bool = False
     source: str = ""
 
 
@@ -45,6 +49,20 @@ class Bias:
 
     values: Array
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Each channel times a factor, the same for every expert: values [n]."""
+
+    values: Array
+    source: str = ""
+
+    def as_blocks(self, experts: int) -> Blocks:
+        """The same as blocks of two channels for each expert; for an even number of channels."""
+        pairs = np.eye(2) * self.values.reshape(-1, 2)[:, :, None]
+        blocks = np.broadcast_to(pairs, (experts, *pairs.shape))
+        return Blocks(blocks, source=self.source)
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class Activation:
     source: str = ""
 
 
-Step = Shuffle | Blocks | Bias | Activation
+Step = Shuffle | Blocks | Scale | Bias | Activation
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,7 @@ def classify(
     other = rng.standard_normal(x.shape)
     if not close(probe(x + other, every) - y, probe(other, every) - bias):
         return Unknown("is not linear")
-    steps = _as_shuffle(probe, channels, x, y, bias)
+    steps = _as_shuffle(probe, channels, x, y, bias) or _as_scale(x, y - bias)
     if steps is None:
         found = _as_blocks(probe, every, x, y, bias, rng)
         if isinstance(found, Unknown):
@@ -122,12 +140,23 @@ def _as_shuffle(
     return [step] if close(run_step(step, x, None), y - bias) else None
 
 
+def _as_scale(x: Array, y: Array) -> list[Step] | None:
+    """The map of rows ``x`` to ``y`` as a factor for each channel."""
+    if x.shape != y.shape:
+        return None
+    largest = np.abs(x).argmax(0)[None]
+    values = (np.take_along_axis(y, largest, 0) / np.take_along_axis(x, largest, 0))[0]
+    return [Scale(values)] if close(x * values, y) else None
+
+
 def run_step(step: Step, x: Array, experts: Array | None) -> Array:
     """What ``step`` makes of rows x [R, n] of the given experts."""
     if isinstance(step, Shuffle):
         return np.where(step.order >= 0, x[:, np.maximum(step.order, 0)], 0.0)
     if isinstance(step, Bias):
         return np.asarray(x + step.values)
+    if isinstance(step, Scale):
+        return np.asarray(x * step.values)
     if isinstance(step, Activation):
         return ACTIVATIONS[step.name](x)
     assert experts is not None, "blocks belong to experts"

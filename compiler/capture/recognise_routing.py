@@ -8,34 +8,70 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from ..ir.build import result
 from ..ir.graph import Graph, Node
-from .recognise_probe import Probe, ancestors
+from .recognise_probe import OutOfReach, Probe, ancestors
 from .recognise_rotation import close
-from .recognise_rows import Rows, layouts
+from .recognise_rows import Rows, layouts, plain_rows
 
 Array = np.ndarray
 
 
 class NotRecognised(Exception):
-    """A layer is not what it was taken for; the message is the reason that a person reads."""
+    """A layer is not what it was taken for; the message is the reason that a person reads.
+
+    ``stage``: how much of the layer had been found by then. Of several attempts the one that came
+    furthest tells most.
+    """
+
+    def __init__(self, reason: str, stage: int = 0) -> None:
+        super().__init__(reason)
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The factors of the chosen experts: several nodes of one value, and where its rows lie.
+
+    A row holds the factors of the k chosen, in their order; or, where ``dense``, one for each
+    expert, zero for those not chosen.
+    """
+
+    nodes: tuple[Node, ...]
+    rows: Rows
+    dense: bool
+
+    def write(self, experts: Array, gates: Array, count: int) -> dict[Node, Array]:
+        """The nodes' values where ``experts`` [T, k], of ``count``, have the factors ``gates``."""
+        if self.dense:
+            every = np.zeros((len(experts), count))
+            np.put_along_axis(every, experts, gates.astype(np.float64), 1)
+            gates = every
+        value = self.rows.write(gates.astype(np.float64)[:, None])
+        return {node: value.reshape(node.type.shape) for node in self.nodes}
+
+    def read(self, value: Array, experts: Array) -> Array:
+        """The factors [T, k] of the chosen ``experts`` [T, k]."""
+        rows = self.rows.read(value)[:, 0]
+        return np.take_along_axis(rows, experts, 1) if self.dense else rows
 
 
 @dataclass(frozen=True)
 class Region:
     """A mixture of ``count`` experts: y = f(h, experts, gates), one row of y a token.
 
-    ``experts`` and ``gates`` are nodes that hold, token by token, the k numbers and the k factors;
-    ``gates`` may be several nodes of one value.
+    ``experts`` is the node that holds, token by token, the k numbers.
     """
 
     probe: Probe
     top_k: Node
     experts: Node
-    gates: tuple[Node, ...]
+    gates: Gates
     tokens: int
     k: int
     count: int
@@ -44,7 +80,7 @@ class Region:
     @property
     def forced(self) -> frozenset[Node]:
         """The nodes that `force` sets."""
-        return frozenset((self.top_k, *self.gates))
+        return frozenset((self.top_k, *self.gates.nodes))
 
     def force(self, experts: Array, gates: Array) -> dict[Node, Any]:
         """Given values by which tokens go to ``experts`` [T, k] with factors ``gates`` [T, k].
@@ -54,9 +90,7 @@ class Region:
         values, numbers = self.top_k.types
         numbered = experts.reshape(numbers.shape).astype(np.int64)
         given: dict[Node, Any] = {self.top_k: (np.full(values.shape, np.nan), numbered)}
-        for node in self.gates:
-            given[node] = gates.astype(np.float64).reshape(node.type.shape)
-        return given
+        return given | self.gates.write(experts, gates, self.count)
 
     def spread(self, rng: np.random.Generator) -> Array:
         """Expert numbers [T, k], no token with one twice, spread over all experts."""
@@ -66,7 +100,7 @@ class Region:
 
 def find_mixtures(
     graph: Graph, probe: Probe, top_k: Node, rng: np.random.Generator
-) -> list[tuple[Region, Node, Rows]]:
+) -> Iterator[tuple[Region, Node, Rows]]:
     """The mixtures that ``top_k`` may route, each with y and its rows; the furthest y first.
 
     Raises NotRecognised if there is none.
@@ -76,29 +110,35 @@ def find_mixtures(
     results = [node for node in graph.nodes if node.op == "result" and top_k in node.operands]
     values = tuple(node for node in results if node["index"] == 0)
     numbers = [node for node in results if node["index"] == 1]
-    if not numbers:
-        raise NotRecognised("the numbers of the chosen experts are not used")
+    # A threshold at the last value chosen needs no numbers.
+    experts = numbers[0] if numbers else result(top_k, 1, f"{top_k.name}.experts")
     router = ancestors(top_k)
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    found: list[tuple[Region, Node, Rows]] = []
+    found = False
     partly = ""
-    for gates in _gate_candidates(graph, top_k, values, tokens * k):
+    for gates in _gate_candidates(graph, top_k, values, tokens, count):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
-            region = Region(probe, top_k, numbers[0], gates, tokens, k, count, h)
-            mixtures = list(_mixtures(region, candidates, rng))
-            reach = reached(region, router, rng) if mixtures else count
+            region = Region(probe, top_k, experts, gates, tokens, k, count, h)
+            mixtures = _mixtures(region, candidates, rng)
+            first = next(mixtures, None)
+            if first is None:
+                continue
+            reach = reached(region, router, rng)
             if reach < count:
-                partly = f"the gates %{gates[0].name} reach {reach} of {count} experts"
-            else:
-                found += [(region, y, rows) for y, rows in mixtures]
+                partly = f"the gates %{gates.nodes[0].name} reach {reach} of {count} experts"
+                continue
+            found = True
+            for y, rows in chain((first,), mixtures):
+                yield region, y, rows
     if not found:
         nothing = "nothing behind the routing is a sum of gate times a function of one activation"
-        raise NotRecognised(partly or nothing)
-    return sorted(found, key=lambda mixture: -place[mixture[1]])
+        unused = "" if numbers else "the numbers of the chosen experts are not used"
+        raise NotRecognised(partly or unused or nothing)
 
 
 def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -> int:
     """How many experts have a gate that is not zero: all, unless it is the gate of one expert."""
+    if region.gates.dense:
+        return region.count - len(_never_weighed(region, rng))
     values, numbers = region.top_k.types
     given: dict[Node, Any] = {
         part: rng.uniform(0.1, 1, part.type.shape)
@@ -110,53 +150,75 @@ def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -
         chosen = (first + np.arange(region.tokens)[:, None] + np.arange(region.k)) % region.count
         scores = rng.uniform(0.1, 1, values.shape)
         given[region.top_k] = scores, chosen.reshape(numbers.shape).astype(np.int64)
-        gates = region.probe.run(region.gates[:1], given)[0].reshape(chosen.shape)
+        value = region.probe.run(region.gates.nodes[:1], given)[0]
+        gates = region.gates.read(value, chosen)
         found.update(chosen[gates != 0].tolist())
     return len(found)
 
 
+def _never_weighed(region: Region, rng: np.random.Generator) -> set[int]:
+    """The experts that random activations choose, but never with a gate other than zero."""
+    numbers, weighed = set[int](), set[int]()
+    for _ in range(4):
+        h = rng.standard_normal(region.h.type.shape)
+        try:
+            experts, value = region.probe.run([region.experts, region.gates.nodes[0]], {region.h: h})
+        except OutOfReach:
+            break  # the router reads more than the experts do
+        experts = experts.reshape(region.tokens, region.k)
+        numbers.update(experts.reshape(-1).tolist())
+        weighed.update(experts[region.gates.read(value, experts) != 0].tolist())
+    return numbers - weighed
+
+
 def _gate_candidates(
-    graph: Graph, top_k: Node, values: tuple[Node, ...], size: int
-) -> Iterator[tuple[Node, ...]]:
+    graph: Graph, top_k: Node, values: tuple[Node, ...], tokens: int, count: int
+) -> Iterator[Gates]:
     """Nodes that may hold the gates, nearest to the routing first."""
+    k = int(top_k["k"])
     if values:
-        yield values
+        yield Gates(values, plain_rows((tokens, k)), False)
     behind: set[Node] = {top_k}
     seen = set(values)
     for node in graph.nodes:
         if behind.isdisjoint(node.operands) or node.op == "top_k":
             continue
         behind.add(node)
-        fits = len(node.types) == 1 and node.type.is_float and node.type.size == size
-        if node not in values and fits:
+        if node in values or len(node.types) > 1 or not node.type.is_float:
+            continue
+        for width in (k, count):
+            if node.type.size != tokens * width:
+                continue
             if node.op != "reshape" or node.operands[0] not in seen:
-                yield (node,)
+                for rows in layouts(node.type.shape, tokens, 1):
+                    yield Gates((node,), rows, width != k)
             seen.add(node)
 
 
 def _dependents(
-    graph: Graph, router: frozenset[Node], top_k: Node, gates: tuple[Node, ...]
+    graph: Graph, router: frozenset[Node], top_k: Node, gates: Gates
 ) -> dict[Node, list[Node]]:
     """For each activation h of the router's world: the nodes that need the gates and only h.
 
-    Nodes behind another routing op are left out: they belong to later layers.
+    Nodes behind another routing op are left out: they belong to later layers. A sort of the expert
+    numbers is none.
     """
     needs: dict[Node, frozenset[Node] | None] = {}
-    gated: set[Node] = set(gates)
+    gated: set[Node] = set(gates.nodes)
     found: dict[Node, list[Node]] = {}
     for node in graph.nodes:
-        if node in gates or node is top_k or node.op == "constant":
+        if node in gates.nodes or node is top_k or node.op == "constant":
             needs[node] = frozenset()
         elif node in router or node.op == "input":
             needs[node] = frozenset((node,))
         else:
             needs[node] = _union(needs[operand] for operand in node.operands)
-            if node.op == "top_k":
+            if node.op == "top_k" and needs[node]:
                 needs[node] = None
             if not gated.isdisjoint(node.operands):
                 gated.add(node)
         need = needs[node]
-        usable = node in gated and node not in gates and len(node.types) == 1
+        usable = node in gated and node not in gates.nodes and len(node.types) == 1
         if need is not None and len(need) == 1 and usable and node.type.is_float:
             found.setdefault(next(iter(need)), []).append(node)
     return found
@@ -213,7 +275,7 @@ def _mixtures(
 
 def _before_gates(region: Region, candidates: list[Node]) -> list[Node]:
     """What ``candidates`` need that does not itself need the gates: run once for many gates."""
-    gated = set(region.gates)
+    gated = set(region.gates.nodes)
     border: dict[Node, None] = {}
     for node in region.probe.plan(candidates, {region.h, *region.forced}):
         if not gated.isdisjoint(node.operands):

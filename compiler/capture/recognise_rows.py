@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from math import prod
 
 import numpy as np
 
@@ -44,21 +46,16 @@ class Rows:
         moving = [axis for axis in self.order if self.view[axis] != 1]
         return moving == sorted(moving)
 
-    def with_channels(self, shape: tuple[int, ...]) -> Rows | None:
-        """The layout of a tensor that differs only in its last axis, if that holds all channels."""
-        same_lead = shape[:-1] == self.shape[:-1]
-        last = len(self.view) - 1
-        if not same_lead or self.order[-1] != last or self.view[last] != self.channels:
-            return None
-        return Rows(
-            shape, (*self.view[:-1], shape[-1]), self.order, self.tokens, self.slots, shape[-1]
-        )
+
+def plain_rows(shape: tuple[int, int]) -> Rows:
+    """The layout of a matrix with one row a token."""
+    return Rows(shape, shape, (0, 1), shape[0], 1, shape[1])
 
 
 def layouts(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[Rows]:
     """Every way in which a tensor of ``shape`` could hold rows in so many slots, plain first.
 
-    Tokens are a run of axes, the slot is one more, or one axis holds both.
+    Tokens are some of the axes, in order, the slot is one more, or one axis holds both.
     """
     found: list[Rows] = []
     for view in _views(shape, tokens, slots):
@@ -84,12 +81,10 @@ def _views(shape: tuple[int, ...], tokens: int, slots: int) -> Iterator[tuple[in
 
 
 def _runs(view: tuple[int, ...], tokens: int) -> Iterator[tuple[int, ...]]:
-    """Each run of axes that holds ``tokens`` elements and neither starts nor ends in size 1."""
+    """Each choice of axes, none of size 1, that holds ``tokens`` elements; neighbours first."""
     if tokens == 1:
         yield ()
-    for start in range(len(view)):
-        size = 1
-        for stop in range(start, len(view)):
-            size *= view[stop]
-            if size == tokens and tokens > 1 and view[start] > 1 and view[stop] > 1:
-                yield tuple(range(start, stop + 1))
+    wide = [axis for axis, size in enumerate(view) if size > 1]
+    chosen = [axes for count in range(1, len(wide) + 1) for axes in combinations(wide, count)]
+    fits = [axes for axes in chosen if prod(view[axis] for axis in axes) == tokens > 1]
+    yield from sorted(fits, key=lambda axes: axes[-1] - axes[0] >= len(axes))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,16 +12,30 @@ from .recognise_probe import Probe
 
 Array = np.ndarray
 NEAR = 4e-6
+CONVOLUTIONS = frozenset({"conv2d"})
 
 
 @dataclass(frozen=True)
 class Product:
-    """x @ w.T + bias: the ``node``, its operand x, and w [N, K]."""
+    """Rows times w.T + bias: the ``node``, its operand x that holds rows, and w [N, K].
+
+    ``constant`` is the operand that holds w, transposed where ``flipped`` says so.
+    """
 
     node: Node
     x: Node
+    constant: Node
+    flipped: bool
     w: Array
     bias: Array | None
+
+    def held(self, w: Array) -> Array:
+        """The value of ``constant`` with which the product is by ``w``."""
+        w = w.T if self.flipped else w
+        shape = self.constant.type.shape
+        if self.node.op in CONVOLUTIONS:
+            return w.reshape(shape)
+        return np.broadcast_to(w, shape)
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,13 @@ class Ternary:
         scale = self.scale.astype(np.float64)
         return np.asarray(self.codes * (scale if scale.ndim == 0 else scale[:, None]))
 
+    def times(self, factor: Array) -> Ternary:
+        """The same with its scale, or the scale of each row, times ``factor``."""
+        if (factor == 1).all():
+            return self
+        factor = factor[0] if factor.ndim and (factor == factor[0]).all() else factor
+        return replace(self, scale=np.asarray(self.scale * factor))
+
     def __str__(self) -> str:
         kind = "one scale" if self.scale.ndim == 0 else "a scale a row"
         zeros = 100 * float(np.mean(self.codes == 0))
@@ -48,16 +70,45 @@ class Ternary:
 
 
 def product_of(probe: Probe, node: Node) -> Product | None:
-    """``node`` as a product of rows with one constant matrix."""
+    """``node`` as a product of rows with one constant matrix, whatever axis the rows lie along."""
     if node.op == "linear" and node["activation"] == "none":
         x, w, *bias = node.operands
-        if x.op != "constant" and all(part.op == "constant" for part in (w, *bias)):
-            return Product(node, x, _value(probe, w), _value(probe, bias[0]) if bias else None)
+        if x.op == "constant" and not bias:
+            return _product(probe, node, w, x, flipped=False)  # rows of w, along the first axis
+        if all(part.op == "constant" for part in bias):
+            return _product(probe, node, x, w, flipped=False, bias=bias)
     if node.op == "matmul":
         x, w = node.operands
-        if w.op == "constant" and x.op != "constant" and w.type.rank == 2:
-            return Product(node, x, _value(probe, w).T, None)
+        if x.op == "constant":
+            return _product(probe, node, w, x, flipped=False)
+        return _product(probe, node, x, w, flipped=True)
+    if node.op in CONVOLUTIONS and _is_pointwise(node):
+        x, w, *bias = node.operands
+        if all(part.op == "constant" for part in bias):
+            return _product(probe, node, x, w, flipped=False, bias=bias)
     return None
+
+
+def _is_pointwise(node: Node) -> bool:
+    """Whether a convolution looks at one place at a time."""
+    window = node.operands[1].type.shape[2:]
+    return set(window) == set(node["stride"]) == {1} and not any(node["padding"])
+
+
+def _product(
+    probe: Probe, node: Node, x: Node, constant: Node, flipped: bool, bias: Sequence[Node] = ()
+) -> Product | None:
+    """The product, if its matrix is constant and, where it is there several times, always one."""
+    if x.op == "constant" or constant.op != "constant" or constant.type.rank < 2:
+        return None
+    value = _value(probe, constant)
+    if node.op in CONVOLUTIONS:
+        value = value.reshape(value.shape[:2])
+    w = value[(0,) * (value.ndim - 2)]
+    if not np.array_equal(np.broadcast_to(w, value.shape), value):
+        return None
+    added = _value(probe, bias[0]) if bias else None
+    return Product(node, x, constant, flipped, w.T if flipped else w, added)
 
 
 def _value(probe: Probe, node: Node) -> Array:

@@ -38,7 +38,18 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     einsum,
 )
 from .aten_complex import Complex, has_complex, is_complex, lower_complex
-from .calls import CHECKS, CREATORS, FILLS, NAMELESS, SHAPED
+from .calls import (
+    CHECKS,
+    CREATORS,
+    FILLS,
+    MOVES,
+    NAMELESS,
+    PRODUCTS,
+    SHAPED,
+    is_about_sizes,
+    is_ordered_check,
+    is_repeatable,
+)
 from .chosen import Chosen, Marks, is_uniform
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
@@ -59,6 +70,7 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}  # IR nodes, tuples of them, sizes
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
+        self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.tensors = {**program.constants, **program.state_dict}
         self.roots = {name for name in self.tensors if not name.startswith("lifted_tensor")}
@@ -174,6 +186,8 @@ class Walk:
         if source in self.fixed:
             self.fixed[node] = self.fixed[source][index]
             self.labels[node] = self.labels[source]
+            if source in self.products:
+                self.products.add(node)
         else:
             value = self.values.get(source, UNKNOWN)
             part = value[index] if isinstance(value, tuple) else UNKNOWN
@@ -214,6 +228,10 @@ class Walk:
         with torch.no_grad():
             self.fixed[node] = function(*args, **named)
         self.sizes.learn(node.meta.get("val"), self.fixed[node])
+        if bare in PRODUCTS or (
+            bare in MOVES and not self.products.isdisjoint(node.all_input_nodes)
+        ):
+            self.products.add(node)
         roots = {self._root(n) for n in node.all_input_nodes} - {""}
         if len(roots) != 1:
             self.labels[node] = name_of(node)
@@ -239,10 +257,28 @@ class Walk:
                 advice = "use float32, integers or bool"
                 self.refusals.add(f"a constant of {fixed.dtype}", source_of(node), advice)
                 fixed = stand_in(fixed, self.sizes)
+            elif node in self.products and self._is_plain(fixed):
+                fixed = self._product(node)
             elif isinstance(fixed, Tensor):
                 fixed = self._constant_of(fixed, self.labels[node], source_of(node))
             self.values[node] = fixed
         return self.values[node]
+
+    def _is_plain(self, fixed: Any) -> bool:
+        """Whether what is fixed is of the one float type that all lowerings take."""
+        parts = fixed if isinstance(fixed, tuple | list) else (fixed,)
+        return all(isinstance(part, Tensor) and part.dtype == torch.float32 for part in parts)
+
+    def _product(self, node: fx.Node) -> Any:
+        """A product of fixed matrices, from the matrices: recognition may look for each of them."""
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, fx.Node), "an item of what is no call"
+            return self._operand(source)[index]
+        try:
+            return self._lower(node, str(node.target))
+        except Refused:
+            return self._constant_of(self.fixed[node], self.labels[node], source_of(node))
 
     def _constant_of(self, tensor: Tensor, label: str, source: str) -> Node | Complex:
         if not tensor.is_complex():
@@ -336,26 +372,6 @@ def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:
     if isinstance(value, Node):
         return [value]
     return [part for part in (value.real, value.imag) if not is_uniform(part, mark.axis)]
-
-
-def is_repeatable(node: fx.Node) -> bool:
-    """Whether torch may run the call now: it draws no random numbers and runs no submodule."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded not in node.target.tags
-    return not isinstance(node.target, torch._ops.HigherOrderOperator)
-
-
-def is_ordered_check(node: fx.Node) -> bool:
-    """Whether a call is a check that a token keeps in its place."""
-    held = node.args[1] if str(node.target) == "with_effects" else None
-    return held is not None and str(held).split(".")[1:2] == ["_linalg_check_errors"]
-
-
-def is_about_sizes(node: fx.Node) -> bool:
-    """Whether a call computes with sizes, not with tensors."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target).startswith("aten.sym_")
-    return not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def is_known_and_pure(node: fx.Node) -> bool:

@@ -1,0 +1,216 @@
+"""Products of matrices kept apart: x times (A B C) as ((x A) B) C, so that each factor is seen.
+
+Models that build a whole expert as one matrix, B(phi) W_hat B(theta)^T, leave nothing ternary once
+their constants are folded. The factors are still in the graph as it was captured.
+
+matmul(x, stack(matmul(a, b), matmul(c, d)))  ->  matmul(matmul(x, stack(a, c)), stack(b, d))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..ir.build import make, remake
+from ..ir.graph import Graph, Node, constant, rebuild
+
+Factors = tuple[Node, ...]
+
+
+def unfolded(graph: Graph) -> Graph | None:
+    """The graph whose rows meet one factor of a matrix after the other; None if nothing changes."""
+    writer = _Writer(dict(graph.constants))
+    new = rebuild(replace_constants(graph, writer.store), writer.change)
+    return replace_constants(new, writer.store) if writer.changed else None
+
+
+def replace_constants(graph: Graph, store: dict[str, np.ndarray]) -> Graph:
+    return Graph(graph.name, graph.inputs, graph.outputs, store, graph.notes)
+
+
+class _Writer:
+    """Rewrites one graph; knows of each matrix, constant or chosen by a number, its factors."""
+
+    def __init__(self, store: dict[str, np.ndarray]) -> None:
+        self.store = store
+        self.factors: dict[Node, Factors] = {}
+        self.stacks: dict[Node, Factors] = {}  # [E a, b]: the factors, with an axis for E
+        self.columns: dict[Node, Factors] = {}  # [b, E a], the transpose of such
+        self.changed = False
+
+    def change(self, node: Node) -> Node:
+        """``node`` as it is in the new graph, its factors noted if it is a matrix."""
+        if self._is_matrix(node):
+            self.factors[node] = self._factors(node) or (node,)
+            self._note_stack(node)
+            return node
+        if node.op == "linear" and node["activation"] == "none" and len(node.operands) == 2:
+            x, w = node.operands
+            if w in self.stacks and x not in self.factors:
+                return self._stacked(node, x, _turned(self.stacks[w]))
+            if len(self.factors.get(w, ())) > 1 and x not in self.factors:
+                return self._product(node, (x, *_turned(self.factors[w])), from_left=True)
+        if node.op == "matmul":
+            a, b = node.operands
+            if b in self.columns and a not in self.factors:
+                return self._stacked(node, a, _turned(self.columns[b]))
+            if a in self.stacks and b not in self.factors and b.type.rank == 2:
+                each = self._chain(node, (*self.stacks[a], b), from_left=False)  # [E, a, n]
+                return _shaped(each, node)
+            if len(self.factors.get(b, ())) > 1 and a not in self.factors:
+                return self._product(node, (a, *self.factors[b]), from_left=True)
+            if len(self.factors.get(a, ())) > 1 and b not in self.factors:
+                return self._product(node, (*self.factors[a], b), from_left=False)
+        return node
+
+    def _note_stack(self, node: Node) -> None:
+        """Notes matrices [E, a, b] that ``node`` puts one under the other, as [E a, b]."""
+        if node.op == "transpose" and node.operands[0] in self.stacks:
+            self.columns[node] = self.stacks[node.operands[0]]
+        x = node.operands[0] if node.op == "reshape" else node
+        known = self.factors.get(x, ())
+        if len(known) > 1 and node.type.rank == 2 < x.type.rank:
+            *lead, a, b = x.type.shape
+            count = int(np.prod(lead))
+            if node.type.shape == (count * a, b):
+                self.stacks[node] = tuple(
+                    make("reshape", factor, shape=(count, *factor.type.shape[-2:]))
+                    for factor in self._whole(x)
+                )
+
+    def _stacked(self, node: Node, x: Node, factors: Factors) -> Node:
+        """x [..., b] times each of E products, side by side: [..., E a]."""
+        rows = make("reshape", x, shape=(1, x.type.size // x.type.shape[-1], x.type.shape[-1]))
+        each = self._chain(node, (rows, *factors), from_left=True)  # [E, n, a]
+        moved = make("transpose", each, order=(1, 0, 2))
+        return _shaped(moved, node)
+
+    def _is_matrix(self, node: Node) -> bool:
+        """Whether only constants, and numbers by which rows of them are taken, make up ``node``."""
+        if len(node.types) > 1 or not node.type.is_float:
+            return False
+        floats = [x for x in node.operands if len(x.types) == 1 and x.type.is_float]
+        whole = len(floats) == len(node.operands) or node.op == "take"
+        return node.op == "constant" or (
+            bool(floats) and whole and all(x in self.factors for x in floats)
+        )
+
+    def _factors(self, node: Node) -> Factors | None:
+        """The matrices whose product ``node`` is, in order; None where it is no product."""
+        if node.op == "matmul" and all(x.type.rank > 1 for x in node.operands):
+            return self.factors[node.operands[0]] + self.factors[node.operands[1]]
+        if node.op == "linear" and len(node.operands) == 2 and node["activation"] == "none":
+            return self.factors[node.operands[0]] + _turned(self.factors[node.operands[1]])
+        known = self.factors.get(node.operands[0], ()) if node.operands else ()
+        if len(known) < 2 and node.op != "slice":
+            return None
+        if node.op in RULES and node.type.rank > 1:
+            return RULES[node.op](self, node)
+        return None
+
+    def _product(self, node: Node, factors: Factors, from_left: bool) -> Node:
+        """The product of ``factors`` in the shape of ``node``, taken from the side of the rows."""
+        return _shaped(self._chain(node, factors, from_left), node)
+
+    def _chain(self, node: Node, factors: Factors, from_left: bool) -> Node:
+        self.changed = True
+        row, rest = (factors[0], factors[1:]) if from_left else (factors[-1], factors[-2::-1])
+        for factor in rest:
+            pair = (row, factor) if from_left else (factor, row)
+            row = make("matmul", *pair, name=f"{node.name}.factor", source=node.source)
+        return row
+
+    # --- what ops on a product of matrices do to its factors ---
+
+    def transpose(self, node: Node) -> Factors | None:
+        order = tuple(node["order"])
+        last = node.type.rank - 2
+        known = self.factors[node.operands[0]]
+        if order[last:] == (last, last + 1):
+            return self._on_batch(node, "transpose", order=order)
+        if order[:last] == tuple(range(last)):
+            return _turned(known)
+        return None
+
+    def reshape(self, node: Node) -> Factors | None:
+        if node.operands[0].type.shape[-2:] != node.type.shape[-2:]:
+            return None
+        return tuple(
+            make("reshape", factor, shape=(*node.type.shape[:-2], *factor.type.shape[-2:]))
+            for factor in self._whole(node.operands[0])
+        )
+
+    def broadcast(self, node: Node) -> Factors | None:
+        if node.operands[0].type.shape[-2:] != node.type.shape[-2:]:
+            return None
+        return self.factors[node.operands[0]]
+
+    def take(self, node: Node) -> Factors | None:
+        x, numbers = node.operands
+        if node["axis"] >= x.type.rank - 2:
+            return None
+        return tuple(
+            make("take", factor, numbers, axis=node["axis"]) for factor in self._whole(x)
+        )
+
+    def slice(self, node: Node) -> Factors | None:
+        x, axis = node.operands[0], node["axis"]
+        if axis < x.type.rank - 2:
+            return self._on_batch(node, "slice", **node.attributes)
+        known = self.factors[x]
+        size = x.type.shape[axis]
+        picked = np.eye(size)[node["start"] : node["stop"] : node["step"]]
+        columns = axis == x.type.rank - 1
+        matrix = (picked.T if columns else picked).astype(x.type.storage)
+        pick = constant(self.store, np.ascontiguousarray(matrix), f"{node.name}.pick")
+        return (*known, pick) if columns else (pick, *known)
+
+    def concat(self, node: Node) -> Factors | None:
+        whole = [self._whole(x) for x in node.operands]
+        alike = {tuple(f.type.shape[-2:] for f in factors) for factors in whole}
+        if node["axis"] >= node.type.rank - 2 or len(alike) > 1:
+            return None
+        return tuple(make("concat", *each, axis=node["axis"]) for each in zip(*whole, strict=True))
+
+    def _on_batch(self, node: Node, op: str, **attributes: object) -> Factors:
+        whole = self._whole(node.operands[0])
+        return tuple(make(op, factor, **attributes) for factor in whole)
+
+    def _whole(self, node: Node) -> Factors:
+        """The factors of ``node``, each with all of its leading axes."""
+        lead = node.type.shape[:-2]
+        return tuple(
+            factor
+            if factor.type.shape[:-2] == lead
+            else make("broadcast", factor, shape=(*lead, *factor.type.shape[-2:]))
+            for factor in self.factors[node]
+        )
+
+
+RULES: dict[str, Callable[[_Writer, Node], Factors | None]] = {
+    "transpose": _Writer.transpose,
+    "reshape": _Writer.reshape,
+    "broadcast": _Writer.broadcast,
+    "take": _Writer.take,
+    "slice": _Writer.slice,
+    "concat": _Writer.concat,
+}
+
+
+def _shaped(made: Node, node: Node) -> Node:
+    """``made`` in the shape of ``node``, whose place it takes."""
+    shape = node.type.shape
+    if made.type.shape == shape:
+        return made
+    return make("reshape", made, name=node.name, source=node.source, shape=shape)
+
+
+def _turned(factors: Factors) -> Factors:
+    """The factors of the transposed product."""
+    return tuple(_swapped(factor) for factor in reversed(factors))
+
+
+def _swapped(node: Node) -> Node:
+    rank = node.type.rank
+    return make("transpose", node, order=(*range(rank - 2), rank - 1, rank - 2))
