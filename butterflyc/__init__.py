@@ -22,13 +22,24 @@ if (_ROOT / "pyproject.toml").is_file():  # a checkout: the parts lie beside thi
 if TYPE_CHECKING:
     from .build import compile
     from .compiler import errors
+    from .compiler.capture.claims import mark, register
     from .compiler.ir.interpret import interpret
     from .program import Program, load
     from .targets.registry import core_names as targets
     from .verify import verify
 
 __version__ = "0.1.0"
-__all__ = ["Program", "compile", "errors", "interpret", "load", "targets", "verify"]
+__all__ = [
+    "Program",
+    "compile",
+    "errors",
+    "interpret",
+    "load",
+    "mark",
+    "register",
+    "targets",
+    "verify",
+]
 
 # What is public, and where it is: imported when it is first asked for, since torch takes seconds.
 _PUBLIC = {
@@ -37,6 +48,8 @@ _PUBLIC = {
     "errors": (".compiler.errors", None),
     "interpret": (".compiler.ir.interpret", "interpret"),
     "load": (".program", "load"),
+    "mark": (".compiler.capture.claims", "mark"),
+    "register": (".compiler.capture.claims", "register"),
     "targets": (".targets.registry", "core_names"),
     "verify": (".verify", "verify"),
 }

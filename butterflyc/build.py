@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +16,13 @@ import numpy as np
 from .compiler.artefact import Artefact
 from .compiler.capture.export import capture
 from .compiler.capture.recognise import LayerReport, recognise
+from .compiler.capture.recognise_claims import check_claims
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.interpret import interpret
 from .compiler.lower.model_c import check_name
 from .compiler.tensors import pack_arrays
+from .explain import Record
 from .program import Program, stage_section
 from .source import Source, eager, open_model
 from .targets.registry import Core, load_core
@@ -40,6 +42,7 @@ def compile(
     target_file: str | Path | None = None,
     dump_ir: str | Path | None = None,
     keep_stages: bool = False,
+    record: Record | None = None,
     progress: Progress = lambda _: None,
 ) -> Program:
     """Compile ``model`` for ``target``.
@@ -47,7 +50,8 @@ def compile(
     ``model`` is a torch module or exported program with ``example_inputs`` (a tuple of tensors), or
     a string: ``model.pt2``, ``file.py:function`` or ``checkpoint.safetensors``. ``mode`` is a
     numeric mode of the target. ``dump_ir`` names a folder that gets the text of each stage as it is
-    made, so that a failed pass leaves something to look at.
+    made, so that a failed pass leaves something to look at; ``record`` gets what was recognised and
+    each stage, also of a compilation that fails.
 
     Raises UnknownName (target), UsageError (mode, name), BadInput (examples, NaN weights),
     Unsupported (ops, listed with source lines), ToolMissing (no C compiler).
@@ -57,7 +61,9 @@ def compile(
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
-    built = lower(source, core, mode, name, Path(dump_ir) if dump_ir else None, progress)
+    record = record or Record()
+    dump = Path(dump_ir) if dump_ir else None
+    built = lower(source, core, mode, name, dump, record, progress)
     files = family_of(core).emit(built.last, core, name, progress)
     golden = _golden(source, built.last)
     splits = _samples_are_independent(source)
@@ -66,13 +72,20 @@ def compile(
 
 @dataclass(frozen=True)
 class Lowered:
-    """A model after all passes: what it was lowered for, the graph of each stage, the census."""
+    """A model after all passes: what it was lowered for, and the record of how."""
 
     core: Core
     mode: str
     name: str
-    stages: Mapping[str, Graph]
-    layers: tuple[LayerReport, ...]
+    record: Record
+
+    @property
+    def stages(self) -> Mapping[str, Graph]:
+        return self.record.stages
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        return self.record.layers or ()
 
     @property
     def last(self) -> Graph:
@@ -90,27 +103,31 @@ def lower(
     mode: str,
     name: str,
     dump: Path | None = None,
+    record: Record | None = None,
     progress: Progress = lambda _: None,
 ) -> Lowered:
-    """Capture, recognise, and run the target's passes; every stage is verified."""
+    """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     passes = family_of(core).passes(core, mode)
-    stages = _Stages(dump)
+    record = record or Record()
+    stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
     captured = capture(source.module, source.examples, name=name, progress=progress)
     stages.add("capture", captured.graph)
     recognised = recognise(captured.graph, progress=progress)
+    record.layers, record.claims = recognised.layers, recognised.claims
+    check_claims(recognised.claims)
     graph = stages.add("recognise", recognised.graph)
     for step in passes:
         progress(f"pass {step.name}")
         graph = stages.add(step.name, step(graph))
-    return Lowered(core, mode, name, stages.graphs, recognised.layers)
+    return Lowered(core, mode, name, record)
 
 
 class _Stages:
     """The graph after each step: verified, kept, and written out if a folder is given."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.graphs: dict[str, Graph] = {}
+    def __init__(self, graphs: dict[str, Graph], folder: Path | None) -> None:
+        self.graphs = graphs
         self._folder = folder
         if folder is not None:
             make_folder(folder)
@@ -183,8 +200,8 @@ def _assemble(
         every = {k: v for g in stages.values() for k, v in g.constants.items()}
         sections["stages.safetensors"] = pack_arrays(every)
     sections["golden.safetensors"] = pack_arrays(golden)
-    reports = [asdict(layer) for layer in layers]
-    sections["report.json"] = json.dumps({"layers": reports}, indent=1, sort_keys=True).encode()
+    report = built.record.explanation()
+    sections["report.json"] = json.dumps(report, indent=1, sort_keys=True).encode()
     manifest = {
         "name": built.name,
         "target": built.core.name,

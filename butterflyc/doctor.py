@@ -19,6 +19,7 @@ PACKAGES = (
     ("apache-tvm-ffi", "compile for CPUs and microcontrollers"),
     ("networkx", "compile"),
     ("triton", "compile for NVIDIA GPUs"),
+    ("torch-mlir", "show a model in MLIR"),
     ("ziglang", "link for other CPUs"),
     ("scikit-learn", "train the digits model"),
 )

@@ -116,6 +116,13 @@ class CannotWrite(ButterflycError):
     exit_status = 7
 
 
+class ToolFailed(ButterflycError):
+    """A program of others crashed, or took longer than it may; ``what`` names the signal."""
+
+    code = "BF703"
+    exit_status = 7
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for an unknown ``name``: lists the nearest known names, then all of them."""
     names = sorted(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..compiler.errors import UsageError
+from ._explain import show_explanation
 from ._output import bytes_text, print_columns, print_json
 from ._progress import progress
 from ._threads import one_thread
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for each stage's text.")
 @click.option("--keep-stages", is_flag=True, help="Keep the constants of all stages.")
+@click.option("--explain", is_flag=True, help="Say what was recognised, and what passes did.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
@@ -39,6 +42,7 @@ def command(
     target_file: Path | None,
     dump_ir: Path | None,
     keep_stages: bool,
+    explain: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -55,28 +59,40 @@ def command(
     if artefact.exists() and not force:
         raise UsageError(f"{artefact} exists", help="--force overwrites it")
     from ..build import compile
+    from ..explain import Record
     from ._files import read_arrays
 
     samples = read_arrays(calibrate)[0] if calibrate else None
     start = perf_counter()
-    with progress() as report:
-        program = compile(
-            model,
-            target=target,
-            mode=mode,
-            calibration=samples,
-            name=name,
-            target_file=target_file,
-            dump_ir=dump_ir,
-            keep_stages=keep_stages,
-            progress=report,
-        )
+    record = Record()
+    try:
+        with progress() as report:
+            program = compile(
+                model,
+                target=target,
+                mode=mode,
+                calibration=samples,
+                name=name,
+                target_file=target_file,
+                dump_ir=dump_ir,
+                keep_stages=keep_stages,
+                record=record,
+                progress=report,
+            )
+    except Exception:
+        if explain:  # with --json, stdout holds the error's document
+            show_explanation(record.explanation(), sys.stderr if as_json else None)
+        raise
     seconds = perf_counter() - start
     write(program, artefact, folder)
     if as_json:
-        print_json("compile", {"artefact": str(artefact), "seconds": seconds, **program.manifest})
-    else:
-        _print(program, artefact, seconds)
+        data = {"artefact": str(artefact), "seconds": seconds, **program.manifest}
+        print_json("compile", data | ({"explanation": record.explanation()} if explain else {}))
+        return
+    _print(program, artefact, seconds)
+    if explain:
+        click.echo()
+        show_explanation(record.explanation())
 
 
 def write(program: Program, artefact: Path, folder: bool) -> None:

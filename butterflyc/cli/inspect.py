@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..compiler.errors import UsageError, unknown_name
+from ..mlir import DIALECTS, view
+from ._explain import show_layers
 from ._output import bytes_text, print_columns, print_json
 
 if TYPE_CHECKING:
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 @click.option("--stage", help="With ir: the stage to show (default: the last).")
 @click.option("--diff", nargs=2, metavar="A B", help="With ir: what changed between two stages.")
 @click.option("--dot", is_flag=True, help="With ir: the stage in Graphviz's language.")
+@click.option(
+    "--mlir",
+    type=click.Choice(list(DIALECTS)),
+    is_flag=False,
+    flag_value="torch",
+    help="ARTEFACT is a MODEL as `compile` takes it: show it in MLIR (torch).",
+)
+@click.option(
+    "--time-limit", type=float, default=300, show_default=True, help="With --mlir: seconds."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
     artefact: Path,
@@ -29,12 +41,19 @@ def command(
     stage: str | None,
     diff: tuple[str, str] | None,
     dot: bool,
+    mlir: str | None,
+    time_limit: float,
     as_json: bool,
 ) -> None:
     """Show what a compiled model is: a .bfly file, or the folder that holds one.
 
     VIEW is summary, ir, memory, kernels, experts, recognition or manifest.
+
+    `inspect MODEL --mlir` shows a model that is not compiled yet, as torch-mlir sees it.
     """
+    if mlir:
+        _show_mlir(str(artefact), mlir, time_limit, as_json)
+        return
     from ..program import load
 
     if view not in VIEWS and view != "ir":
@@ -53,6 +72,14 @@ def command(
         print_json(f"inspect.{view}", data)
     else:
         show(data)
+
+
+def _show_mlir(model: str, dialect: str, seconds: float, as_json: bool) -> None:
+    text = view(model, dialect, seconds)
+    if as_json:
+        print_json("inspect.mlir", {"model": model, "dialect": dialect, "text": text})
+    else:
+        click.echo(text)
 
 
 def _show_ir(
@@ -125,7 +152,7 @@ def experts(program: Program) -> dict[str, Any]:
 
 
 def recognition(program: Program) -> dict[str, Any]:
-    """What was recognised in each MoE layer, with the evidence."""
+    """What was recognised in each MoE layer, with the evidence, and what each pass changed."""
     return dict(program.report)
 
 
@@ -167,19 +194,6 @@ def _show_experts(data: Mapping[str, Any]) -> None:
     print_columns([("layer", "found", "choosable", "chosen"), *rows])
 
 
-def _show_recognition(data: Mapping[str, Any]) -> None:
-    if not data["layers"]:
-        click.echo("no mixture of experts in this model")
-    for layer in data["layers"]:
-        residual = "" if layer["residual"] is None else f", residual {layer['residual']:.1e}"
-        found = f"{layer['experts_found']} of {layer['experts']} experts{residual}"
-        click.echo(f"{layer['path']} ({layer['source']}): {layer['recognised']}, {found}")
-        if layer["reason"]:
-            click.echo(f"  {layer['reason']}")
-        if layer["parts"]:
-            print_columns(list(layer["parts"].items()), indent="  ")
-
-
 def _tensor(tensor: Mapping[str, Any]) -> str:
     return f"{tensor['name']} {tensor['dtype']}[{'x'.join(map(str, tensor['shape']))}]"
 
@@ -194,6 +208,6 @@ VIEWS: dict[str, View] = {
     "memory": (memory, _show_memory),
     "kernels": (kernels, _show_kernels),
     "experts": (experts, _show_experts),
-    "recognition": (recognition, _show_recognition),
+    "recognition": (recognition, show_layers),
     "manifest": (lambda program: {"manifest": program.manifest}, lambda _: None),
 }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Container
+
 import torch
 from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 # One value everywhere; None where an argument tells which.
 FILLS = {
@@ -58,10 +63,31 @@ def is_repeatable(node: fx.Node) -> bool:
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
-def is_ordered_check(node: fx.Node) -> bool:
-    """Whether a call is a check that a token keeps in its place."""
-    held = node.args[1] if str(node.target) == "with_effects" else None
-    return held is not None and str(held).split(".")[1:2] == ["_linalg_check_errors"]
+def fixed_calls(program: ExportedProgram) -> set[fx.Node]:
+    """The calls that depend on no input, write nothing and may be run now."""
+    inputs = {
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind == InputKind.USER_INPUT and hasattr(spec.arg, "name")
+    }
+    fixed: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in inputs:
+            fixed.add(node)
+        elif node.op == "call_function" and all(n in fixed for n in node.all_input_nodes):
+            is_call = isinstance(node.target, torch._ops.OpOverload)
+            if node.target is operator.getitem or (
+                is_call and is_repeatable(node) and not node.target._schema.is_mutable
+            ):
+                fixed.add(node)
+    return {node for node in fixed if node.op == "call_function"}
+
+
+def is_check_of_constants(node: fx.Node, fixed: Container[fx.Node]) -> bool:
+    """Whether a call only checks, in order with others, what depends on no input."""
+    return str(node.target) == "with_effects" and all(
+        arg in fixed for arg in node.args[2:] if isinstance(arg, fx.Node)
+    )
 
 
 def is_about_sizes(node: fx.Node) -> bool:

@@ -22,7 +22,7 @@ from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sources import clean, every_user_line, user_frame
 from .vmap import check_constants, check_no_transforms, vmap_written_out
-from .walk import Walk, is_known_and_pure
+from .walk import Walk, fixed_calls, is_known_and_pure
 
 Progress = Callable[[str], None]
 _WIDE = {torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -239,7 +239,9 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
     check_no_transforms(program)
     strange: set[Any] | None = None
     for _ in range(_MOST_ROUNDS):
-        odd = [node for node in program.graph.nodes if not is_known_and_pure(node)]
+        fixed = fixed_calls(program)  # computed by torch itself, whatever they are
+        calls = (node for node in program.graph.nodes if node not in fixed)
+        odd = [node for node in calls if not is_known_and_pure(node)]
         before, strange = strange, {node.target for node in odd if node.op == "call_function"}
         if not odd or strange == before:
             break

@@ -60,6 +60,8 @@ def _split(spec: str) -> tuple[Path, str | None]:
 def _from_program(path: Path) -> tuple[Any, tuple[Any, ...]]:
     import torch
 
+    from . import claims  # noqa: F401  (a program may hold marks)
+
     try:
         program = torch.export.load(path)
     except Exception as error:
@@ -105,7 +107,10 @@ def _checked(where: str, returned: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def _imported(path: Path) -> ModuleType:
     """The file as a module; its neighbours can be imported from it, as from a script."""
+    from .claims import forget
+
     name = f"_butterflyc_user_{path.stem}"
+    forget(name)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec, f"no loader for {path}"
     module = importlib.util.module_from_spec(spec)

@@ -17,10 +17,11 @@ from ..ir.build import result
 from ..ir.graph import Graph, Node
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
+from .recognise_claims import Claim, claimed_first, judged, without_claims
 from .recognise_evidence import describe, flaws
 from .recognise_layer import Layer, parse
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
-from .recognise_routers import with_top_k
+from .recognise_routers import with_one_router, with_top_k
 from .recognise_routing import NotRecognised, find_mixtures
 from .recognise_unfold import unfolded
 
@@ -59,10 +60,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The graph with its Butterfly layers rebuilt, and a report for each mixture in it."""
+    """The graph with its Butterfly layers rebuilt, a report for each mixture, and marks judged."""
 
     graph: Graph
     layers: tuple[LayerReport, ...]
+    claims: tuple[Claim, ...] = ()
 
 
 def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) -> Recognised:
@@ -81,7 +83,7 @@ def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) 
 
 def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised:
     """What is found in ``graph`` as it is."""
-    graph = with_top_k(fold_constants(graph))
+    graph = with_one_router(with_top_k(fold_constants(graph)))
     store = dict(graph.constants)
     probe = Probe(store)
     rng = np.random.default_rng(seed)
@@ -101,7 +103,9 @@ def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised
             verdict = report.recognised + (f": {report.reason}" if report.reason else "")
             place = f"{number + 1}/{len(routers)} {report.path}"
             progress(f"recognise {place}: {verdict} ({time.perf_counter() - start:.1f} s)")
-    return Recognised(_replaced(graph, found, store), tuple(reports))
+    paths = {y: path for y, (path, _) in found.items()}
+    claims = judged(graph, dict(zip(routers, reports, strict=True)), paths)
+    return Recognised(without_claims(_replaced(graph, found, store)), tuple(reports), claims)
 
 
 def _recognise_layer(
@@ -113,15 +117,18 @@ def _recognise_layer(
     refused: list[tuple[int, LayerReport]] = []
     best: tuple[LayerReport, Layer | None] | None = None
     try:
-        for region, y, y_rows in find_mixtures(graph, probe, top_k, rng):
+        for region, y, y_rows in claimed_first(find_mixtures(graph, probe, top_k, rng)):
             try:
                 layer = parse(region, y, y_rows, rng)
                 report = _report(layer, none, rng)
             except (NotRecognised, OutOfReach) as reason:
-                refused.append((getattr(reason, "stage", 0), replace(none, reason=str(reason))))
-                continue
+                report = replace(none, reason=str(reason))
+                stage = getattr(reason, "stage", 0)
+            else:
+                stage = DIFFERS
             if report.recognised == "none":
-                refused.append((DIFFERS, report))
+                # Gates put together of several nodes are a guess: where wrong, it tells little.
+                refused.append((stage if len(region.gates.parts) == 1 else -1, report))
                 continue
             best = best or (report, layer)
             if report.recognised == "full":
@@ -171,7 +178,7 @@ def _check(layer: Layer, rng: np.random.Generator) -> Residual:
     """How far the rebuilt layer is from the captured one."""
     region = layer.region
     store = region.probe.constants
-    new = build(layer, layer.x, region.experts, region.gates.nodes[0], store, "rebuilt")
+    new = build(layer, layer.x, region.experts, region.gates.heads, store, "rebuilt")
     return residual(layer, new, rng)
 
 
@@ -200,7 +207,8 @@ def _replaced(
             experts = region.experts
             if experts not in new:
                 new[experts] = result(new[region.top_k], 1, experts.name)
-            ends = (new[layer.x], new[experts], new[region.gates.nodes[0]])
+            gates = tuple(new[node] for node in region.gates.heads)
+            ends = (new[layer.x], new[experts], gates)
             new[node] = build(layer, *ends, store, path)
         else:
             operands = tuple(new[operand] for operand in node.operands)

@@ -6,7 +6,7 @@ y = the sum of the slots, plus the bias that is added once
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ Array = np.ndarray
 
 
 def build(
-    layer: Layer, x: Node, experts: Node, gates: Node, store: dict[str, Array], name: str
+    layer: Layer, x: Node, experts: Node, gates: Sequence[Node], store: dict[str, Array], name: str
 ) -> Node:
     """The node that computes the layer's y from its activation x, expert numbers and gates.
 
@@ -59,14 +59,12 @@ class _Writer:
         keep = exactly and not np.array_equal(typed, array)
         return self.constant(array if keep else typed, label)
 
-    def result(self, x: Node, experts: Node, gates: Node) -> Node:
+    def result(self, x: Node, experts: Node, gates: Sequence[Node]) -> Node:
         region = self.layer.region
         t, k = region.tokens, region.k
         x = self.matrix(x, self.layer.x_rows, "x")
         experts = self.reshaped(experts, (t, k), "experts")
-        gates = self.matrix(self.reshaped(gates, region.gates.rows.shape, "gates"), region.gates.rows, "gates")
-        if region.gates.dense:
-            gates = self.make("gather", gates, experts, label="gates", axis=1)
+        gate = self.gates(gates, experts)
         steps_in = self.steps(self.layer.rotation_in, "in")
         product = self.product()
         middle = self.steps(self.layer.middle, "out")
@@ -76,17 +74,28 @@ class _Writer:
             part: dict[str, Any] = {"axis": 1, "start": slot, "stop": slot + 1}
             expert = self.make("slice", experts, label=f"expert{slot}", **part)
             expert = self.reshaped(expert, (t,), f"expert{slot}")
-            gate = self.make("slice", gates, label=f"gate{slot}", **part)
+            factor = self.make("slice", gate, label=f"gate{slot}", **part)
             row = x
             for step in (*steps_in, product, *middle, down):
                 row = step(row, expert)
-            row = self.make("mul", row, gate, label=f"weighted{slot}")
+            row = self.make("mul", row, factor, label=f"weighted{slot}")
             total = row if total is None else self.make("add", total, row, label="sum")
         assert total is not None, "a routing op chooses at least one expert"
         if self.layer.down.once is not None:
             bias = self.number(self.layer.down.once, "bias")
             total = self.make("add", total, bias, label="biased")
         return self.shaped(total, self.layer.y_rows)
+
+    def gates(self, heads: Sequence[Node], experts: Node) -> Node:
+        """The factors [T, k] of the chosen experts, from the nodes that hold them."""
+        gates = self.layer.region.gates
+        rows = [
+            self.matrix(self.reshaped(head, part.rows.shape, "gates"), part.rows, "gates")
+            for head, part in zip(heads, gates.parts, strict=True)
+        ]
+        if gates.is_dense:
+            return self.make("gather", rows[0], experts, label="gates", axis=1)
+        return rows[0] if len(rows) == 1 else self.make("concat", *rows, label="gates", axis=1)
 
     def matrix(self, x: Node, rows: Rows, label: str) -> Node:
         """``x`` as a matrix with one row a token, the first where it is there several times."""

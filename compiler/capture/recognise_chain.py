@@ -1,10 +1,10 @@
 """The chain of an expert: the places through which all that the expert computes must pass.
 
 Looked at under known routings, in which each token shows one expert: every other gate is zero. Then
-each place holds one row a token, in whatever form the model keeps it: in a tensor of its own, in one
-of several where the model loops, among the rows of other slots and experts. Between two places lies
-a map of rows that can be probed alone: from its own place with a full basis, since from the layer's
-activation only the reachable part of a padded space is seen.
+each place holds one row a token, in whatever form the model keeps it: in a tensor of its own, in
+one of several where the model loops, among the rows of other slots and experts. Between two places
+lies a map of rows that can be probed alone: from its own place with a full basis, since from the
+layer's activation only the reachable part of a padded space is seen.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Chain:
             tokens = np.flatnonzero(np.isin(view.lane, owned))
             if not len(tokens):
                 continue
-            found = places(tokens, view.owners[node])
+            found = places(tokens.tolist(), view.owners[node])
             if found is None:
                 return None
             if index is None:
@@ -133,7 +133,7 @@ class Chain:
         return index
 
     def _copies(self, cut: Cut) -> list[int]:
-        """How many rows a token may have in ``cut``: most first, since of six three are idle too."""
+        """How many rows a token may have in ``cut``, most first: of six, three are idle too."""
         k, count = self.region.k, self.region.count
         return [n for n in sorted({k, count, k * count})[::-1] if n > 1 and cut.channels % n == 0]
 
@@ -172,7 +172,12 @@ class Chain:
             if (found[moved] != NONE).any():
                 return None
             found[moved] = copy
-        return None if (found == NONE).any() else found
+        if (found == NONE).any():
+            return None
+        # Where all tokens follow the same part, though they show other slots and experts, the other
+        # parts are idle channels: those that a rotation of a padded row drops.
+        differ = len(set(zip(view.lit.tolist(), view.shown.tolist(), strict=True))) > 1
+        return None if differ and (found == found[0]).all() else found
 
     def row_probe(self, start: Cut, end: Cut) -> RowProbe:
         """The map of rows from ``start`` to ``end``, for rows of any experts."""
@@ -245,7 +250,7 @@ def side_by_side(paths: Sequence[Lanes]) -> list[Lanes]:
     """The places of several chains, one node a lane, as far as the chains run alike."""
     found = []
     for nodes in zip(*paths, strict=False):
-        if len({(node.op, node.types) for node in nodes}) > 1:
+        if len({node.op for node in nodes}) > 1:
             break
         found.append(nodes)
     return found
@@ -271,12 +276,12 @@ def views(
     found: list[View] = []
     for first in range(0, count, t):
         shown = (first + np.arange(t)) % count
-        lit = rng.integers(k, size=t)
+        lit = (np.arange(t) + rng.integers(k)) % k
         experts = (shown[:, None] + np.arange(k) - lit[:, None]) % count
         gates = np.where(np.arange(k) == lit[:, None], 1.0, 0.0)
         given = region.force(experts, gates)
         view = learnt(region, View(experts, lit, given, np.zeros(t, int), {}, {}), root, end, rng)
-        rows = places(np.arange(t), view.owners[end[0]])
+        rows = places(range(t), view.owners[end[0]])
         idle = np.unique(shown[(view.owners[end[0]].reshape(-1)[y] == NONE).all(1)])
         if 0 < len(idle) < len(np.unique(shown)):
             numbers = ", ".join(str(number) for number in idle[:4])

@@ -16,7 +16,7 @@ from ..ir.graph import Node
 from .recognise_layer import Layer
 from .recognise_probe import OutOfReach
 from .recognise_rotation import Activation, Blocks
-from .recognise_routing import Region, random_gates
+from .recognise_routing import Region
 from .recognise_rows import layouts
 from .recognise_ternary import as_ternary, product_of
 
@@ -97,15 +97,15 @@ def routes_by_order(region: Region, rng: np.random.Generator) -> bool:
 
 def _routing(region: Region, h: Array) -> Array:
     """Expert numbers and gates of each token, [T, 2 k], where nothing is forced."""
-    numbers, value = region.probe.run([region.experts, region.gates.nodes[0]], {region.h: h})
+    numbers, *values = region.probe.run([region.experts, *region.gates.heads], {region.h: h})
     experts = numbers.reshape(region.tokens, region.k)
-    return np.concatenate([experts, region.gates.read(value, experts)], axis=1)
+    return np.concatenate([experts, region.gates.read(values, experts)], axis=1)
 
 
 def routes_by_h(region: Region) -> bool:
     """Whether the router reads the experts' own activation and nothing else."""
     try:
-        region.probe.plan((region.experts, region.gates.nodes[0]), {region.h})
+        region.probe.plan((region.experts, *region.gates.heads), {region.h})
     except OutOfReach:
         return False
     return True
@@ -120,8 +120,8 @@ def _trials(region: Region, rng: np.random.Generator) -> Iterator[tuple[str, dic
         yield "natural routing of small inputs", {region.h: 0.05 * rng.standard_normal(shape)}
     for first in range(0, region.count, max(1, t * k)):
         numbers = (first + np.arange(t * k).reshape(t, k)) % region.count
-        given = region.force(numbers, random_gates(t, k, rng))
+        given = region.force(numbers, region.random_gates(rng))
         yield "every expert forced", {**given, region.h: rng.standard_normal(shape)}
     only = np.broadcast_to(rng.permutation(region.count)[:k], (t, k))
-    given = region.force(only, random_gates(t, k, rng))
+    given = region.force(only, region.random_gates(rng))
     yield "all other experts idle", {**given, region.h: rng.standard_normal(shape)}

@@ -53,5 +53,3 @@ def as_dense(probe: RowProbe, channels: int, experts: int) -> list[Step] | None:
         probe(np.tile(unit, (experts, 1)), every) for unit in np.eye(channels)
     ]  # each [E, n]
     return _layers(np.stack(columns, axis=-1)[:, None])
-
-

@@ -22,7 +22,7 @@ def describe(layer: Layer) -> dict[str, str]:
     substrate = str(layer.substrate) + ("" if layer.bias is None else ", bias")
     if activation:
         substrate += f", then {activation[0]}" if not after else ""
-    gates = ", ".join(f"%{node.name}" for node in region.gates.nodes[:1])
+    gates = ", ".join(f"%{node.name}" for node in region.gates.heads)
     return {
         "rotation_in": rotation(layer.rotation_in),
         "substrate": substrate,

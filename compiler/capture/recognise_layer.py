@@ -39,7 +39,7 @@ from .recognise_rotation import (
     close,
     simplified,
 )
-from .recognise_routing import NotRecognised, Region, random_gates
+from .recognise_routing import NotRecognised, Region
 from .recognise_rows import Rows, layouts
 from .recognise_ternary import Product, Ternary, as_ternary, is_selection, levels, product_of
 
@@ -105,11 +105,12 @@ def _chain(
 ) -> tuple[Chain, list[Lanes], list[Lanes]]:
     """The chain through the products, with its places in front of them and behind, in order."""
     made = tuple(p.node for p in products)
-    if reads_gates(region, [p.x for p in products], ()):
+    reads = tuple(p.x for p in products)
+    if reads_gates(region, reads, ()) and not _only_whether_positive(region, reads, rng):
         raise NotRecognised("the gates enter in front of the ternary product", 4)
     backs = side_by_side([path(region, node, y, made) for node in made])
     y_index = y_rows.read(np.arange(y.type.size).reshape(y.type.shape))[:, 0]
-    for root in _roots(region, [p.x for p in products]):
+    for root in _roots(region, reads):
         found = views(region, root, made, (y,), y_index, rng)
         if found is None:
             continue
@@ -119,13 +120,26 @@ def _chain(
                     f"the result of a token needs none or several of {len(made)} ternary products",
                     4,
                 )
-        fronts = side_by_side([path(region, root.node, p.x) for p in products])
-        fronts = [*fronts[:-1], tuple(p.x for p in products)]
+        fronts = side_by_side([path(region, root.node, read) for read in reads])
+        fronts = [*fronts[:-1], reads]
         nodes = list(dict.fromkeys(node for place in (*fronts, *backs) for node in place))
         known = tuple(learnt(region, view, root, nodes, rng) for view in found)
         end = Cut((y,), (y_index,) * len(known))
         return Chain(region, known, end), fronts, backs
     raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
+
+
+def _only_whether_positive(region: Region, reads: Lanes, rng: np.random.Generator) -> bool:
+    """Whether all that matters to ``reads`` is that a gate is above zero, as all gates are."""
+    if not region.positive:
+        return False
+    given = {region.h: rng.standard_normal(region.h.type.shape)}
+    experts = region.spread(rng)
+    first, second = (
+        region.probe.run(reads, given | region.force(experts, region.random_gates(rng)))
+        for _ in range(2)
+    )
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _roots(region: Region, reads: Sequence[Node]) -> Iterator[Root]:
@@ -152,10 +166,8 @@ def _without_scale(steps: list[Step], experts: int) -> tuple[Array, list[Step]]:
     return gain, kept
 
 
-def _at_product(
-    steps: list[Step], experts: int
-) -> tuple[Array, Array | None, list[Step]]:
-    """What ``steps`` behind the product scale its rows by, and add to them, and what they then do."""
+def _at_product(steps: list[Step], experts: int) -> tuple[Array, Array | None, list[Step]]:
+    """The factor of the rows and the bias that ``steps`` start with, and the steps that follow."""
     gain = np.asarray(1.0)
     bias: Array | None = None
     rest = list(steps)
@@ -266,9 +278,7 @@ def _rows(chain: Chain, cut: Cut) -> Rows | None:
     return None
 
 
-def _behind(
-    chain: Chain, places: list[Cut], rng: np.random.Generator
-) -> tuple[list[Step], Cut]:
+def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[list[Step], Cut]:
     """The steps behind the product, and the cut at which W_down or the gates begin."""
     steps: list[Step] = []
     current = places[0]
@@ -293,7 +303,7 @@ def _behind(
 
 
 def _check_order(steps: list[Step]) -> None:
-    """Raises NotRecognised unless there is one activation, in front of the rotation or behind it."""
+    """Raises NotRecognised unless one activation stands in front of the rotation or behind it."""
     kinds = [type(step) for step in steps if isinstance(step, Activation | Blocks)]
     if kinds.count(Activation) > 1:
         raise NotRecognised("an expert has several activations", 5)
@@ -370,7 +380,7 @@ def _down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
     once = run(0, zeros, np.zeros(t))[0]
     weighted = run(0, zeros, np.ones(t))[0] - once
     for number in (*range(len(chain.views)), 0):
-        rows, gate = rng.standard_normal(zeros.shape), random_gates(t, 1, rng)
+        rows, gate = rng.standard_normal(zeros.shape), region.random_gates(rng)[:, :1]
         mapped = rows if w is None else rows @ w.astype(np.float64).T  # [T, N]
         if mapped.shape[1] != len(once):
             none = "no matrix that all experts share makes the result of their rows"

@@ -2,14 +2,20 @@
 
 argmax(x), max(x)                    ->  top_k(x) {k = 1}
 top_k(x) {k = E}, of which 0..k read ->  top_k(x) {k = k}
+top_k(x) {k = a}, top_k(x without the chosen) {k = b}  ->  top_k(x) {k = a + b}
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from ..ir.build import make, remake, result
 from ..ir.graph import Graph, Node, rebuild
+from .recognise_probe import OutOfReach, Probe, ancestors
+from .recognise_signs import is_never_negative
 
 # What reads the number of an expert, perhaps in another shape.
 READERS = frozenset({"take", "gather", "equal"})
@@ -91,3 +97,75 @@ def _read_sizes(graph: Graph, top_k: Node) -> set[int]:
         if part in graph.outputs:
             return {0, 1}
     return sizes
+
+
+def with_one_router(graph: Graph) -> Graph:
+    """The graph in which choosing the best, then the best of the rest, is choosing the best two."""
+    while True:
+        routers = [n for n in graph.nodes if n.op == "top_k" and n.operands[0].type.is_float]
+        probe = Probe(dict(graph.constants))
+        pair = next(
+            (
+                (first, second)
+                for number, second in enumerate(routers)
+                for first in routers[:number]
+                if _chooses_next(probe, first, second)
+            ),
+            None,
+        )
+        if pair is None:
+            return graph
+        graph = _joined(graph, *pair)
+
+
+def _chooses_next(probe: Probe, first: Node, second: Node) -> bool:
+    """Whether ``second`` always chooses from the scores of ``first`` what comes after its choice.
+
+    Its scores must be made of those, and of what was chosen, alone. Tried on many random scores.
+    """
+    scores, rest = first.operands[0], second.operands[0]
+    a, b = int(first["k"]), int(second["k"])
+    if scores.type != rest.type or a + b > scores.type.shape[-1] or rest is scores:
+        return False
+    if first not in ancestors(rest):
+        return False
+    rng = np.random.default_rng(0)
+    positive = is_never_negative(probe, scores)
+    for _ in range(8):
+        value = (
+            rng.uniform(0, 1, scores.type.shape)
+            if positive
+            else rng.standard_normal(scores.type.shape)
+        )
+        try:
+            values, numbers = probe.run([second], {scores: value})[0]
+        except OutOfReach:
+            return False
+        wanted = np.argsort(-value, axis=-1, kind="stable")[..., a : a + b]
+        if not np.array_equal(numbers, wanted):
+            return False
+        if not np.array_equal(values, np.take_along_axis(value, wanted, -1)):
+            return False
+    return True
+
+
+def _joined(graph: Graph, first: Node, second: Node) -> Graph:
+    """The graph in which one top_k makes the results of both."""
+    a, b = int(first["k"]), int(second["k"])
+    both: list[Node] = []
+    original = dict(zip((node.name for node in graph.nodes), graph.nodes, strict=True))
+
+    def change(node: Node) -> Node:
+        was = original[node.name]
+        if was is first:
+            both.append(make("top_k", *node.operands, name=node.name, source=node.source, k=a + b))
+            return both[0]
+        if was.op != "result" or was.operands[0] not in (first, second):
+            return node
+        index = int(was["index"])
+        start, stop = (0, a) if was.operands[0] is first else (a, a + b)
+        whole = result(both[0], index, f"{both[0].name}.{index}.both")
+        part: dict[str, Any] = {"axis": whole.type.rank - 1, "start": start, "stop": stop}
+        return make("slice", whole, name=node.name, source=node.source, **part)
+
+    return rebuild(graph, change)

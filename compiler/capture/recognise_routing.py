@@ -7,17 +7,18 @@ beyond the gates and the chosen experts it depends on one activation only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..ir.build import result
 from ..ir.graph import Graph, Node
+from .recognise_gates import Gates, gate_candidates
 from .recognise_probe import OutOfReach, Probe, ancestors
 from .recognise_rotation import close
-from .recognise_rows import Rows, layouts, plain_rows
+from .recognise_rows import Rows, layouts
+from .recognise_signs import is_never_negative
 
 Array = np.ndarray
 
@@ -35,33 +36,6 @@ class NotRecognised(Exception):
 
 
 @dataclass(frozen=True)
-class Gates:
-    """The factors of the chosen experts: several nodes of one value, and where its rows lie.
-
-    A row holds the factors of the k chosen, in their order; or, where ``dense``, one for each
-    expert, zero for those not chosen.
-    """
-
-    nodes: tuple[Node, ...]
-    rows: Rows
-    dense: bool
-
-    def write(self, experts: Array, gates: Array, count: int) -> dict[Node, Array]:
-        """The nodes' values where ``experts`` [T, k], of ``count``, have the factors ``gates``."""
-        if self.dense:
-            every = np.zeros((len(experts), count))
-            np.put_along_axis(every, experts, gates.astype(np.float64), 1)
-            gates = every
-        value = self.rows.write(gates.astype(np.float64)[:, None])
-        return {node: value.reshape(node.type.shape) for node in self.nodes}
-
-    def read(self, value: Array, experts: Array) -> Array:
-        """The factors [T, k] of the chosen ``experts`` [T, k]."""
-        rows = self.rows.read(value)[:, 0]
-        return np.take_along_axis(rows, experts, 1) if self.dense else rows
-
-
-@dataclass(frozen=True)
 class Region:
     """A mixture of ``count`` experts: y = f(h, experts, gates), one row of y a token.
 
@@ -76,6 +50,7 @@ class Region:
     k: int
     count: int
     h: Node
+    positive: bool = False  # whether it is only said of gates that are never below zero
 
     @property
     def forced(self) -> frozenset[Node]:
@@ -91,6 +66,11 @@ class Region:
         numbered = experts.reshape(numbers.shape).astype(np.int64)
         given: dict[Node, Any] = {self.top_k: (np.full(values.shape, np.nan), numbered)}
         return given | self.gates.write(experts, gates, self.count)
+
+    def random_gates(self, rng: np.random.Generator) -> Array:
+        """Gates [T, k] of either sign where both may be, none near zero."""
+        size = rng.uniform(0.3, 1.5, (self.tokens, self.k))
+        return size if self.positive else np.where(rng.random(size.shape) < 0.7, size, -size)
 
     def spread(self, rng: np.random.Generator) -> Array:
         """Expert numbers [T, k], no token with one twice, spread over all experts."""
@@ -115,19 +95,18 @@ def find_mixtures(
     router = ancestors(top_k)
     found = False
     partly = ""
-    for gates in _gate_candidates(graph, top_k, values, tokens, count):
+    for gates in gate_candidates(graph, top_k, values, tokens, count):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
             region = Region(probe, top_k, experts, gates, tokens, k, count, h)
-            mixtures = _mixtures(region, candidates, rng)
-            first = next(mixtures, None)
-            if first is None:
+            region, mixtures = _any_mixtures(region, candidates, rng)
+            if not mixtures:
                 continue
             reach = reached(region, router, rng)
             if reach < count:
                 partly = f"the gates %{gates.nodes[0].name} reach {reach} of {count} experts"
                 continue
             found = True
-            for y, rows in chain((first,), mixtures):
+            for y, rows in mixtures:
                 yield region, y, rows
     if not found:
         nothing = "nothing behind the routing is a sum of gate times a function of one activation"
@@ -135,9 +114,23 @@ def find_mixtures(
         raise NotRecognised(partly or unused or nothing)
 
 
+def _any_mixtures(
+    region: Region, candidates: list[Node], rng: np.random.Generator
+) -> tuple[Region, list[tuple[Node, Rows]]]:
+    """The mixtures for gates of either sign or, where they cannot be negative, for the others.
+
+    A model may send a row only where its gate is above zero.
+    """
+    mixtures = list(_mixtures(region, candidates, rng))
+    if mixtures or not all(is_never_negative(region.probe, node) for node in region.gates.heads):
+        return region, mixtures
+    region = replace(region, positive=True)
+    return region, list(_mixtures(region, candidates, rng))
+
+
 def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -> int:
     """How many experts have a gate that is not zero: all, unless it is the gate of one expert."""
-    if region.gates.dense:
+    if region.gates.is_dense:
         return region.count - len(_never_weighed(region, rng))
     values, numbers = region.top_k.types
     given: dict[Node, Any] = {
@@ -150,8 +143,7 @@ def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -
         chosen = (first + np.arange(region.tokens)[:, None] + np.arange(region.k)) % region.count
         scores = rng.uniform(0.1, 1, values.shape)
         given[region.top_k] = scores, chosen.reshape(numbers.shape).astype(np.int64)
-        value = region.probe.run(region.gates.nodes[:1], given)[0]
-        gates = region.gates.read(value, chosen)
+        gates = region.gates.read(region.probe.run(region.gates.heads, given), chosen)
         found.update(chosen[gates != 0].tolist())
     return len(found)
 
@@ -162,37 +154,15 @@ def _never_weighed(region: Region, rng: np.random.Generator) -> set[int]:
     for _ in range(4):
         h = rng.standard_normal(region.h.type.shape)
         try:
-            experts, value = region.probe.run([region.experts, region.gates.nodes[0]], {region.h: h})
+            experts, *values = region.probe.run(
+                [region.experts, *region.gates.heads], {region.h: h}
+            )
         except OutOfReach:
             break  # the router reads more than the experts do
         experts = experts.reshape(region.tokens, region.k)
         numbers.update(experts.reshape(-1).tolist())
-        weighed.update(experts[region.gates.read(value, experts) != 0].tolist())
+        weighed.update(experts[region.gates.read(values, experts) != 0].tolist())
     return numbers - weighed
-
-
-def _gate_candidates(
-    graph: Graph, top_k: Node, values: tuple[Node, ...], tokens: int, count: int
-) -> Iterator[Gates]:
-    """Nodes that may hold the gates, nearest to the routing first."""
-    k = int(top_k["k"])
-    if values:
-        yield Gates(values, plain_rows((tokens, k)), False)
-    behind: set[Node] = {top_k}
-    seen = set(values)
-    for node in graph.nodes:
-        if behind.isdisjoint(node.operands) or node.op == "top_k":
-            continue
-        behind.add(node)
-        if node in values or len(node.types) > 1 or not node.type.is_float:
-            continue
-        for width in (k, count):
-            if node.type.size != tokens * width:
-                continue
-            if node.op != "reshape" or node.operands[0] not in seen:
-                for rows in layouts(node.type.shape, tokens, 1):
-                    yield Gates((node,), rows, width != k)
-            seen.add(node)
 
 
 def _dependents(
@@ -244,7 +214,7 @@ def _mixtures(
         return
     experts = region.spread(rng)
     h = rng.standard_normal(region.h.type.shape)
-    a, b = rng.standard_normal((2, t, k))
+    a, b = region.random_gates(rng), region.random_gates(rng)
     touched = some_of((t,), rng)
     other = np.where(touched[:, None], b, a)
     # Each channel of y is a sum over the slots: none belongs to one slot alone.
@@ -293,9 +263,3 @@ def some_of(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     flat[last] = False
     flat[first] = True
     return mask
-
-
-def random_gates(tokens: int, k: int, rng: np.random.Generator) -> Array:
-    """Gates [tokens, k] of either sign, none near zero."""
-    size = rng.uniform(0.3, 1.5, (tokens, k))
-    return np.where(rng.random((tokens, k)) < 0.7, size, -size)

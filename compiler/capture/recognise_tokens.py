@@ -1,7 +1,8 @@
-"""Which token each element of a tensor belongs to, seen by changing tokens and looking what moves.
+"""Which token each element of a tensor belongs to, seen by changing tokens and what moves then.
 
-Nothing is assumed of a tensor's shape: rows may lie in any order, be sorted by expert, stand several
-times or be spread over channels first. An element belongs to a token if it follows that one alone.
+Nothing is assumed of a tensor's shape: rows may lie in any order, be sorted by expert, stand there
+several times or be spread over channels first. An element belongs to a token if it follows that
+one alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def code_words(count: int) -> Array:
     """
     bits = next(bits for bits in range(1, count + 2) if comb(bits, (bits + 1) // 2) >= count)
     words = np.zeros((count, bits), bool)
-    for word, members in zip(words, islice(combinations(range(bits), (bits + 1) // 2), count)):
+    chosen = combinations(range(bits), (bits + 1) // 2)
+    for word, members in zip(words, islice(chosen, count), strict=True):
         word[list(members)] = True
     return words
 

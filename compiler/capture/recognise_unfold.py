@@ -9,10 +9,11 @@ matmul(x, stack(matmul(a, b), matmul(c, d)))  ->  matmul(matmul(x, stack(a, c)),
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from ..ir.build import make, remake
+from ..ir.build import make
 from ..ir.graph import Graph, Node, constant, rebuild
 
 Factors = tuple[Node, ...]
@@ -70,14 +71,12 @@ class _Writer:
             self.columns[node] = self.stacks[node.operands[0]]
         x = node.operands[0] if node.op == "reshape" else node
         known = self.factors.get(x, ())
-        if len(known) > 1 and node.type.rank == 2 < x.type.rank:
+        some = any(not is_shared(factor) for factor in known)
+        if len(known) > 1 and some and node.type.rank == 2 < x.type.rank:
             *lead, a, b = x.type.shape
             count = int(np.prod(lead))
             if node.type.shape == (count * a, b):
-                self.stacks[node] = tuple(
-                    make("reshape", factor, shape=(count, *factor.type.shape[-2:]))
-                    for factor in self._whole(x)
-                )
+                self.stacks[node] = self._on_batch(x, (count,))
 
     def _stacked(self, node: Node, x: Node, factors: Factors) -> Node:
         """x [..., b] times each of E products, side by side: [..., E a]."""
@@ -128,7 +127,10 @@ class _Writer:
         last = node.type.rank - 2
         known = self.factors[node.operands[0]]
         if order[last:] == (last, last + 1):
-            return self._on_batch(node, "transpose", order=order)
+            return tuple(
+                factor if is_shared(factor) else make("transpose", factor, order=order)
+                for factor in self._whole(node.operands[0])
+            )
         if order[:last] == tuple(range(last)):
             return _turned(known)
         return None
@@ -136,10 +138,7 @@ class _Writer:
     def reshape(self, node: Node) -> Factors | None:
         if node.operands[0].type.shape[-2:] != node.type.shape[-2:]:
             return None
-        return tuple(
-            make("reshape", factor, shape=(*node.type.shape[:-2], *factor.type.shape[-2:]))
-            for factor in self._whole(node.operands[0])
-        )
+        return self._on_batch(node.operands[0], node.type.shape[:-2])
 
     def broadcast(self, node: Node) -> Factors | None:
         if node.operands[0].type.shape[-2:] != node.type.shape[-2:]:
@@ -151,13 +150,18 @@ class _Writer:
         if node["axis"] >= x.type.rank - 2:
             return None
         return tuple(
-            make("take", factor, numbers, axis=node["axis"]) for factor in self._whole(x)
+            factor if is_shared(factor) else make("take", factor, numbers, axis=node["axis"])
+            for factor in self._whole(x)
         )
 
     def slice(self, node: Node) -> Factors | None:
+        cut: dict[str, Any] = dict(node.attributes)
         x, axis = node.operands[0], node["axis"]
         if axis < x.type.rank - 2:
-            return self._on_batch(node, "slice", **node.attributes)
+            return tuple(
+                factor if is_shared(factor) else make("slice", factor, **cut)
+                for factor in self._whole(x)
+            )
         known = self.factors[x]
         size = x.type.shape[axis]
         picked = np.eye(size)[node["start"] : node["stop"] : node["step"]]
@@ -167,25 +171,42 @@ class _Writer:
         return (*known, pick) if columns else (pick, *known)
 
     def concat(self, node: Node) -> Factors | None:
-        whole = [self._whole(x) for x in node.operands]
-        alike = {tuple(f.type.shape[-2:] for f in factors) for factors in whole}
+        each = [self._whole(x) for x in node.operands]
+        alike = {tuple(f.type.shape[-2:] for f in factors) for factors in each}
         if node["axis"] >= node.type.rank - 2 or len(alike) > 1:
             return None
-        return tuple(make("concat", *each, axis=node["axis"]) for each in zip(*whole, strict=True))
+        found = []
+        for together in zip(*each, strict=True):
+            if is_shared(together[0]) and all(factor is together[0] for factor in together):
+                found.append(together[0])
+                continue
+            parts = [
+                self._broadcast(factor, x.type.shape[:-2])
+                for factor, x in zip(together, node.operands, strict=True)
+            ]
+            found.append(make("concat", *parts, axis=node["axis"]))
+        return tuple(found)
 
-    def _on_batch(self, node: Node, op: str, **attributes: object) -> Factors:
-        whole = self._whole(node.operands[0])
-        return tuple(make(op, factor, **attributes) for factor in whole)
-
-    def _whole(self, node: Node) -> Factors:
-        """The factors of ``node``, each with all of its leading axes."""
-        lead = node.type.shape[:-2]
+    def _on_batch(self, x: Node, lead: tuple[int, ...]) -> Factors:
+        """The factors of ``x`` where its leading axes are put in the shape ``lead``."""
         return tuple(
             factor
-            if factor.type.shape[:-2] == lead
-            else make("broadcast", factor, shape=(*lead, *factor.type.shape[-2:]))
+            if is_shared(factor)
+            else make("reshape", factor, shape=(*lead, *factor.type.shape[-2:]))
+            for factor in self._whole(x)
+        )
+
+    def _whole(self, node: Node) -> Factors:
+        """The factors of ``node``: shared by all that its leading axes count, or one for each."""
+        lead = node.type.shape[:-2]
+        return tuple(
+            factor if is_shared(factor) else self._broadcast(factor, lead)
             for factor in self.factors[node]
         )
+
+    def _broadcast(self, factor: Node, lead: tuple[int, ...]) -> Node:
+        shape = (*lead, *factor.type.shape[-2:])
+        return factor if factor.type.shape == shape else make("broadcast", factor, shape=shape)
 
 
 RULES: dict[str, Callable[[_Writer, Node], Factors | None]] = {
@@ -198,12 +219,18 @@ RULES: dict[str, Callable[[_Writer, Node], Factors | None]] = {
 }
 
 
+def is_shared(factor: Node) -> bool:
+    """Whether a factor is one matrix for all that the leading axes of the product count."""
+    return factor.type.rank == 2
+
+
 def _shaped(made: Node, node: Node) -> Node:
     """``made`` in the shape of ``node``, whose place it takes."""
     shape = node.type.shape
     if made.type.shape == shape:
         return made
-    return make("reshape", made, name=node.name, source=node.source, shape=shape)
+    op = "reshape" if made.type.size == node.type.size else "broadcast"
+    return make(op, made, name=node.name, source=node.source, shape=shape)
 
 
 def _turned(factors: Factors) -> Factors:

@@ -7,17 +7,16 @@ exactly as eager rounds them. The rest is lowered call by call, by the tables `a
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ..ir.build import input_node
-from ..ir.graph import Graph, Node, topological_order
+from ..ir.graph import Graph, Node
 from ..ir.types import FLOATS, Type
 from . import (  # noqa: F401  (each enters its family into the table of lowerings)
     aten_activation,
@@ -47,14 +46,18 @@ from .calls import (
     PRODUCTS,
     SHAPED,
     is_about_sizes,
-    is_ordered_check,
+    is_check_of_constants,
     is_repeatable,
 )
+from .calls import fixed_calls as fixed_calls  # what export reads of a program
 from .chosen import Chosen, Marks, is_uniform
+from .claimed import Claims, results_of_registered, what_is_marked
+from .claims import MARK
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
+from .stand_in import stand_in
 
 
 class Walk:
@@ -72,6 +75,7 @@ class Walk:
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
         self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
+        self.claims = Claims()
         self.tensors = {**program.constants, **program.state_dict}
         self.roots = {name for name in self.tensors if not name.startswith("lifted_tensor")}
         self.sizes = Sizes()
@@ -93,8 +97,11 @@ class Walk:
                 self.refusals.add(refused.what, source_of(node), refused.advice)
                 self.values[node] = stand_in(node.meta.get("val"), self.sizes)
         self.refusals.raise_if_any()
-        needed = _needed(self.outputs, self.constants.arrays)
-        return Graph(self.name, tuple(self.inputs), self.outputs, needed)
+        for key, what, source, node in results_of_registered(self.program.graph):
+            self._claim(key, what, source, node)
+        inputs, outputs = self.claims.noted(tuple(self.inputs), self.outputs)
+        constants = self.constants.needed(outputs)
+        return Graph(self.name, inputs, outputs, constants, self.claims.notes)
 
     def _visit(self, node: fx.Node) -> None:
         """Takes one node. Raises Refused for what has no form in the graph."""
@@ -167,9 +174,11 @@ class Walk:
             return
         target = str(node.target)
         bare = target.split(".")[1] if target.startswith("aten.") else ""
-        if bare in CHECKS or is_ordered_check(node):
+        if bare in CHECKS or is_check_of_constants(node, self.fixed):
             return
-        if bare in FILLS:
+        if target == MARK:
+            self._mark(node)
+        elif bare in FILLS:
             self._fill(node, bare)
         elif is_repeatable(node) and all(n in self.fixed for n in node.all_input_nodes):
             self._fold(node, bare)
@@ -178,6 +187,21 @@ class Walk:
             self.values[node] = UNKNOWN if size is None else size
         else:
             self.values[node] = self._lower(node, target)
+
+    def _mark(self, node: fx.Node) -> None:
+        """A mark is the marked value itself, and a claim about it."""
+        marked, label = node.args[0], (*node.args, node.kwargs.get("label", ""))[1]
+        assert isinstance(marked, fx.Node), "a mark is on a tensor"
+        self._claim(f"mark.{node.name}", what_is_marked(str(label)), source_of(node), marked)
+        self.values[node] = self._operand(marked)
+        if marked in self.marks:
+            self.marks[node] = self.marks[marked]
+
+    def _claim(self, key: str, what: str, source: str, node: fx.Node) -> None:
+        value = self._operand(node)
+        value = value.real if isinstance(value, Complex) else value
+        if isinstance(value, Node):
+            self.claims.add(key, what, source, value)
 
     def _item(self, node: fx.Node) -> None:
         source, index = node.args
@@ -351,22 +375,6 @@ class Walk:
         return mark
 
 
-def stand_in(fake: Any, sizes: Sizes) -> Any:
-    """A value in place of one that was refused, so that its readers are checked too.
-
-    UNKNOWN where its type is not known either, or which of its rows count.
-    """
-    if isinstance(fake, tuple | list):
-        return tuple(stand_in(part, sizes) for part in fake)
-    if not isinstance(fake, Tensor) or fake.dtype.to_real() not in DTYPES:
-        return UNKNOWN
-    type = sizes.type_of(fake)
-    if type is None or any(map(sizes.is_padded, fake.shape)):
-        return UNKNOWN
-    node = input_node("unknown", type)
-    return Complex(node, node) if fake.is_complex() else node
-
-
 def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:
     """The parts of a marked value that hold rows: all but a part that is the same for all rows."""
     if isinstance(value, Node):
@@ -382,15 +390,8 @@ def is_known_and_pure(node: fx.Node) -> bool:
         return is_about_sizes(node)
     if node.target._schema.is_mutable:
         return False
-    if is_about_sizes(node):
+    if is_about_sizes(node) or str(node.target) == MARK:
         return True
     bare = str(node.target).split(".")[1]
     known = bare in FILLS or bare in CHECKS or bare in CREATORS or bare in OF_NO_SIZE
     return known or lowering_of(str(node.target)) is not None
-
-
-def _needed(outputs: Sequence[Node], store: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays that some constant of the graph holds."""
-    nodes = topological_order(outputs)
-    digests = {str(node["digest"]) for node in nodes if node.op == "constant"}
-    return {digest: store[digest] for digest in sorted(digests)}

@@ -47,19 +47,26 @@ class PartlyRotated(Gathered):
         return x
 
 
-class Matrices(Gathered):
-    """Whole rotations as dense matrices: orthogonal 4x4 blocks, which pairs do not make."""
+class Turned(Gathered):
+    """Orthogonal 4x4 blocks of six angles each, of which rotations of pairs make four."""
 
-    def matrix(self, angles: Tensor, width: int) -> Tensor:
-        eye = torch.eye(width).expand(EXPERTS, width, width)
-        return super().rotate(eye, angles[:, None]).transpose(-1, -2)
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        a = F.pad(angles.flatten(-2).unflatten(-1, (-1, 4)), (0, 2), value=0.3)  # [..., n / 4, 6]
+        rows, columns = torch.triu_indices(4, 4, 1)
+        skew = torch.zeros(*a.shape[:-1], 4, 4)
+        skew[..., rows, columns] = a
+        skew = skew - skew.mT
+        eye = torch.eye(4)
+        blocks = torch.linalg.solve(eye + skew, eye - skew)
+        return torch.einsum("...pij,...pj->...pi", blocks, x.unflatten(-1, (-1, 4))).flatten(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         gates, experts = self.route(x)
-        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
-        u = F.gelu(self.multiply(torch.einsum("tkij,tj->tki", theta[experts], x)))
-        u = torch.einsum("tkij,tkj->tki", phi[experts], u)
-        return (self.down(u) * gates[..., None]).sum(1)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            y = y + weight * self.expert(x, self.theta[e], self.phi[e])
+        return y
 
 
 class OutputOnly(Gathered):
@@ -286,15 +293,15 @@ PARTIAL = [
     (Reflection, "determinant -1"),
     (Gain, "not orthogonal"),
     (PartlyRotated, "4 of 8 pairs of an input layer are never rotated"),
-    (Matrices, "orthogonal 4x4"),
+    (Turned, "orthogonal 4x4"),
     (OutputOnly, "do not rotate their input"),
 ]
 NONE = [
     (OwnUpBias, "do not share the bias"),
     (OneExpert, "reach 1 of 4 experts"),
-    (MissingExpert, "3 ternary products belong neither to the 2 slots nor to the 4 experts"),
+    (MissingExpert, "of 4 experts, 1 do nothing: 3"),
     (MixedTokens, "mix"),
-    (ShiftedTokens, "do not start from one activation"),
+    (ShiftedTokens, "mix"),
     (GroupedSubstrate, "along another axis"),
     (GroupedDown, "does not read the experts' rows"),
     (EarlyGates, "the gates enter in front"),

@@ -58,17 +58,6 @@ def test_rows_are_found_in_a_shared_axis() -> None:
         assert any(np.array_equal(each.read(value), rows) for each in layouts(value.shape, 3, 2))
 
 
-def test_a_product_needs_its_channels_in_the_last_axis() -> None:
-    """The layout of a product's operand follows from its result's, or there is none."""
-    plain = next(layouts((5, 2, 8), 5, 2))
-    operand = plain.with_channels((5, 2, 3))
-    assert operand is not None
-    assert operand.channels == 3
-    assert plain.with_channels((5, 1, 3)) is None
-    split = next(layouts((5, 4, 2), 5, 1))
-    assert split.with_channels((5, 4, 7)) is None
-
-
 # --- maps ---
 
 

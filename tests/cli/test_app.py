@@ -31,7 +31,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     [
         errors.InvalidGraph, errors.UsageError, errors.Unsupported, errors.DoesNotFit,
         errors.VerificationFailed, errors.Damaged, errors.Incompatible, errors.ToolMissing,
-        errors.CannotWrite,
+        errors.CannotWrite, errors.ToolFailed,
     ],
 )  # fmt: skip
 def test_our_errors_have_one_shape(

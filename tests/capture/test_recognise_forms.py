@@ -1,0 +1,354 @@
+"""Butterfly layers whose rows lie elsewhere: along other axes, sorted, of all experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .test_recognise_styles import (
+    CHOSEN,
+    EXPERTS,
+    HIDDEN,
+    LAYERS,
+    ROUNDING,
+    TOKENS,
+    WIDTH,
+    Gathered,
+    layer,
+    recognised,
+    ternary,
+)
+
+# --- routing ---
+
+
+class DenseGates(Gathered):
+    """All experts run, weighed by the scores of all experts times a mask of the chosen."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).softmax(-1)
+        chosen = F.one_hot(scores.topk(CHOSEN, -1).indices, EXPERTS).sum(-2)
+        return scores * chosen.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        every = self.expert(x, self.theta[:, None], self.phi[:, None])  # [E, T, d]
+        return torch.einsum("te,etd->td", self.weights(x), every)
+
+
+class Threshold(DenseGates):
+    """The gates are the scores that reach the k-th largest; no expert numbers are used."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).sigmoid()
+        return torch.where(scores >= scores.topk(CHOSEN, -1).values[:, -1:], scores, 0.0)
+
+
+class DenseArgmax(DenseGates):
+    """The winner is picked with a one-hot of the argmax, weighed by a sigmoid."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores = self.gate(x)
+        return F.one_hot(scores.argmax(-1), EXPERTS) * scores.sigmoid()
+
+
+# --- dispatch ---
+
+
+class SlotsTimesExperts(Gathered):
+    """A loop over slots around a loop over experts, each with a mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for i in range(CHOSEN):
+            for e in range(EXPERTS):
+                weight = torch.where(experts[:, i] == e, gates[:, i], 0.0)[:, None]
+                y = y + weight * self.expert(x, self.theta[e], self.phi[e])
+        return y
+
+
+class PartsTimesExperts(Gathered):
+    """A loop over two parts of the batch around a loop over experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        parts = []
+        for rows in (slice(0, 3), slice(3, TOKENS)):
+            y = torch.zeros_like(x[rows])
+            for e in range(EXPERTS):
+                weight = torch.where(experts[rows] == e, gates[rows], 0.0).sum(-1, keepdim=True)
+                y = y + weight * self.expert(x[rows], self.theta[e], self.phi[e])
+            parts.append(y)
+        return torch.cat(parts)
+
+
+class Selected(Gathered):
+    """Rows chosen by a mask, and added back with index_add."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            rows, slots = torch.where(experts == e)
+            part = self.expert(x[rows], self.theta[e], self.phi[e]) * gates[rows, slots, None]
+            y = y.index_add(0, rows, part)
+        return y
+
+
+class Slabs(Gathered):
+    """(Token, slot) rows sorted by expert, in slabs of one size, and put back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        numbers, order = experts.flatten().sort(stable=True)
+        token = order // CHOSEN
+        counts = F.one_hot(numbers, EXPERTS).sum(0)
+        place = torch.arange(TOKENS * CHOSEN) - (counts.cumsum(0) - counts)[numbers]
+        slabs = x.new_zeros(EXPERTS, TOKENS, WIDTH).index_put((numbers, place), x[token])
+        out = self.expert(slabs, self.theta[:, None], self.phi[:, None])
+        rows = out[numbers, place] * gates.flatten()[order, None]
+        return torch.zeros_like(x).index_add(0, token, rows)
+
+
+class DispatchTensors(Gathered):
+    """One-hot tensors [T, E, C] carry rows to experts and back, with room for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        hot = F.one_hot(experts, EXPERTS)  # [T, k, E]
+        place = (hot.flatten(0, 1).cumsum(0) - 1).unflatten(0, (TOKENS, CHOSEN))
+        room = F.one_hot((place * hot).sum(-1), TOKENS * CHOSEN).to(x.dtype)
+        to = torch.einsum("tke,tkc->tec", hot.to(x.dtype), room)
+        back = torch.einsum("tk,tke,tkc->tec", gates, hot.to(x.dtype), room)
+        rows = torch.einsum("tec,td->ecd", to, x)
+        out = self.expert(rows, self.theta[:, None], self.phi[:, None])
+        return torch.einsum("tec,ecd->td", back, out)
+
+
+class Vmapped(Gathered):
+    """torch.vmap over the experts' angles."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        every = torch.vmap(self.expert, in_dims=(None, 0, 0))(x, self.theta, self.phi)
+        return torch.einsum("te,etd->td", dense, every)
+
+
+# --- axes ---
+
+
+class ChannelsFirst(Gathered):
+    """Channels are the first axis: the matrices stand on the left of their products."""
+
+    def rotate_columns(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cos, sin = angles[i].cos()[:, None], angles[i].sin()[:, None]
+            a, b = x[0::2], x[1::2]
+            x = torch.stack([a * cos - b * sin, a * sin + b * cos], 1).flatten(0, 1)
+            x = torch.cat([x[0::2], x[1::2]])
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros(WIDTH, TOKENS)
+        for e in range(EXPERTS):
+            u = ternary(self.up) @ self.rotate_columns(x.T, self.theta[e])
+            u = self.down.weight @ self.rotate_columns(F.gelu(u), self.phi[e])
+            y = y + torch.where(experts == e, gates, 0.0).sum(-1) * (u + self.down.bias[:, None])
+        return y.T
+
+
+class Pointwise(Gathered):
+    """A map of pixels: the router, W_hat and W_down are convolutions of 1 x 1."""
+
+    def rotate_map(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cos, sin = angles[i].cos()[:, None, None], angles[i].sin()[:, None, None]
+            a, b = x[:, 0::2], x[:, 1::2]
+            x = torch.cat([a * cos - b * sin, a * sin + b * cos], 1)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.T.reshape(1, WIDTH, 1, TOKENS)
+        scores = F.conv2d(pixels, self.gate.weight[..., None, None], self.gate.bias).sigmoid()
+        gates = scores * (scores >= scores.topk(CHOSEN, 1).values[:, -1:])
+        y = torch.zeros_like(pixels)
+        for e in range(EXPERTS):
+            u = F.conv2d(self.rotate_map(pixels, self.theta[e]), ternary(self.up)[..., None, None])
+            u = self.rotate_map(F.gelu(u), self.phi[e])
+            u = F.conv2d(u, self.down.weight[..., None, None], self.down.bias)
+            y = y + gates[:, e : e + 1] * u
+        return y.reshape(WIDTH, TOKENS).T
+
+
+# --- rotations ---
+
+
+class Matrices(Gathered):
+    """Whole rotations as dense matrices of each expert, gathered by its number."""
+
+    def matrix(self, angles: Tensor, width: int) -> Tensor:
+        eye = torch.eye(width).expand(EXPERTS, width, width)
+        return super().rotate(eye, angles[:, None]).transpose(-1, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        u = F.gelu(self.multiply(torch.einsum("tkij,tj->tki", theta[experts], x)))
+        u = torch.einsum("tkij,tkj->tki", phi[experts], u)
+        return (self.down(u) * gates[..., None]).sum(1)
+
+
+class DeepMatrices(Matrices):
+    """The same where log2 d layers leave no zero in a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(EXPERTS, 4, WIDTH // 2) * 0.4)
+        self.phi = nn.Parameter(torch.randn(EXPERTS, 5, HIDDEN // 2) * 0.4)
+
+    def matrix(self, angles: Tensor, width: int) -> Tensor:
+        x = torch.eye(width).expand(EXPERTS, width, width)
+        for i in range(angles.shape[1]):
+            x = layer(x, angles[:, None, i].cos(), angles[:, None, i].sin())
+        return x.transpose(-1, -2)
+
+
+class WholeExperts(Matrices):
+    """Each expert as one matrix, B(phi) W_hat B(theta), behind it the activation and W_down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        whole = torch.stack([phi[e] @ ternary(self.up) @ theta[e] for e in range(EXPERTS)])
+        hidden = F.gelu(torch.einsum("efd,td->tef", whole, x))
+        return torch.einsum("te,tef->tf", dense, hidden) @ self.down.weight.T + self.down.bias
+
+
+class ChosenMatrices(Matrices):
+    """The matrices of the chosen experts multiplied first, then applied with bmm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        whole = (phi @ ternary(self.up) @ theta)[experts].flatten(0, 1)  # [T k, F, d]
+        rows = x.repeat_interleave(CHOSEN, 0)[..., None]
+        u = F.gelu(torch.bmm(whole, rows).squeeze(-1))
+        return (self.down(u).unflatten(0, (-1, CHOSEN)) * gates[..., None]).sum(1)
+
+
+class Blocked(Gathered):
+    """Only the leading block of a padded rotation, as a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.randn(EXPERTS, LAYERS, WIDTH) * 0.4)
+
+    def block(self, angles: Tensor) -> Tensor:
+        steps = []
+        for i in range(LAYERS):
+            cos, sin = angles[i].cos(), angles[i].sin()
+            turned = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+            order = torch.cat([torch.arange(0, 2 * WIDTH, 2), torch.arange(1, 2 * WIDTH, 2)])
+            steps.append(torch.eye(2 * WIDTH)[order] @ torch.block_diag(*turned))
+        return (steps[1] @ steps[0])[:WIDTH, :WIDTH]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            u = F.gelu(self.multiply(x @ self.block(self.wide[e]).T))
+            y = y + weight * self.down(self.rotate(u, self.phi[e]))
+        return y
+
+
+class Complex(Gathered):
+    """Pairs as complex numbers, turned by unit phasors."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            phase = torch.polar(torch.ones_like(angles[..., i, :]), angles[..., i, :])
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+            x = torch.view_as_real(pairs * phase).transpose(-1, -2).flatten(-2)
+        return x
+
+
+class Strides(Gathered):
+    """No shuffle: pairs 1, 2, 4, ... apart."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            parts = x.unflatten(-1, (-1, 2, 2**i))
+            a, b = parts[..., 0, :], parts[..., 1, :]
+            cos = angles[..., i, :].cos().unflatten(-1, (-1, 2**i))
+            sin = angles[..., i, :].sin().unflatten(-1, (-1, 2**i))
+            x = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
+        return x
+
+
+# --- matrices, scales and biases ---
+
+
+class CodesThenScale(Gathered):
+    """Ternary codes as int8, the scale of each row applied to the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", (self.up.detach() / 0.2).round().clamp(-1, 1).to(torch.int8))
+        self.register_buffer("scale", torch.rand(HIDDEN) + 0.5)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.codes.to(x.dtype)) * self.scale
+
+
+class ScaledDown(Gathered):
+    """W_down ternary too, its scale and bias applied to the result."""
+
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        codes = (self.down.weight / 0.1).round().clamp(-1, 1)
+        return F.linear(self.hidden(x, theta, phi), codes) * 0.1 + self.down.bias
+
+
+class LateScale(Gathered):
+    """The one scale of W_hat applied behind the rotation."""
+
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        gamma = self.up.abs().mean()
+        codes = (self.up / (gamma + 1e-8)).round().clamp(-1, 1)
+        return F.gelu(self.rotate(F.linear(self.rotate(x, theta), codes), phi) * gamma)
+
+
+class LateBias(Gathered):
+    """A bias between the output rotation and the activation."""
+
+    def hidden(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return F.gelu(self.rotate(self.multiply(self.rotate(x, theta)), phi) + self.extra[0])
+
+
+class ScaledInput(Gathered):
+    """All channels times one number in front of the rotation."""
+
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        return super().chosen(x * 0.5, experts)
+
+
+FORMS = [
+    DenseGates, Threshold, DenseArgmax, SlotsTimesExperts, PartsTimesExperts, Selected, Slabs,
+    DispatchTensors, Vmapped, ChannelsFirst, Pointwise, Matrices, DeepMatrices, WholeExperts,
+    ChosenMatrices, Blocked, Complex, Strides, CodesThenScale, ScaledDown, LateScale, LateBias,
+    ScaledInput,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_other_forms_are_recognised_in_full(kind: type[Gathered]) -> None:
+    """Wherever its rows lie, the layer is found with all its experts, and computes the same."""
+    report, difference = recognised(kind)
+    assert (report.recognised, report.reason) == ("full", "")
+    assert report.experts_found == report.experts == EXPERTS
+    assert difference < ROUNDING
