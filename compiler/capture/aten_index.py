@@ -164,7 +164,7 @@ def flat_index(site: Site, indices: Sequence[Node], sizes: Sequence[int]) -> Nod
         node = site.constant(flat, "i64", f"{site.name}.index")
         if marks:
             site.marks.agree(marks)
-            site.choose(node, 0, marks[0].mask)
+            return site.choose(node, 0, marks[0].mask)
         return node
     total = site.cast(indices[0], "i64")
     for index, size in zip(indices[1:], sizes[1:], strict=True):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from ..ir.build import make
 from ..ir.graph import Node
 from ..ir.types import FLOATS
 from .aten_elementwise import arithmetic, compare, truth
 from .aten_index import as_numbers, flat_index
 from .aten_order import running
 from .aten_reduce import hits, in_order
+from .chosen import Chosen
 from .refusals import MASK_ADVICE
 from .site import Site, accept, lowers
+from .sorted_rows import before_sorting, inverse
 
 _MOST_STEPS = 64
 _MOST_HITS = 1 << 24
@@ -123,7 +127,9 @@ def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
         small = index.operands[0].type.shape
         small = (1,) * (index.type.rank - len(small)) + small
         if prod(small) == small[axis] == index.type.shape[axis]:
-            return site.reshape(index.operands[0], (small[axis],))
+            rows = site.reshape(index.operands[0], (small[axis],))
+            mark = site.marks.get(index)
+            return rows if mark is None else site.choose(rows, 0, mark.mask)
     return None
 
 
@@ -188,16 +194,40 @@ def _write(site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bo
 
 def _write_rows(site: Site, rows: Node, index: Node, source: Node, *, add: bool) -> Node:
     size, count = rows.type.shape[0], index.type.size
+    index, source = _unsorted(site, index, source)
     if index in site.marks:
         return _write_chosen(site, rows, index, source, add=add)
     order = site.value(index)
     if order is not None and not add:
         choice = np.arange(size)
         choice[order] = size + np.arange(count)
+        if np.array_equal(choice, size + np.arange(count)):
+            return source
         both = site.concat([rows, source], 0)
         return site.make("take", both, site.constant(choice, "i64", f"{site.name}.order"), axis=0)
+    if order is not None and np.array_equal(np.sort(order), np.arange(size).repeat(count // size)):
+        return _write_each(site, rows, order, source, None, add=add)
     accept(size * count <= _MOST_HITS, f"{count} rows written into {size}", "write fewer rows")
     return _write_hits(site, rows, hits(site, index, size), source, add=add)
+
+
+def _unsorted(site: Site, index: Node, source: Node) -> tuple[Node, Node]:
+    """Sorted rows and their places, put back in the order they had before."""
+    found = before_sorting(index, site.constants.arrays)
+    if found is None:
+        return index, source
+    order, places = found
+    back = inverse(order, site.source)
+    mark = site.marks.get(index)
+    unsorted = make("take", source, back, axis=0, name=f"{site.name}.unsorted", source=site.source)
+    fixed = replace(site.constant(places, "i64", f"{site.name}.places"))
+    if mark is not None:
+        mask = Chosen(0, make("take", mark.mask, back, axis=0, name="mask", source=site.source))
+        site.marks[fixed] = mask
+        if source in site.marks:
+            site.marks.agree([mark, site.marks[source]])
+            site.marks[unsorted] = mask
+    return fixed, unsorted
 
 
 def _write_hits(site: Site, rows: Node, hit: Node, source: Node, *, add: bool) -> Node:
@@ -232,13 +262,25 @@ def _write_chosen(site: Site, rows: Node, index: Node, source: Node, *, add: boo
     wanted = np.arange(size).repeat(each)
     if places is None or order is None or not np.array_equal(places[order], wanted):
         return _write_hits(site, rows, site.filled(hits(site, index, size)), source, add=add)
-    mask = mark.mask
+    return _write_each(site, rows, places, source, mark.mask, add=add)
+
+
+def _write_each(
+    site: Site, rows: Node, places: np.ndarray, source: Node, mask: Node | None, *, add: bool
+) -> Node:
+    """As many rows of ``source`` written or added at each place; with a mask, where it holds."""
+    size = rows.type.shape[0]
+    order = np.argsort(places, kind="stable")
+    each = order.size // size
     if not np.array_equal(order, np.arange(order.size)):
         by_row = site.constant(order, "i64", f"{site.name}.order")
-        source, mask = (site.make("take", x, by_row, axis=0) for x in (source, mask))
+        source = site.make("take", source, by_row, axis=0)
+        mask = None if mask is None else site.make("take", mask, by_row, axis=0)
     source = site.reshape(source, (size, each, source.type.shape[1]))
     if add:
         return site.make("add", rows, site.sum(source, (1,)))
+    if mask is None:
+        return site.select(source, 1, 0)
     mask = site.reshape(mask, (size, each))
     for slot in reversed(range(each)):  # the first that was chosen stays
         chosen = site.slice(mask, 1, slot, slot + 1)

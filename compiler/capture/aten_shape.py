@@ -101,6 +101,8 @@ def repeat(site: Site, x: Node, counts: Sequence[int]) -> Node:
     rank = len(site.out.shape)
     counts = (1,) * (rank - len(counts)) + tuple(counts)
     shape = (1,) * (rank - x.type.rank) + x.type.shape
+    if all(count == 1 or size == 1 for count, size in zip(counts, shape, strict=True)):
+        return site.broadcast(site.reshape(x, shape), site.out.shape)
     apart = [n for size in shape for n in (1, size)]
     repeated = [n for pair in zip(counts, shape, strict=True) for n in pair]
     x = site.broadcast(site.reshape(x, apart), repeated)

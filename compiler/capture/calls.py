@@ -10,6 +10,10 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from .claims import MARK
+from .refusals import OF_NO_SIZE
+from .site import lowering_of
+
 # One value everywhere; None where an argument tells which.
 FILLS = {
     "zeros": 0,
@@ -95,3 +99,18 @@ def is_about_sizes(node: fx.Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target).startswith("aten.sym_")
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def is_known_and_pure(node: fx.Node) -> bool:
+    """Whether the walk can take a node as it is: it writes to no tensor and has a lowering."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return node.op != "get_attr"
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return is_about_sizes(node)
+    if node.target._schema.is_mutable:
+        return False
+    if is_about_sizes(node) or str(node.target) == MARK:
+        return True
+    bare = str(node.target).split(".")[1]
+    known = bare in FILLS or bare in CHECKS or bare in CREATORS or bare in OF_NO_SIZE
+    return known or lowering_of(str(node.target)) is not None

@@ -17,9 +17,12 @@ from ..ir.graph import Graph
 from ..ir.interpret import check_input
 from .fakes import DTYPES
 from .idle import check_also_idle
+from .number import NumberUsed
 from .quiet import quiet_torch
+from .reading import reading_numbers
 from .share_rows import share_rows
 from .some_rows import SomeRows
+from .sorted_rows import unsort_rows
 from .sources import clean, every_user_line, user_frame
 from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk, fixed_calls, is_known_and_pure
@@ -70,6 +73,7 @@ def capture(
     if progress is not None:
         progress(f"lowering {len(program.graph.nodes)} calls")
     graph = share_rows(Walk(program, clean(name)).graph(progress))
+    graph = share_rows(unsort_rows(graph))
     _check_fit(graph, example_inputs)
     if asked:
         assert isinstance(model, nn.Module), "only modules are traced with their questions answered"
@@ -112,11 +116,17 @@ def _check_fit(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) -> None:
-    """Unsupported for dtypes that are not compiled yet, BadInput for NaN (in weights Inf too)."""
+    """Unsupported for dtypes that are not compiled yet, BadInput for NaN (in weights Inf too).
+
+    A table in double precision is taken: what is computed from it, and from no input, is constant.
+    """
+    floats = [t for t in tensors.values() if isinstance(t, Tensor) and t.is_floating_point()]
+    only_wide = all(tensor.dtype in _WIDE for tensor in floats if tensor.numel())
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
-        if tensor.dtype.to_real() not in DTYPES or tensor.dtype.to_real() in _WIDE:
+        real = tensor.dtype.to_real()
+        if real not in DTYPES or (real in _WIDE and only_wide):
             raise Unsupported(
                 f"'{name}' is {tensor.dtype}; models are compiled from float32",
                 help="convert the model with model.float()",
@@ -159,7 +169,9 @@ def _exported(
     with _evaluating(model), every_user_line(), vmap_written_out():
         try:
             with quiet_torch():
-                return torch.export.export(model, inputs, strict=False), False
+                program = torch.export.export(model, inputs, strict=False)
+            if not _reads_numbers(program):
+                return program, False
         except Exception as error:
             _check_that_it_runs(model, inputs)
             if not _hangs_on_data(error):
@@ -167,10 +179,29 @@ def _exported(
         try:
             if progress is not None:
                 progress("exporting as if every expert had tokens")
-            with quiet_torch(), SomeRows():
-                return torch.export.export(model, inputs, strict=False), True
+            return _exported_as_if_in_use(model, inputs), True
         except Exception as error:
             raise _refusal_of_export(error) from error
+
+
+def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The program as if all experts had tokens, with Python's numbers as tensors."""
+    files: set[str] = set()
+    while True:
+        mode = SomeRows()
+        try:
+            with quiet_torch(), mode, reading_numbers(mode, files):
+                return torch.export.export(model, inputs, strict=False)
+        except NumberUsed as error:
+            if not error.file or error.file in files:
+                raise
+            files.add(error.file)
+
+
+def _reads_numbers(program: ExportedProgram) -> bool:
+    """Whether Python numbers that data tells stand in the program."""
+    names = ("aten.item", "aten._local_scalar_dense")
+    return any(str(node.target).startswith(names) for node in program.graph.nodes)
 
 
 def _check_that_it_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -214,13 +245,16 @@ _LOOP_FREE = (
 
 def _hangs_on_data(error: Exception) -> bool:
     """Whether torch.export failed at a number that only data tells."""
-    words = ("DataDependent", "data-dependent", "unbacked", "Could not guard")
+    words = ("DataDependent", "data-dependent", "unbacked", "Could not guard", ".numpy() is not")
     return any(word in f"{type(error).__name__} {error}" for word in words)
 
 
 def _refusal_of_export(error: Exception) -> Unsupported:
     """Control flow on data, by the line that has it and the rewrite that works."""
     where, line = user_frame(error.__traceback__)
+    if isinstance(error, NumberUsed):
+        shown = f", in `{line}`" if line else ""
+        return Unsupported(f"{error}{shown}", where=where or None, help=error.advice or _LOOP_FREE)
     rewrite = next((advice for part, advice in _REWRITES if part in line), _LOOP_FREE)
     shown = f" in `{line}`" if line else ""
     is_data = _hangs_on_data(error)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.build import make, remake
 from ..ir.graph import Graph, Node, rebuild
-from .chosen import Axes, row_axis
+from .chosen import Axes, is_uniform, row_axis
 
 # Ops whose other operands, weights, hold no rows.
 _WITH_WEIGHTS = frozenset({"linear", "layer_norm"})
@@ -79,24 +79,50 @@ def _computed_once(node: Node, repeated: dict[Node, Repeated]) -> Repeated | Non
         return None
     axes = {i: part.axis for i, part in found.items()}
     axis = row_axis(node, axes)
-    if axis is None or not _others_hold_no_rows(node, axes, axis):
+    if axis is None:
         return None
-    operands = [found[i].base if i in found else x for i, x in enumerate(node.operands)]
+    size = next(iter(sizes))
+    operands = [
+        found[i].base if i in found else _one_row_like_all(node, x, axis, size)
+        for i, x in enumerate(node.operands)
+    ]
+    if not _others_hold_no_rows(node, operands, axes, axis, size):
+        return None
     shaped = {}
     if node.op in _SHAPED:
         shape = list(node["shape"])
-        shape[axis] = sizes.pop()
+        shape[axis] = size
         shaped["shape"] = tuple(shape)
     return Repeated(remake(node, *operands, **shaped), axis, next(iter(found.values())).index)
 
 
-def _others_hold_no_rows(node: Node, axes: Axes, axis: int) -> bool:
-    """Whether the operands that are not repeated have nothing along the axis of rows."""
+def _one_row_like_all(node: Node, x: Node, axis: int, size: int) -> Node:
+    """``x``, with ``size`` rows in place of those of ``node`` where it is one row, repeated."""
+    at = axis - node.type.rank + x.type.rank
+    if x.op != "broadcast" or at < 0 or node.op in _WITH_WEIGHTS or not is_uniform(x, at):
+        return x
+    shape = list(x.type.shape)
+    shape[at] = size
+    inner = at - x.type.rank + x.operands[0].type.rank
+    held = inner >= 0 and x.operands[0].type.shape[inner] != 1
+    return x if held else remake(x, *x.operands, shape=tuple(shape))
+
+
+def _others_hold_no_rows(
+    node: Node, operands: list[Node], axes: Axes, axis: int, size: int
+) -> bool:
+    """Whether the operands that are not repeated have nothing along the axis of rows.
+
+    Or all the same, in as many rows as are computed once.
+    """
     if node.op in _WITH_WEIGHTS:
         return True
+    if node.op == "take":
+        return 1 not in axes  # an index of another axis
     places = (
-        (x, axis - node.type.rank + x.type.rank)
-        for i, x in enumerate(node.operands)
-        if i not in axes
+        (x, axis - node.type.rank + x.type.rank) for i, x in enumerate(operands) if i not in axes
     )
-    return node.op != "take" and all(at < 0 or x.type.shape[at] == 1 for x, at in places)
+    return all(
+        at < 0 or x.type.shape[at] == 1 or (x.type.shape[at] == size and is_uniform(x, at))
+        for x, at in places
+    )

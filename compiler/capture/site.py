@@ -130,6 +130,8 @@ class Site:
         """
         advice = "choose once, by one mask: torch.logical_and(first, second)"
         accept(mask not in self.marks, "rows chosen among rows that the data chose", advice)
+        if x.op == "constant":
+            x = replace(x)  # equal constants are one node, but masks may differ
         self.marks[x] = Chosen(axis, self.reshape(mask, (mask.type.size,)))
         return x
 
@@ -156,12 +158,22 @@ class Site:
 
     def reshape(self, x: Node, shape: Sequence[int]) -> Node:
         """``x`` in another shape; a constant stays a constant, under its name."""
-        value = self.value(x)
         if x.type.shape == tuple(shape):
             return x
-        if value is None:
-            return self.make("reshape", x, shape=tuple(shape))
-        return self.constants.hold(value.reshape(shape), x.type.dtype, x.name, x.source)
+        value = self.held(x)
+        if value is not None and x not in self.marks:
+            return self.constants.hold(value.reshape(shape), x.type.dtype, x.name, x.source)
+        node = self.make("reshape", x, shape=tuple(shape))
+        return node if value is None else self._numbered(node, value.reshape(shape))
+
+    def _numbered(self, node: Node, value: np.ndarray) -> Node:
+        """Numbers of candidate rows in another form: a constant with the marks of ``node``."""
+        if node not in self.marks:
+            return node
+        name = f"{self.name}.places"
+        held = replace(self.constants.hold(value, node.type.dtype, name, self.source))
+        self.marks[held] = self.marks[node]
+        return held
 
     def transpose(self, x: Node, order: Sequence[int]) -> Node:
         order = tuple(order)
@@ -190,7 +202,10 @@ class Site:
         whole = start == 0 and stop == size and step == 1
         if whole:
             return x
-        return self.make("slice", x, axis=axis, start=start, stop=stop, step=step)
+        node = self.make("slice", x, axis=axis, start=start, stop=stop, step=step)
+        value = self.held(x) if x in self.marks else None
+        part = (slice(None),) * axis + (slice(start, stop, step),)
+        return node if value is None else self._numbered(node, value[part])
 
     def select(self, x: Node, axis: int, index: int) -> Node:
         """One element of an axis, which goes."""

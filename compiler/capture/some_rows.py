@@ -4,21 +4,33 @@
 "there are some": the branch for none is left out. Whether that is right is not assumed: the caller
 compares the captured graph with the model, also where experts are idle (`idle.py`).
 
+Numbers that the model reads from tensors stay tensors (`number.py`), and slices between such
+numbers are rows chosen by a mask (`pieces.py`).
+
 torch's transformers ask one more: whether a mask is the causal one, which only makes it faster.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import SymInt, Tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
-Counts = tuple[float, float]  # what a number is if one element was chosen, and if all were
+from .known import Facts, Numbers, Sums, changed, each, memory_of
+from .learn import learn, writes
+from .number import Array, Number, NumberUsed, converted
+from .pieces import Pieces
+
+Args = Sequence[Any]
+Named = Mapping[str, Any]
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "__eq__": operator.eq, "ne": operator.ne, "__ne__": operator.ne,
     "gt": operator.gt, "__gt__": operator.gt, "lt": operator.lt, "__lt__": operator.lt,
@@ -26,7 +38,14 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 # torch's name for the question whether a mask is causal, which it answers by all its elements.
 _IS_CAUSAL = "_detect_is_causal_mask"
-_READS = frozenset({"__bool__", "__int__", "__index__", "item"})
+# Functions that take a number as they take a tensor without axes.
+_ARITHMETIC = frozenset(
+    {*_COMPARISONS, "add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "where"}
+    | {"__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__"}
+    | {"__rtruediv__", "__rdiv__", "__div__", "__floordiv__", "__mod__", "__iadd__", "__isub__"}
+    | {"__imul__", "add_", "sub_", "mul_", "div_", "__itruediv__", "index_put_", "index_put"}
+)
+_NOT_HERE = object()
 
 
 class SomeRows(TorchFunctionMode):
@@ -34,9 +53,11 @@ class SomeRows(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._counts: dict[int, tuple[Tensor, Counts]] = {}  # the tensor keeps its number alive
+        self.facts = Facts()
+        self._pieces = Pieces(self.facts)
+        self._truths: dict[int, tuple[Tensor, bool]] = {}  # the tensor keeps its number alive
+        self._views: dict[int, Tensor] = {}  # the memory of pieces, which are no views here
         self._positive: set[Any] = set()
-        self.answers = 0  # how many questions were answered
 
     def __enter__(self) -> SomeRows:
         self._asked = getattr(transformer, _IS_CAUSAL)
@@ -52,48 +73,290 @@ class SomeRows(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _READS:
-            counts = self._of(args[0])
-            if counts is not None and bool(counts[0]) == bool(counts[1]):
-                self.answers += 1
-                return bool(counts[0]) if name in ("__bool__", "item") else 1
-        if name == "__len__" and isinstance(args[0].shape[0], SymInt):
-            self.answers += 1
-            return 1  # Python wants a number here; one that is compared with 0
-        result = func(*args, **(kwargs or {}))
-        counts = self._followed(name, args)
-        if counts is not None and isinstance(result, Tensor) and result.numel() == 1:
-            self._counts[id(result)] = result, counts
+        named = kwargs or {}
+        special = _SPECIAL.get(name)
+        if special is not None:
+            result = special(self, args, named)
+            if result is not _NOT_HERE:
+                return result
+        args, named = self._without_numbers(name, args, named)
+        if writes(name) and isinstance(args[0], Tensor) and memory_of(args[0]) in self._views:
+            raise NumberUsed("the end of a slice that is written to", "write x[start:stop] = y")
+        result = func(*args, **named)
+        learn(self.facts, func, args, named, result)
+        self._learn_truth(name, args, result)
         for part in result if isinstance(result, tuple | list) else (result,):
             if isinstance(part, Tensor):
                 self._suppose_rows(part)
         return result
 
-    def _of(self, x: Any) -> Counts | None:
-        return self._counts[id(x)][1] if id(x) in self._counts else None
+    def truth(self, x: Tensor) -> bool | None:
+        """Whether one number is true (not 0) wherever rows were chosen, as far as is known."""
+        if id(x) in self._truths:
+            return self._truths[id(x)][1]
+        sums = self.facts.sums(x)
+        return None if sums is None or x.numel() != 1 else _decided(operator.ne, sums.range())
 
-    def _followed(self, name: str, args: tuple[Any, ...]) -> Counts | None:
-        """What is known of the result of a call on ``args``."""
-        if not args or not isinstance(args[0], Tensor):
-            return None
-        x = args[0]
+    def _learn_truth(self, name: str, args: Args, result: Any) -> None:
+        if not isinstance(result, Tensor) or result.dtype != torch.bool or result.numel() != 1:
+            return
+        answer = None
         if name == "any" and len(args) == 1:
-            return 1, 1
-        if name in ("sum", "count_nonzero") and x.dtype == torch.bool and len(args) == 1:
-            return 1, float("inf")
-        counts = self._of(x)
-        if counts is None:
-            return None
-        if name in _COMPARISONS and isinstance(args[1], int | float):
-            compare = _COMPARISONS[name]
-            return compare(counts[0], args[1]), compare(counts[1], args[1])
-        if name in ("logical_not", "__invert__", "bitwise_not"):
-            return not counts[0], not counts[1]
-        return None
+            answer = True
+        elif name in ("logical_not", "__invert__", "bitwise_not"):
+            inner = self.truth(args[0])
+            answer = None if inner is None else not inner
+        elif name in _COMPARISONS:
+            a, b = (self.facts.sums(x) for x in args)
+            if a is not None and b is not None and a.is_one and b.is_one:
+                answer = _decided(_COMPARISONS[name], _difference(a, b))
+        if answer is not None:
+            self._truths[id(result)] = result, answer
+
+    def _without_numbers(self, name: str, args: Args, named: Named) -> tuple[Any, Any]:
+        """The arguments with tensors in place of arrays and of numbers."""
+
+        def unwrapped(x: Any) -> Any:
+            if isinstance(x, Number) and name not in _ARITHMETIC:
+                raise NumberUsed(f"an argument of '{name}'", "keep it a tensor")
+            return x.tensor if isinstance(x, Number | Array) else x
+
+        given, by_name = changed((tuple(args), dict(named)), unwrapped)
+        return given, by_name
 
     def _suppose_rows(self, x: Tensor) -> None:
         for size in x.shape:
             if isinstance(size, SymInt) and str(size) not in self._positive:
                 self._positive.add(str(size))
-                self.answers += 1
                 torch._check(size > 0)
+
+    # What Python reads from tensors.
+
+    def _item(self, args: Args, _: Named) -> Any:
+        x = args[0]
+        if id(x) in self._truths:
+            return self._truths[id(x)][1]
+        sums = self.facts.sums(x)
+        if sums is not None and sums.value is not None:
+            return sums.value.item()
+        with self:
+            return Number(x.reshape(()) if x.dim() else x, self)
+
+    def _tolist(self, args: Args, _: Named) -> Any:
+        x = args[0]
+        if not all(isinstance(size, int) for size in x.shape):
+            raise NumberUsed("the length of a list", "loop over all experts")
+        with self:
+            return [x[place].tolist() for place in range(x.shape[0])] if x.dim() else x.item()
+
+    def _iter(self, args: Args, _: Named) -> Any:
+        x = args[0]
+        if self.facts[x] is None or not isinstance(x.shape[0], int):
+            return _NOT_HERE
+        with self:
+            return iter([x[place] for place in range(x.shape[0])])
+
+    def _bool(self, args: Args, _: Named) -> Any:
+        answer = self.truth(args[0])
+        return _NOT_HERE if answer is None else answer
+
+    def _index(self, args: Args, _: Named) -> Any:
+        sums = self.facts.sums(args[0])
+        value = None if sums is None else sums.value
+        return _NOT_HERE if value is None else int(value)
+
+    def _int(self, args: Args, named: Named) -> Any:
+        known = self._index(args, named)
+        if known is _NOT_HERE:
+            raise converted("int")
+        return known
+
+    def _float(self, args: Args, named: Named) -> Any:
+        raise converted("float")
+
+    def _len(self, args: Args, _: Named) -> Any:
+        # Python wants a number here; one that is compared with 0.
+        return 1 if isinstance(args[0].shape[0], SymInt) else _NOT_HERE
+
+    def _tensor(self, args: Args, named: Named) -> Any:
+        """A tensor of numbers."""
+        found: list[bool] = []
+        each(args, lambda x: found.append(isinstance(x, Number)))
+        if not any(found):
+            return _NOT_HERE
+        with self:
+            x = _stacked(args[0])
+            return x.to(named["dtype"]) if named.get("dtype") is not None else x
+
+    # How often numbers occur.
+
+    def _bincount(self, args: Args, named: Named) -> Any:
+        x = args[0].tensor if isinstance(args[0], Array) else args[0]
+        known = self.facts[x]
+        least = named.get("minlength", args[2] if len(args) > 2 else 0)
+        weighted = named.get("weights", args[1] if len(args) > 1 else None) is not None
+        if not isinstance(known, Numbers) or weighted:
+            return _NOT_HERE
+        with self:
+            return F.one_hot(x.long(), max(least, known.bound)).sum(0)
+
+    def _one_hot(self, args: Args, named: Named) -> Any:
+        known = self.facts[args[0]]
+        classes = named.get("num_classes", args[1] if len(args) > 1 else -1)
+        if classes != -1 or not isinstance(known, Numbers):
+            return _NOT_HERE
+        with self:
+            return F.one_hot(args[0], known.bound)
+
+    def _unique(self, args: Args, named: Named) -> Any:
+        """All numbers that may occur: one that does not has no rows."""
+        known = self.facts[args[0]]
+        options = [name for name, value in named.items() if value and name != "sorted"]
+        if (
+            not isinstance(known, Numbers)
+            or len(args) > 2
+            or options not in ([], ["return_counts"])
+        ):
+            return _NOT_HERE
+        with self:
+            numbers = torch.arange(known.bound)
+            return (numbers, torch.bincount(args[0].flatten())) if options else numbers
+
+    # Rows between numbers.
+
+    def _getitem(self, args: Args, _: Named) -> Any:
+        x, index = args
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, Number):
+            self._check_place(first, x.shape[0])
+            with self:
+                one = x.index_select(0, first.tensor.reshape(1)).reshape(x.shape[1:])
+                return one[tuple(rest)] if rest else one
+        if not isinstance(first, slice) or not _has_number(first):
+            return _NOT_HERE
+        if first.step not in (None, 1):
+            return _NOT_HERE
+        with self:
+            part = self._piece(x, first.start, first.stop)
+            return part[(slice(None), *rest)] if rest else part
+
+    def _check_place(self, number: Number, size: Any) -> None:
+        """Refused if a number may be below 0 or beyond a size, which Python takes otherwise."""
+        known = self.facts[number.tensor]
+        below = isinstance(known, Numbers) and isinstance(size, int) and known.bound <= size
+        if not below and not (isinstance(known, Sums) and known.is_natural()):
+            raise NumberUsed(
+                "the place of a row, and may be any number",
+                "index with what topk or argmax chose, as it is",
+            )
+
+    def _select(self, args: Args, _: Named) -> Any:
+        if len(args) != 3 or not isinstance(args[2], Number):
+            return _NOT_HERE
+        x, axis, number = args
+        self._check_place(number, x.shape[axis])
+        with self:
+            return x.index_select(axis, number.tensor.reshape(1)).squeeze(axis)
+
+    def _slice(self, args: Args, _: Named) -> Any:
+        if not _has_number(slice(*args[2:4])) or args[1] != 0 or args[4:] not in ((), (1,)):
+            return _NOT_HERE
+        with self:
+            return self._piece(args[0], args[2], args[3])
+
+    def _piece(self, x: Tensor, start: Any, stop: Any) -> Tensor:
+        part = x[self._pieces.rows(start, stop, x.shape[0])]
+        self._views[memory_of(part)] = part
+        return part
+
+    def _split(self, args: Args, named: Named) -> Any:
+        x, counts = args[0], args[1] if len(args) > 1 else None
+        axis = named.get("dim", args[2] if len(args) > 2 else 0)
+        if not isinstance(counts, list | tuple) or not _has_number(counts) or axis != 0:
+            return _NOT_HERE
+        with self:
+            places = self._pieces.starts(counts)
+            pairs = pairwise(places)
+            return tuple(self._piece(x, start, stop) for start, stop in pairs)
+
+    def _setitem(self, args: Args, _: Named) -> Any:
+        x, index, value = args
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, slice):
+            first = changed(first, lambda x: Number(x, self) if isinstance(x, Tensor) else x)
+        if not isinstance(first, slice) or not _has_number(first) or first.step not in (None, 1):
+            return _NOT_HERE
+        with self:
+            rows = self._pieces.rows(first.start, first.stop, x.shape[0])
+            x[(rows, *rest)] = value
+        return None
+
+    def _cat(self, args: Args, named: Named) -> Any:
+        parts = args[0] if args else named.get("tensors", ())
+        axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
+        if axis != 0 and not (parts and axis == -parts[0].dim()):
+            return _NOT_HERE
+        with self:
+            whole = self._pieces.joined(list(parts)) if len(parts) else None
+        return _NOT_HERE if whole is None else whole
+
+
+_Special = Callable[[SomeRows, Args, Named], Any]
+_SPECIAL: dict[str, _Special] = {
+    "__bool__": SomeRows._bool,
+    "__getitem__": SomeRows._getitem,
+    "__float__": SomeRows._float,
+    "__index__": SomeRows._index,
+    "__int__": SomeRows._int,
+    "__iter__": SomeRows._iter,
+    "__len__": SomeRows._len,
+    "__setitem__": SomeRows._setitem,
+    "as_tensor": SomeRows._tensor,
+    "bincount": SomeRows._bincount,
+    "cat": SomeRows._cat,
+    "concat": SomeRows._cat,
+    "concatenate": SomeRows._cat,
+    "item": SomeRows._item,
+    "one_hot": SomeRows._one_hot,
+    "select": SomeRows._select,
+    "slice": SomeRows._slice,
+    "split": SomeRows._split,
+    "split_with_sizes": SomeRows._split,
+    "tensor": SomeRows._tensor,
+    "tolist": SomeRows._tolist,
+    "unique": SomeRows._unique,
+    "vstack": SomeRows._cat,
+}
+
+
+def _has_number(value: Any) -> bool:
+    found: list[bool] = []
+    each(value, lambda x: found.append(isinstance(x, Number)))
+    return any(found)
+
+
+def _stacked(value: Any) -> Tensor:
+    """A tensor of what stands in nested lists of numbers."""
+    if isinstance(value, list | tuple):
+        return torch.stack([_stacked(part) for part in value])
+    return value.tensor if isinstance(value, Number) else torch.as_tensor(value)
+
+
+def _difference(a: Sums, b: Sums) -> tuple[float, float]:
+    """The least and the largest value of ``a - b``, if every count is at least 1."""
+    if a.origin is not None and b.origin is not None and a.origin is not b.origin:
+        return float("-inf"), float("inf")
+    parts = np.zeros(max(len(a.parts), len(b.parts)))
+    parts[: len(a.parts)] += a.parts.reshape(-1)
+    parts[: len(b.parts)] -= b.parts.reshape(-1)
+    return Sums(a.origin or b.origin, parts).range()
+
+
+def _decided(compare: Callable[[Any, Any], bool], range: tuple[float, float]) -> bool | None:
+    """What all numbers of a range are, compared with 0: true, false, or not the same."""
+    least, largest = range
+    holds = {compare(least, 0), compare(largest, 0)}
+    inside = least < 0 < largest or (least == largest == 0)
+    if compare in (operator.eq, operator.ne) and inside and least != largest:
+        return None
+    return holds.pop() if len(holds) == 1 else None

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from ..errors import InvalidGraph
 from ..ir.build import input_node
 from ..ir.graph import Graph, Node
 from ..ir.types import FLOATS, Type
@@ -39,7 +40,6 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
 from .aten_complex import Complex, has_complex, is_complex, lower_complex
 from .calls import (
     CHECKS,
-    CREATORS,
     FILLS,
     MOVES,
     NAMELESS,
@@ -49,12 +49,15 @@ from .calls import (
     is_check_of_constants,
     is_repeatable,
 )
-from .calls import fixed_calls as fixed_calls  # what export reads of a program
+
+# What export reads of a program.
+from .calls import fixed_calls as fixed_calls
+from .calls import is_known_and_pure as is_known_and_pure
 from .chosen import Chosen, Marks, is_uniform
 from .claimed import Claims, results_of_registered, what_is_marked
 from .claims import MARK
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
-from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
+from .refusals import MASK_ADVICE, Refusals
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
 from .stand_in import stand_in
@@ -74,6 +77,7 @@ class Walk:
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
         self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
+        self.narrow = False  # whether a product is taken apart, all of whose parts become float32
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.claims = Claims()
         self.tensors = {**program.constants, **program.state_dict}
@@ -289,9 +293,9 @@ class Walk:
         return self.values[node]
 
     def _is_plain(self, fixed: Any) -> bool:
-        """Whether what is fixed is of the one float type that all lowerings take."""
+        """Whether what is fixed is of real numbers, which lowerings take as float32."""
         parts = fixed if isinstance(fixed, tuple | list) else (fixed,)
-        return all(isinstance(part, Tensor) and part.dtype == torch.float32 for part in parts)
+        return all(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
 
     def _product(self, node: fx.Node) -> Any:
         """A product of fixed matrices, from the matrices: recognition may look for each of them."""
@@ -299,10 +303,13 @@ class Walk:
             source, index = node.args
             assert isinstance(source, fx.Node), "an item of what is no call"
             return self._operand(source)[index]
+        before, self.narrow = self.narrow, True
         try:
             return self._lower(node, str(node.target))
         except Refused:
             return self._constant_of(self.fixed[node], self.labels[node], source_of(node))
+        finally:
+            self.narrow = before
 
     def _constant_of(self, tensor: Tensor, label: str, source: str) -> Node | Complex:
         if not tensor.is_complex():
@@ -312,6 +319,7 @@ class Walk:
         return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
+        tensor = tensor.float() if self.narrow and tensor.is_floating_point() else tensor
         dtype = DTYPES[tensor.dtype]
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
@@ -342,14 +350,21 @@ class Walk:
             if isinstance(mark, Chosen):
                 marks.update(dict.fromkeys(_with_rows(self.values[operand], mark), mark))
         out = self.sizes.types_of(fake)
+        if self.narrow and isinstance(out, Type) and out.is_float:
+            out = Type("f32", out.shape)
         site = Site(target, name_of(node), source, out, self.constants, marks)
         if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
             raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
         self._check_sizes(node, target)
-        if is_complex(fake) or has_complex((args, named)):
-            value = lower_complex(site, lowering, fake, args, named)
-        else:
-            value = lowering(site, *args, **named)
+        try:
+            if is_complex(fake) or has_complex((args, named)):
+                value = lower_complex(site, lowering, fake, args, named)
+            else:
+                value = lowering(site, *args, **named)
+        except InvalidGraph:
+            if not marks:
+                raise
+            raise Refused("rows chosen by the data, together with others", MASK_ADVICE) from None
         self.marks[node] = self._marked(fake, value, marks)
         return value
 
@@ -380,18 +395,3 @@ def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:
     if isinstance(value, Node):
         return [value]
     return [part for part in (value.real, value.imag) if not is_uniform(part, mark.axis)]
-
-
-def is_known_and_pure(node: fx.Node) -> bool:
-    """Whether the walk can take a node as it is: it writes to no tensor and has a lowering."""
-    if node.op != "call_function" or node.target is operator.getitem:
-        return node.op != "get_attr"
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return is_about_sizes(node)
-    if node.target._schema.is_mutable:
-        return False
-    if is_about_sizes(node) or str(node.target) == MARK:
-        return True
-    bare = str(node.target).split(".")[1]
-    known = bare in FILLS or bare in CHECKS or bare in CREATORS or bare in OF_NO_SIZE
-    return known or lowering_of(str(node.target)) is not None

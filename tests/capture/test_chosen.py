@@ -68,6 +68,11 @@ def joined(x: Tensor) -> Tensor:
     return torch.zeros_like(x).index_add(0, rows, values)
 
 
+def joined_places(x: Tensor) -> Tensor:
+    rows = torch.cat([positive(x).nonzero(), (x[:, 1] > 0.3).nonzero()])[:, 0]
+    return torch.zeros_like(x).index_add(0, rows, x[rows])
+
+
 def pairs(x: Tensor) -> Tensor:
     mask = positive(x)
     part = x[mask]
@@ -118,8 +123,8 @@ def turned(x: Tensor) -> Tensor:
 
 
 FORMS = [
-    by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined, pairs,
-    summed, contracted, two_axes, routed, filled, turned,
+    by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined,
+    joined_places, pairs, summed, contracted, two_axes, routed, filled, turned,
 ]  # fmt: skip
 
 

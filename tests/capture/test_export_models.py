@@ -138,20 +138,20 @@ def test_ternary_codes_are_those_of_eager() -> None:
     assert any(array.shape == want.shape and (array == want).all() for array in found)
 
 
-@pytest.mark.parametrize("dispatch", ["sorted", "grouped"])
-def test_data_dependent_experts_are_refused(dispatch: Any) -> None:
-    """Dispatch that sorts or selects rows by data is refused at its line, with a rewrite."""
-    model = ViT(replace(SMALL, mlp=StandardConfig(16, 32, experts=4, dispatch=dispatch)))
+def test_grouped_experts_are_refused() -> None:
+    """Products of groups of rows that the data sorts are refused at their line, with a rewrite."""
+    model = ViT(replace(SMALL, mlp=StandardConfig(16, 32, experts=4, dispatch="grouped")))
     with pytest.raises(Unsupported) as caught:
         capture(model, (data(1, 1, 8, 8),))
     assert "standard.py:" in str(caught.value.where)
     assert caught.value.help
 
 
-def test_standard_experts_in_a_loop() -> None:
-    """A loop that picks each expert's rows by `nonzero` is captured, and agrees."""
+@pytest.mark.parametrize("dispatch", ["loop", "sorted"])
+def test_standard_experts_in_a_loop(dispatch: Any) -> None:
+    """A loop over each expert's rows, by `nonzero` or sorted and split, is captured and agrees."""
     agree(
-        ViT(replace(SMALL, mlp=StandardConfig(16, 32, experts=4, dispatch="loop"))),
+        ViT(replace(SMALL, mlp=StandardConfig(16, 32, experts=4, dispatch=dispatch))),
         data(1, 1, 8, 8),
     )
 
