@@ -73,6 +73,10 @@ def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> La
         raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
     read = chain.cut_at(tuple(p.x for p in products), behind[0])
     found = (0, 0) if read is None else (behind[0].channels, read.channels)
+    if read is not None and product.w.shape == (found[0] * region.count, found[1]):
+        each = product.w.reshape(region.count, -1)  # one matrix under the other
+        if (each != each[0]).any():
+            raise NotRecognised("the experts do not share their ternary matrix", 5)
     if read is None or found != product.w.shape:
         raise NotRecognised(f"'{product.node.name}' multiplies along another axis", 4)
     substrate = as_ternary(product.w)
