@@ -258,11 +258,20 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
 
 def _check_order(steps: list[Step]) -> None:
     """Raises NotRecognised unless one activation stands in front of the rotation or behind it."""
+    first = next((step for step in steps if isinstance(step, Blocks)), None)
+    if first is not None and _scales(first.blocks):
+        raise NotRecognised("each expert scales its rows by factors of its own", 5)
     kinds = [type(step) for step in steps if isinstance(step, Activation | Blocks)]
     if kinds.count(Activation) > 1:
         raise NotRecognised("an expert has several activations", 5)
     if Activation in kinds and Activation not in (kinds[0], kinds[-1]):
         raise NotRecognised("the activation stands between two layers of the rotation", 5)
+
+
+def _scales(blocks: Array) -> bool:
+    """Whether blocks [E, groups, b, b] only scale channels, not alike for all experts."""
+    diagonal = np.eye(blocks.shape[2]) * blocks
+    return bool((diagonal == blocks).all() and (np.abs(blocks[0]) != np.abs(blocks[1:])).any())
 
 
 def _has_rotation_or_activation(steps: list[Step]) -> bool:
