@@ -27,6 +27,7 @@ from .recognise_chain import (
     views,
 )
 from .recognise_dense import as_dense, in_pairs
+from .recognise_down import Down, find_down
 from .recognise_rotation import (
     Activation,
     Bias,
@@ -39,8 +40,8 @@ from .recognise_rotation import (
 )
 from .recognise_routing import NotRecognised, Region
 from .recognise_rows import Rows, layouts
-from .recognise_shared import Down, find_down, find_substrate
-from .recognise_ternary import Product, Ternary, as_ternary, is_selection, product_of
+from .recognise_substrate import find_substrate, is_shared_product, products_between
+from .recognise_ternary import Product, Ternary, as_ternary
 
 Array = np.ndarray
 
@@ -240,8 +241,7 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
     for cut in places[1:]:
         if reads_gates(chain.region, cut.nodes, current.nodes):
             break
-        products = [product_of(chain.region.probe, node) for node in cut.nodes]
-        if any(product is not None and not is_selection(product.w) for product in products):
+        if is_shared_product(chain.region, cut):
             break
         found = _classified(chain, current, cut, rng)
         if isinstance(found, Unknown):
@@ -253,6 +253,9 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
         # A bias that nothing follows is one of the result.
         if not steps or not isinstance(steps[-1], Bias) or not _has_rotation_or_activation(steps):
             last = len(steps), cut
+    # Behind W_down it would be the product of both, which float32 rounds.
+    if products_between(chain.region, current.nodes, chain.end.nodes[0]):
+        last = len(steps), current
     return steps[: last[0]], last[1]
 
 

@@ -19,7 +19,7 @@ from .recognise_signs import is_never_negative
 
 # What reads the number of an expert, perhaps in another shape.
 READERS = frozenset({"take", "gather", "equal"})
-SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose"})
+SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose", "concat"})
 
 
 def with_top_k(graph: Graph) -> Graph:

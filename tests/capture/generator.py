@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -262,56 +262,64 @@ class Generated(nn.Module):
 # --- drawing ---
 
 
-@st.composite
-def rotations(draw: st.DrawFn, every: bool) -> Rotation:
+class Pick(Protocol):
+    """Chooses one of several values."""
+
+    def __call__(self, *options: Any) -> Any: ...
+
+
+def rotation(pick: Pick, every: bool) -> Rotation:
+    """How one side is rotated."""
     return Rotation(
-        style=draw(st.sampled_from(STYLES)),
-        shuffle=draw(st.sampled_from(SHUFFLES)),
-        written=draw(st.sampled_from(WRITTEN)),
-        first=draw(st.booleans()),
-        transposed=draw(st.booleans()),
+        style=pick(*STYLES),
+        shuffle=pick(*SHUFFLES),
+        written=pick(*WRITTEN),
+        first=pick(False, True),
+        transposed=pick(False, True),
         every=every,
+    )
+
+
+def config(pick: Pick, every: bool = False) -> Config:
+    """Any true layer; with ``every`` one that is padded and stripped layer by layer."""
+    narrow = (12, 20, 24) if every else (8, 16, 12, 20, 24, 32)
+    width, hidden = pick(*narrow), pick(*narrow, 40)
+    experts = pick(*range(2, 7))
+    chosen = pick(*range(1, min(4, experts) + 1))
+    choices = CHOICES + (ONE_CHOICES if chosen == 1 else ())
+    choices += ("double_argmax",) if chosen == 2 else ()
+    down = pick("float", "ternary", "absent")
+    flags = ("gate_bias", "by_row", "after", "up_bias", "middle_bias")
+    return Config(
+        tokens=pick(*range(3, 10)),
+        width=width,
+        hidden=hidden,
+        experts=experts,
+        chosen=chosen,
+        depth_in=pick(*range(1, padded(width).bit_length())),
+        depth_out=pick(*range(1, padded(hidden).bit_length())),
+        rotation_in=rotation(pick, every),
+        rotation_out=rotation(pick, every),
+        dispatch=pick(*DISPATCHES),
+        routing=pick(*ROUTINGS),
+        choice=pick(*choices),
+        dense=pick(*DENSE),
+        circle=pick("angles", "cayley", "phasor"),
+        quantiser=pick(*QUANTISERS),
+        activation=pick(*ACTIVATIONS),
+        down=down,
+        late=down != "absent" and pick(False, True),
+        down_bias="none" if down == "absent" else pick("none", "weighted", "once"),
+        layout=pick(*LAYOUTS),
+        seed=pick(*range(100)),
+        **{name: pick(False, True) for name in flags},
     )
 
 
 @st.composite
 def configs(draw: st.DrawFn, every: bool = False) -> Config:
-    """Any true layer; with ``every`` one that is padded and stripped layer by layer."""
-    narrow = (12, 20, 24) if every else (8, 8, 16, 16, 12, 20, 24, 32)
-    width, hidden = draw(st.sampled_from(narrow)), draw(st.sampled_from((*narrow, 40)))
-    experts = draw(st.integers(2, 6))
-    chosen = draw(st.integers(1, min(4, experts)))
-    choices = CHOICES + (ONE_CHOICES if chosen == 1 else ())
-    choices += ("double_argmax",) if chosen == 2 else ()
-    down = draw(st.sampled_from(("float", "float", "ternary", "absent")))
-    late = down != "absent" and draw(st.booleans())
-    flags = ("gate_bias", "by_row", "after", "up_bias", "middle_bias")
-    return Config(
-        tokens=draw(st.integers(3, 9)),
-        width=width,
-        hidden=hidden,
-        experts=experts,
-        chosen=chosen,
-        depth_in=draw(st.integers(1, padded(width).bit_length() - 1)),
-        depth_out=draw(st.integers(1, padded(hidden).bit_length() - 1)),
-        rotation_in=draw(rotations(every)),
-        rotation_out=draw(rotations(every)),
-        dispatch=draw(st.sampled_from(tuple(DISPATCHES))),
-        routing=draw(st.sampled_from(ROUTINGS)),
-        choice=draw(st.sampled_from(choices)),
-        dense=draw(st.sampled_from(DENSE)),
-        circle=draw(st.sampled_from(("angles", "cayley", "phasor"))),
-        quantiser=draw(st.sampled_from(QUANTISERS)),
-        activation=draw(st.sampled_from(tuple(ACTIVATIONS))),
-        down=down,
-        late=late,
-        down_bias="none"
-        if down == "absent"
-        else draw(st.sampled_from(("none", "weighted", "once"))),
-        layout=draw(st.sampled_from(LAYOUTS)),
-        seed=draw(st.integers(0, 2**16)),
-        **{name: draw(st.booleans()) for name in flags},
-    )
+    """What `config` may give."""
+    return config(lambda *options: draw(st.sampled_from(options)), every)
 
 
 def inputs(module: Generated, count: int, seed: int = 0) -> list[Tensor]:
