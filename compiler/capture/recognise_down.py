@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .recognise_chain import Chain, Cut
-from .recognise_rotation import close
+from .recognise_rotation import close_by_row
 from .recognise_routing import NotRecognised
 from .recognise_substrate import products_between
 
@@ -50,17 +50,23 @@ def find_down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
     zeros = np.zeros((t, last.channels))
     once = run(0, zeros, np.zeros(t))[0]
     weighted = run(0, zeros, np.ones(t))[0] - once
+    floor = np.abs(once) + np.abs(weighted)
+    # A clamp, or a threshold, does nothing to values near 1.
+    sizes = np.resize(10.0 ** np.array([4, -4, 2, -2, 0, 3, -3, 1, -1]), (t, 1))
     for trial, number in enumerate((*range(len(chain.views)), 0)):
-        rows, gate = rng.standard_normal(zeros.shape), region.random_gates(rng)[:, :1]
+        rows = rng.standard_normal(zeros.shape) * rng.permutation(sizes)
+        gate = region.random_gates(rng)[:, :1] * rng.permutation(sizes)
         mapped = rows if w is None else rows @ w.astype(np.float64).T  # [T, N]
         if mapped.shape[1] != len(once):
             none = "no matrix that all experts share makes the result of their rows"
             raise NotRecognised(none, 6)
         made = run(number, rows, gate[:, 0])
+        wanted = (mapped + weighted) * gate + once
         # The scales of a ternary W_down may be applied to its result.
-        if not trial and w is not None and not close(made, (mapped + weighted) * gate + once):
+        if not trial and w is not None and not close_by_row(made, wanted, 1e-10, floor):
             scale = _scale(mapped * gate, made - weighted * gate - once)
             w, mapped = w * scale[:, None], mapped * scale
-        if not close(made, (mapped + weighted) * gate + once, 1e-10):
+            wanted = (mapped + weighted) * gate + once
+        if not close_by_row(made, wanted, 1e-10, floor):
             raise NotRecognised("the sum over the experts is not gate times one shared map", 6)
     return Down(w, weighted if weighted.any() else None, once if once.any() else None)

@@ -306,7 +306,8 @@ def _classified(
     probe = chain.row_probe(start, end)
     found = classify(probe, start.channels, count, rng)
     if isinstance(found, Unknown):
-        layers = as_dense(probe, start.channels, count) if start.channels == end.channels else None
+        square = found.linear and start.channels == end.channels
+        layers = as_dense(probe, start.channels, count) if square else None
         if layers is None:
             return found
         found = layers

@@ -121,9 +121,8 @@ class Generated(nn.Module):
     def result(self, y: Tensor, *extra: Tensor) -> Tensor:
         return y
 
-    def substrate(self) -> Tensor:
-        """W_hat [F, d]."""
-        return self.quantised(self.up)
+    def product(self, x: Tensor, *extra: Tensor) -> Tensor:
+        return self.multiply(x)
 
     def times_down(self, u: Tensor, *extra: Tensor) -> Tensor:
         return F.linear(u, self.w_down())
@@ -219,7 +218,7 @@ class Generated(nn.Module):
 
     def multiply(self, x: Tensor) -> Tensor:
         if self.c.quantiser not in ("codes_before", "codes_after"):
-            return F.linear(x, self.substrate(), self.up_bias)
+            return F.linear(x, self.quantised(self.up), self.up_bias)
         codes = self.codes.to(x.dtype)
         if self.c.quantiser == "codes_before":
             return F.linear(x, codes * self.scale, self.up_bias)
@@ -234,7 +233,7 @@ class Generated(nn.Module):
     def expert(self, x: Tensor, theta: Tensor, phi: Tensor, *extra: Tensor) -> Tensor:
         c = self.c
         x = c.rotation_in(self.before(x, *extra), *self.unit(theta))
-        u = self.behind(self.multiply(self.between(x, *extra)), *extra)
+        u = self.behind(self.product(self.between(x, *extra), *extra), *extra)
         u = u if c.after else ACTIVATIONS[c.activation](u)
         u = c.rotation_out(u, *self.unit(phi))
         u = u if self.middle_bias is None else u + self.middle_bias
