@@ -26,6 +26,7 @@ from .recognise_routing import NotRecognised, find_mixtures
 from .recognise_unfold import unfolded
 
 Progress = Callable[[str], None]
+GUESSED = 3  # the stage from which on a wrong guess at the gates says nothing
 DIFFERS = 7  # the last stage of `NotRecognised`: all parts were found, but do not make the layer
 
 
@@ -129,7 +130,8 @@ def _recognise_layer(
                 stage = DIFFERS
             if report.recognised == "none":
                 # Gates put together of several nodes are a guess: where wrong, it tells little.
-                refused.append((stage if len(region.gates.parts) == 1 else -1, report))
+                stage = stage if len(region.gates.parts) == 1 else min(stage, GUESSED)
+                refused.append((stage, report))
                 continue
             best = best or (report, layer)
             if report.recognised == "full":

@@ -106,10 +106,10 @@ def with_one_router(graph: Graph) -> Graph:
         probe = Probe(dict(graph.constants))
         pair = next(
             (
-                (first, second)
+                (scores, first, second)
                 for number, second in enumerate(routers)
                 for first in routers[:number]
-                if _chooses_next(probe, first, second)
+                if (scores := _chooses_next(graph, probe, first, second)) is not None
             ),
             None,
         )
@@ -118,47 +118,62 @@ def with_one_router(graph: Graph) -> Graph:
         graph = _joined(graph, *pair)
 
 
-def _chooses_next(probe: Probe, first: Node, second: Node) -> bool:
-    """Whether ``second`` always chooses from the scores of ``first`` what comes after its choice.
+def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> Node | None:
+    """The scores of which ``first`` always chooses the best, and ``second`` what comes next.
 
-    Its scores must be made of those, and of what was chosen, alone. Tried on many random scores.
+    Those of ``first`` or, where it is only asked for numbers, the logits they come from. The second
+    must need them, and what was chosen, alone. Tried on many random scores.
     """
     scores, rest = first.operands[0], second.operands[0]
     a, b = int(first["k"]), int(second["k"])
     if scores.type != rest.type or a + b > scores.type.shape[-1] or rest is scores:
-        return False
+        return None
     if first not in ancestors(rest):
-        return False
+        return None
+    is_read = {
+        router: any(n.op == "result" and not n["index"] for n in graph.users[router])
+        for router in (first, second)
+    }
+    bases = [scores]
+    if scores.op == "softmax" and not is_read[first]:
+        bases += scores.operands
+    follow = (base for base in bases if _follows(probe, base, second, a, is_read[second]))
+    return next(follow, None)
+
+
+def _follows(probe: Probe, scores: Node, second: Node, after: int, is_read: bool) -> bool:
+    """Whether of any ``scores`` the choice of ``second`` is what comes after the best ones."""
     rng = np.random.default_rng(0)
     positive = is_never_negative(probe, scores)
     for size in (1, 1, 1, 1, 30, 30, 1000, 1000):  # what stands for "chosen" must be below all
-        value = (
-            rng.uniform(0, 1, scores.type.shape)
-            if positive
-            else size * rng.standard_normal(scores.type.shape)
-        )
+        value = rng.uniform(0, 1, scores.type.shape)
+        if not positive:
+            value = size * rng.standard_normal(scores.type.shape)
         try:
             values, numbers = probe.run([second], {scores: value})[0]
         except OutOfReach:
             return False
-        wanted = np.argsort(-value, axis=-1, kind="stable")[..., a : a + b]
+        wanted = np.argsort(-value, axis=-1, kind="stable")[..., after : after + int(second["k"])]
         if not np.array_equal(numbers, wanted):
             return False
-        if not np.array_equal(values, np.take_along_axis(value, wanted, -1)):
+        if is_read and not np.array_equal(values, np.take_along_axis(value, wanted, -1)):
             return False
     return True
 
 
-def _joined(graph: Graph, first: Node, second: Node) -> Graph:
-    """The graph in which one top_k makes the results of both."""
+def _joined(graph: Graph, scores: Node, first: Node, second: Node) -> Graph:
+    """The graph in which one top_k of ``scores`` makes the results of both."""
     a, b = int(first["k"]), int(second["k"])
     both: list[Node] = []
+    base: list[Node] = []
     original = dict(zip((node.name for node in graph.nodes), graph.nodes, strict=True))
 
     def change(node: Node) -> Node:
         was = original[node.name]
+        if was is scores:
+            base.append(node)
         if was is first:
-            both.append(make("top_k", *node.operands, name=node.name, source=node.source, k=a + b))
+            both.append(make("top_k", base[0], name=node.name, source=node.source, k=a + b))
             return both[0]
         if was.op != "result" or was.operands[0] not in (first, second):
             return node
