@@ -36,8 +36,10 @@ class _Writer:
     def __init__(self, store: dict[str, np.ndarray]) -> None:
         self.store = store
         self.factors: dict[Node, Factors] = {}
-        self.stacks: dict[Node, Factors] = {}  # [E a, b]: the factors, with an axis for E
-        self.columns: dict[Node, Factors] = {}  # [b, E a], the transpose of such
+        # The factors of matrices [E, a, b] that a node puts together in another way:
+        self.stacks: dict[Node, Factors] = {}  # [E a, b], one under the other
+        self.columns: dict[Node, Factors] = {}  # [a, E b], side by side
+        self.sideways: dict[Node, Factors] = {}  # [a, E, b]
         self.changed = False
 
     def change(self, node: Node) -> Node:
@@ -55,10 +57,12 @@ class _Writer:
         if node.op == "matmul":
             a, b = node.operands
             if b in self.columns and a not in self.factors:
-                return self._stacked(node, a, _turned(self.columns[b]))
-            if a in self.stacks and b not in self.factors and b.type.rank == 2:
-                each = self._chain(node, (*self.stacks[a], b), from_left=False)  # [E, a, n]
-                return _shaped(each, node)
+                return self._stacked(node, a, self.columns[b])
+            if a in self.stacks and b not in self.factors and b.type.rank == a.type.rank:
+                shape = (*b.type.shape[:-2], 1, *b.type.shape[-2:])
+                columns = make("reshape", b, shape=shape)
+                each = self._chain(node, (*self.stacks[a], columns), from_left=False)
+                return _shaped(each, node)  # [..., E, a, n]
             if len(self.factors.get(b, ())) > 1 and a not in self.factors:
                 return self._product(node, (a, *self.factors[b]), from_left=True)
             if len(self.factors.get(a, ())) > 1 and b not in self.factors:
@@ -66,17 +70,43 @@ class _Writer:
         return node
 
     def _note_stack(self, node: Node) -> None:
-        """Notes matrices [E, a, b] that ``node`` puts one under the other, as [E a, b]."""
-        if node.op == "transpose" and node.operands[0] in self.stacks:
-            self.columns[node] = self.stacks[node.operands[0]]
-        x = node.operands[0] if node.op == "reshape" else node
+        """Notes how ``node`` puts matrices together, if it does."""
+        x = node.operands[0] if node.operands else node
+        if node.op == "transpose":
+            if x in self.stacks:
+                self.columns[node] = _turned(self.stacks[x])
+            elif x in self.columns:
+                self.stacks[node] = _turned(self.columns[x])
+            elif tuple(node["order"]) == (1, 0, 2):
+                self.sideways[node] = self._whole(x)
+        if node.op == "reshape":
+            self._note_merged(node, x)
+        if node.op == "matmul" and node.type.rank == 2:
+            left, right = node.operands
+            if right in self.columns:
+                self.columns[node] = self.factors[left] + self.columns[right]
+            elif left in self.stacks:
+                self.stacks[node] = self.stacks[left] + self.factors[right]
+
+    def _note_merged(self, node: Node, x: Node) -> None:
+        """Notes the matrices [E, a, b] whose axes the reshape of ``x`` to ``node`` merges."""
         known = self.factors.get(x, ())
         some = any(not is_shared(factor) for factor in known)
-        if len(known) > 1 and some and node.type.rank == 2 < x.type.rank:
+        if some and len(known) > 1 and x.type.rank > 2:
             *lead, a, b = x.type.shape
             count = int(np.prod(lead))
             if node.type.shape == (count * a, b):
                 self.stacks[node] = self._on_batch(x, (count,))
+            elif node.type.shape == (*lead[:-1], lead[-1] * a, b):
+                self.stacks[node] = self._whole(x)
+        if x in self.sideways and node.type.shape == (
+            x.type.shape[0],
+            x.type.size // x.type.shape[0],
+        ):
+            self.columns[node] = self.sideways[x]
+        beside = self.columns.get(x, ())
+        if beside and node.type.shape == (x.type.shape[0], *_counts(beside)):
+            self.sideways[node] = beside
 
     def _stacked(self, node: Node, x: Node, factors: Factors) -> Node:
         """x [..., b] times each of E products, side by side: [..., E a]."""
@@ -101,7 +131,13 @@ class _Writer:
             return self.factors[node.operands[0]] + self.factors[node.operands[1]]
         if node.op == "linear" and len(node.operands) == 2 and node["activation"] == "none":
             return self.factors[node.operands[0]] + _turned(self.factors[node.operands[1]])
-        known = self.factors.get(node.operands[0], ()) if node.operands else ()
+        first = node.operands[0] if node.operands else node
+        if node.op == "transpose" and first in self.sideways and tuple(node["order"]) == (1, 0, 2):
+            return self.sideways[first]
+        under = self.stacks.get(first, ()) if node.op == "reshape" and node.type.rank == 3 else ()
+        if under and (node.type.shape[0], node.type.shape[2]) == _counts(under):
+            return under
+        known = self.factors.get(first, ()) if node.operands else ()
         if len(known) < 2 and node.op != "slice":
             return None
         if node.op in RULES and node.type.rank > 1:
@@ -217,6 +253,12 @@ RULES: dict[str, Callable[[_Writer, Node], Factors | None]] = {
     "slice": _Writer.slice,
     "concat": _Writer.concat,
 }
+
+
+def _counts(factors: Factors) -> tuple[int, int]:
+    """How many matrices [E, a, b] the factors make, and b."""
+    count = next(factor.type.shape[0] for factor in factors if not is_shared(factor))
+    return count, factors[-1].type.shape[-1]
 
 
 def is_shared(factor: Node) -> bool:

@@ -51,6 +51,10 @@ PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "cut in the batch": lambda x, u, w, v: torch.matmul((u @ w @ v)[1:], x.T),
     "turned": lambda x, u, w, v: torch.matmul(x, (u @ w @ v).mT),
     "turned in the batch": lambda x, u, w, v: torch.matmul((u @ w @ v)[None].transpose(0, 1), x.T),
+    "side by side": lambda x, u, w, v: torch.matmul(torch.einsum("ab,ebc->eac", w, v), x.T),
+    "one under the other": lambda x, u, w, v: torch.einsum(
+        "eac,tc->tea", torch.einsum("eab,bc->eac", u @ w, v[0]), x
+    ),
     "repeated": lambda x, u, w, v: torch.matmul((w @ v[0]).expand(2, B, C), x.T),
 }
 
