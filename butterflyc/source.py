@@ -74,13 +74,22 @@ def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[A
 
 
 def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """What PyTorch computes, as arrays."""
+    """What PyTorch computes, as arrays.
+
+    Without its fused encoder kernels, which leave out padded tokens: capture sees none either.
+    """
     import torch
 
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     else:
         module.eval()
-    with torch.no_grad():
-        outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-    return tuple(y.numpy() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    several = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    return tuple(y.detach().numpy() for y in several)

@@ -175,6 +175,7 @@ FLOATS: dict[str, Expression] = {
     "log": by_lanes(vector_math.log),
     "sin": by_lanes(vector_math.sin),
     "cos": by_lanes(vector_math.cos),
+    "atan2": by_lanes(vector_math.arctan2),
     "tanh": by_lanes(pointwise_math.tanh, keep_nan=True),
     "erf": by_lanes(pointwise_math.erf, keep_nan=True),
     "sigmoid": by_lanes(pointwise_math.sigmoid, keep_nan=True),
@@ -203,7 +204,17 @@ BOOLS: dict[str, Expression] = {
 }
 TABLES = dict.fromkeys(COMPUTED, INTEGERS) | {"f32": FLOATS, "bool": BOOLS}
 
-COSTLY = {"pow": 40, "exp": 12, "log": 12, "sin": 20, "cos": 20, "div": 4, "sqrt": 4, "rsqrt": 8}
+COSTLY = {
+    "pow": 40,
+    "atan2": 16,
+    "exp": 12,
+    "log": 12,
+    "sin": 20,
+    "cos": 20,
+    "div": 4,
+    "sqrt": 4,
+    "rsqrt": 8,
+}
 COSTLY |= dict.fromkeys(("tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"), 14)
 
 

@@ -1,4 +1,4 @@
-"""log, sin, cos and pow as TIR expressions, and exp over its whole range: no libm, any lanes.
+"""log, sin, cos, atan2 and pow as TIR expressions, exp over its whole range: no libm, any lanes.
 
 As in ``pointwise_math``: vectors of ``lanes.float_lanes`` float32 in and out, and the errors stated
 are the largest found (tests/kernels/test_vector_math.py). Special values are NumPy's. sin, cos and
@@ -37,6 +37,8 @@ LOG = (
 )
 SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+# (atan(x) - x) / x**3 in powers of x**2 on [-tan(pi/8), tan(pi/8)]: from Cephes (atanf).
+ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
 # log2((1 + s) / (1 - s)) / s in powers of s**2.
 LOG2 = tuple(2 / (n * math.log(2)) for n in range(13, 0, -2))
 
@@ -141,6 +143,36 @@ def cos(lanes: Lanes, x: Any) -> Any:
     return _quarter_turns(lanes, x, 1)
 
 
+def arctan2(lanes: Lanes, y: Any, x: Any) -> Any:
+    """The angle of the point (x, y), error 4e-7; with NumPy's signs where one of them is 0."""
+    width = lanes.float_lanes
+    zero, one = constant(0, width), constant(1, width)
+    y, x = let(y, width), let(x, width)
+    high, wide = let(lanes.absolute(y), width), let(lanes.absolute(x), width)
+    steep = high > wide
+    over = let(T.Select(steep, wide, high), width)
+    under = let(T.Select(steep, high, wide), width)
+    # 0 / 0 is 0, and infinity by infinity 1.
+    ratio = let(over / T.Select(under > zero, under, one), width)
+    ratio = let(T.Select(over == constant(math.inf, width), one, ratio), width)
+    far = ratio > constant(math.tan(math.pi / 8), width)
+    small = let(T.Select(far, (ratio - one) / (ratio + one), ratio), width)
+    square = let(small * small, width)
+    angle = lanes.multiply_add(small, small * square, polynomial(lanes, square, ATAN))
+    angle = angle + T.Select(far, constant(math.pi / 4, width), zero)
+    angle = let(angle, width)
+    angle = let(T.Select(steep, constant(math.pi / 2, width) - angle, angle), width)
+    angle = let(T.Select(_is_negative(x, width), constant(math.pi, width) - angle, angle), width)
+    angle = let(T.Select(_is_negative(y, width), angle * constant(-1, width), angle), width)
+    angle = let(T.Select(is_nan(y, width), y, angle), width)
+    return T.Select(is_nan(x, width), x, angle)
+
+
+def _is_negative(x: Any, width: int) -> Any:
+    """Whether the sign bit of ``x`` is set."""
+    return T.reinterpret(dtype_of("int32", width), x) < broadcast(T.int32(0), width)
+
+
 def _magnitude(lanes: Lanes, base: Any, exponent: Any) -> Any:
     """base**exponent for a positive finite ``base``; infinity and 0 where it leaves the range."""
     width = lanes.float_lanes
@@ -194,7 +226,7 @@ def power(lanes: Lanes, base: Any, exponent: Any) -> Any:
     result = let(T.Select(lanes.absolute(exponent) == infinity, limit, result), width)
     # A negative base (-0 too): the sign of an odd power, and NaN for one that is not integral.
     integral, odd = _parity(lanes, exponent)
-    negative = T.reinterpret(dtype_of("int32", width), base) < none
+    negative = _is_negative(base, width)
     signed = T.Select(odd == none, result, result * constant(-1, width))
     result = let(T.Select(negative, signed, result), width)
     undefined = T.Select(size < infinity, nan, result)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ..ir.graph import Node
+from ..ir.types import FLOATS
 from .aten_elementwise import arithmetic, compare, where
 from .site import Site, lowers
 
@@ -103,6 +105,82 @@ def threshold(site: Site, x: Node, limit: float, value: float) -> Node:
 @lowers("aten.tan")
 def tan(site: Site, x: Node) -> Node:
     return site.make("div", site.make("sin", x), site.make("cos", x))
+
+
+@lowers("aten.atan")
+def atan(site: Site, x: Node) -> Node:
+    return arithmetic(site, "atan2", x, 1)
+
+
+def _leg(site: Site, x: Node) -> Node:
+    """sqrt(1 - x**2), exact at both ends."""
+    rest = arithmetic(site, "mul", arithmetic(site, "sub", 1, x), arithmetic(site, "add", x, 1))
+    return site.make("sqrt", rest)
+
+
+@lowers("aten.asin")
+def asin(site: Site, x: Node) -> Node:
+    return arithmetic(site, "atan2", x, _leg(site, x))
+
+
+@lowers("aten.acos")
+def acos(site: Site, x: Node) -> Node:
+    return arithmetic(site, "atan2", _leg(site, x), x)
+
+
+@lowers("aten.asinh")
+def asinh(site: Site, x: Node) -> Node:
+    x = site.cast(x, site.out.dtype)
+    size = site.make("abs", x)
+    root = site.make("sqrt", arithmetic(site, "add", site.make("mul", x, x), 1))
+    return site.make("mul", site.make("sign", x), site.make("log", site.make("add", size, root)))
+
+
+@lowers("aten.acosh")
+def acosh(site: Site, x: Node) -> Node:
+    x = site.cast(x, site.out.dtype)
+    rest = arithmetic(site, "mul", arithmetic(site, "sub", x, 1), arithmetic(site, "add", x, 1))
+    return site.make("log", site.make("add", x, site.make("sqrt", rest)))
+
+
+@lowers("aten.atanh")
+def atanh(site: Site, x: Node) -> Node:
+    x = site.cast(x, site.out.dtype)
+    ratio = arithmetic(site, "div", arithmetic(site, "add", x, 1), arithmetic(site, "sub", 1, x))
+    return times(site, site.make("log", ratio), 0.5)
+
+
+@lowers("aten.erfc", "aten.special_erfc")
+def erfc(site: Site, x: Node) -> Node:
+    return arithmetic(site, "sub", 1, site.make("erf", site.cast(x, site.out.dtype)))
+
+
+@lowers("aten.hypot")
+def hypot(site: Site, a: Node, b: Node) -> Node:
+    squares = (arithmetic(site, "mul", x, x) for x in (a, b))
+    return site.make("sqrt", site.make("add", *squares))
+
+
+@lowers("aten.signbit")
+def signbit(site: Site, x: Node) -> Node:
+    """Whether ``x`` is negative, minus zero too."""
+    below = compare(site, "less", x, 0)
+    if x.type.dtype not in FLOATS:
+        return below
+    inverse = arithmetic(replace(site, out=x.type), "div", 1, x)
+    return site.make("logical_or", below, compare(site, "less", inverse, 0))
+
+
+@lowers("aten.copysign")
+def copysign(site: Site, a: Any, b: Any) -> Node:
+    a, b = site.tensor(a, site.out.dtype), site.tensor(b, site.out.dtype)
+    size = site.make("abs", a)
+    return site.make("where", signbit(site, b), site.make("neg", size), size)
+
+
+@lowers("aten.ldexp")
+def ldexp(site: Site, x: Any, exponent: Any) -> Node:
+    return arithmetic(site, "mul", x, arithmetic(site, "pow", 2, exponent))
 
 
 @lowers("aten.exp2")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ir.graph import Node
 from .site import LOWERINGS, Lowering, Refused, Site, lowers
 
-_ADVICE = "write it with the real and imaginary parts (torch.view_as_real), or with cos and sin"
+ADVICE = "write it with the real and imaginary parts (torch.view_as_real), or with cos and sin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +47,18 @@ _PARTWISE = {
     "index_put": (0, 2),
     "masked_fill": (0, 2),
     "pad": (0, 3),
+    "scatter": (0, 3),
     "scatter_add": (0, 3),
     "where": (1, 2),
 }
-_PRODUCTS = frozenset({"bmm", "matmul", "mm", "mul", "multiply"})
+_PRODUCTS = frozenset(
+    {"bmm", "dot", "ger", "inner", "matmul", "mm", "mul", "multiply", "mv", "outer"}
+)
 # Overloads whose name is in the tables above for another overload.
 _FORMS: dict[str, Lowering] = {}
 
 
-def _form(*names: str, new: bool = False) -> Callable[[Lowering], Lowering]:
+def form(*names: str, new: bool = False) -> Callable[[Lowering], Lowering]:
     """Enters the complex form of a call; one that only complex tensors have is ``new``."""
 
     def enter(function: Lowering) -> Lowering:
@@ -86,15 +89,15 @@ def lower_complex(
 ) -> Any:
     """The result of a call that takes or gives complex tensors, in parts where torch has it so."""
     bare = site.operator
-    form = _FORMS.get(site.target) or _FORMS.get(f"aten.{bare}")
-    if form is not None:
-        value = form(site, *args, **named)
+    own = _FORMS.get(site.target) or _FORMS.get(f"aten.{bare}")
+    if own is not None:
+        value = own(site, *args, **named)
     elif bare in _PRODUCTS and not named:
-        value = _product(site, lowering, *(as_complex(site, x) for x in args))
+        value = product(site, lowering, *(as_complex(site, x) for x in args))
     elif bare in _PARTWISE:
         value = _partwise(site, lowering, args, named)
     else:
-        raise Refused(f"{site.target} of complex numbers", _ADVICE)
+        raise Refused(f"{site.target} of complex numbers", ADVICE)
     return value if isinstance(value, tuple) else _as_torch_has_it(site, value, fake)
 
 
@@ -130,7 +133,7 @@ def _partwise(site: Site, lowering: Lowering, args: Sequence[Any], named: dict[s
     places = _PARTWISE[site.operator]
     others = [x for place, x in enumerate(args) if place not in places]
     if has_complex(others) or has_complex(named):
-        raise Refused(f"{site.target} with a complex argument", _ADVICE)
+        raise Refused(f"{site.target} with a complex argument", ADVICE)
 
     def part_of(x: Any, which: str) -> Any:
         if isinstance(x, list):
@@ -151,7 +154,7 @@ def _partwise(site: Site, lowering: Lowering, args: Sequence[Any], named: dict[s
 # --- arithmetic of parts that may be known ---
 
 
-def _is_all(site: Site, x: Node, number: float) -> bool:
+def is_all(site: Site, x: Node, number: float) -> bool:
     """Whether ``x`` is known to hold ``number`` everywhere."""
     while x.op in ("broadcast", "reshape"):
         x = x.operands[0]
@@ -162,9 +165,9 @@ def _is_all(site: Site, x: Node, number: float) -> bool:
 def _times(site: Site, x: Node, y: Node, lowering: Lowering | None = None) -> Node:
     """``x * y``, or another product of them; zero and one leave no call."""
     for known, other in ((x, y), (y, x)):
-        if _is_all(site, known, 0):
+        if is_all(site, known, 0):
             return site.constant(0, "f32")
-        if lowering is None and _is_all(site, known, 1):
+        if lowering is None and is_all(site, known, 1):
             return site.broadcast(other, site.out.shape)
     product: Node = site.make("mul", x, y) if lowering is None else lowering(site, x, y)
     return product
@@ -172,18 +175,18 @@ def _times(site: Site, x: Node, y: Node, lowering: Lowering | None = None) -> No
 
 def _plus(site: Site, x: Node, y: Node) -> Node:
     for known, other in ((x, y), (y, x)):
-        if _is_all(site, known, 0):
+        if is_all(site, known, 0):
             return other
     return site.make("add", x, y)
 
 
 def _minus(site: Site, x: Node, y: Node) -> Node:
-    if _is_all(site, y, 0):
+    if is_all(site, y, 0):
         return x
-    return site.make("neg", y) if _is_all(site, x, 0) else site.make("sub", x, y)
+    return site.make("neg", y) if is_all(site, x, 0) else site.make("sub", x, y)
 
 
-def _product(site: Site, lowering: Lowering, a: Complex, b: Complex) -> Complex:
+def product(site: Site, lowering: Lowering, a: Complex, b: Complex) -> Complex:
     """``a * b``, or their product of matrices."""
     by = None if site.operator in ("mul", "multiply") else lowering
     return Complex(
@@ -192,31 +195,31 @@ def _product(site: Site, lowering: Lowering, a: Complex, b: Complex) -> Complex:
     )
 
 
-def _times_itself(site: Site, z: Complex) -> Complex:
-    return _product(site, LOWERINGS["aten.mul"], z, z)
+def times_itself(site: Site, z: Complex) -> Complex:
+    return product(site, LOWERINGS["aten.mul"], z, z)
 
 
-def _squared_size(site: Site, z: Complex) -> Node:
+def squared_size(site: Site, z: Complex) -> Node:
     return _plus(site, _times(site, z.real, z.real), _times(site, z.imag, z.imag))
 
 
 # --- calls between real and complex tensors ---
 
 
-@_form("aten.view_as_complex", "aten.view_as_complex_copy", new=True)
+@form("aten.view_as_complex", "aten.view_as_complex_copy", new=True)
 def view_as_complex(site: Site, x: Node) -> Complex:
     last = x.type.rank - 1
     return Complex(site.select(x, last, 0), site.select(x, last, 1))
 
 
-@_form("aten.view_as_real", "aten.view_as_real_copy", new=True)
+@form("aten.view_as_real", "aten.view_as_real_copy", new=True)
 def view_as_real(site: Site, z: Complex) -> Node:
     shape = z.real.type.shape
     pair = [site.reshape(part, (*shape, 1)) for part in (z.real, z.imag)]
     return site.concat(pair, len(shape))
 
 
-@_form("aten.view.dtype")
+@form("aten.view.dtype")
 def view_dtype(site: Site, x: Any, dtype: str) -> Any:
     """A complex tensor as its pairs of reals laid into the last axis, and back."""
     if isinstance(x, Complex) and dtype == "f32":
@@ -225,44 +228,44 @@ def view_dtype(site: Site, x: Any, dtype: str) -> Any:
         return view_as_complex(site, site.reshape(x, (*site.out.shape, 2)))
     if isinstance(x, Complex) and dtype == "torch.complex64":
         return x
-    raise Refused(f"the bits of a tensor read as {dtype}", _ADVICE)
+    raise Refused(f"the bits of a tensor read as {dtype}", ADVICE)
 
 
-@_form("aten.complex", new=True)
+@form("aten.complex", new=True)
 def complex_(site: Site, real: Node, imag: Node) -> Complex:
     return Complex(real, imag)
 
 
-@_form("aten.polar", new=True)
+@form("aten.polar", new=True)
 def polar(site: Site, size: Node, angle: Node) -> Complex:
     cos, sin = site.make("cos", angle), site.make("sin", angle)
     return Complex(_times(site, size, cos), _times(site, size, sin))
 
 
-@_form("aten.real", new=True)
+@form("aten.real", new=True)
 def real(site: Site, z: Complex) -> Node:
     return z.real
 
 
-@_form("aten.imag", new=True)
+@form("aten.imag", new=True)
 def imag(site: Site, z: Complex) -> Node:
     return z.imag
 
 
-@_form("aten.abs")
+@form("aten.abs")
 def size_of(site: Site, z: Complex) -> Node:
-    return site.make("sqrt", _squared_size(site, z))
+    return site.make("sqrt", squared_size(site, z))
 
 
 # --- calls from complex to complex ---
 
 
-@_form("aten.resolve_conj", "aten.resolve_neg", new=True)
+@form("aten.resolve_conj", "aten.resolve_neg", new=True)
 def resolved(site: Site, x: Any) -> Any:
     return x
 
 
-@_form(
+@form(
     "aten._conj",
     "aten._conj_physical",
     "aten.conj",
@@ -274,36 +277,29 @@ def conj(site: Site, z: Complex) -> Complex:
     return Complex(z.real, site.make("neg", z.imag))
 
 
-@_form("aten.exp")
+@form("aten.exp")
 def exp(site: Site, z: Complex) -> Complex:
-    is_phase = _is_all(site, z.real, 0)
+    is_phase = is_all(site, z.real, 0)
     size = site.constant(1, "f32") if is_phase else site.make("exp", z.real)
     return polar(site, size, z.imag)
 
 
-@_form("aten.square")
+@form("aten.square")
 def square(site: Site, z: Complex) -> Complex:
-    return _times_itself(site, z)
+    return times_itself(site, z)
 
 
-@_form("aten.pow")
-def power(site: Site, z: Any, exponent: Any) -> Complex:
-    if isinstance(z, Complex) and isinstance(exponent, int) and exponent == 2:
-        return _times_itself(site, z)
-    raise Refused("a power of complex numbers other than 2", "write the products out")
-
-
-@_form("aten.div.Tensor", "aten.div.Scalar", "aten.divide.Tensor", "aten.true_divide")
+@form("aten.div.Tensor", "aten.div.Scalar", "aten.divide.Tensor", "aten.true_divide")
 def divide(site: Site, a: Any, b: Any) -> Complex:
     a = as_complex(site, a)
     if isinstance(b, Complex | complex):
         b = as_complex(site, b)
-        a = _product(site, LOWERINGS["aten.mul"], a, conj(site, b))
-        b = _squared_size(site, b)
+        a = product(site, LOWERINGS["aten.mul"], a, conj(site, b))
+        b = squared_size(site, b)
     b = site.tensor(b, "f32")
     return Complex(site.make("div", a.real, b), site.make("div", a.imag, b))
 
 
-@_form("aten.reciprocal")
+@form("aten.reciprocal")
 def reciprocal(site: Site, z: Complex) -> Complex:
     return divide(site, 1, z)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ..ir.graph import Node
 from ..ir.types import FLOATS
-from .site import Refused, Site, accept, lowers, promoted
+from .site import Site, accept, lowers, promoted
 
 UNARY = {
     "aten.abs": "abs",
@@ -32,6 +34,7 @@ UNARY = {
     "aten.tanh": "tanh",
 }
 BINARY = {
+    "aten.atan2": "atan2",
     "aten.div.Scalar": "div",
     "aten.div.Tensor": "div",
     "aten.divide.Tensor": "div",
@@ -261,9 +264,39 @@ def logical_not(site: Site, x: Node) -> Node:
 def bitwise(site: Site, *operands: Any) -> Node:
     op = site.operator.removeprefix("bitwise_").strip("_")
     advice = "combine masks as bool; write integer bits as sums and products"
-    accept(site.out.dtype == "bool", f"bits of {site.out.dtype}", advice)
+    known = site.out.dtype == "bool" or op == "and"
+    accept(known, f"bits of {site.out.dtype}", advice)
+    if site.out.dtype != "bool" and op == "and":
+        return _low_bits(site, *operands)
     parts = [site.tensor(x, "bool") for x in operands]
     return site.make("not_equal" if op == "xor" else f"logical_{op}", *parts)
+
+
+def _low_bits(site: Site, a: Any, b: Any) -> Node:
+    """``a & (2**n - 1)``: what is left of ``a`` after whole multiples of 2**n."""
+    a, b = (b, a) if not isinstance(a, Node) or site.value(a) is not None else (a, b)
+    mask = site.value(b) if isinstance(b, Node) else np.asarray(b)
+    low = mask is not None and bool(((mask >= 0) & (mask & (mask + 1) == 0)).all())
+    what = f"bits of {site.out.dtype} by a mask that does not count up to a power of two"
+    accept(low, what, "write integer bits as sums and products")
+    return remainder(site, a, site.constant(np.asarray(mask) + 1, site.out.dtype))
+
+
+@lowers(
+    "aten.__lshift__",
+    "aten.__rshift__",
+    "aten.bitwise_left_shift",
+    "aten.bitwise_right_shift",
+)
+def shift(site: Site, x: Any, count: Any) -> Node:
+    """A shift by known counts: a product with a power of two, or a quotient rounded down."""
+    counts = site.value(count) if isinstance(count, Node) else np.asarray(count)
+    known = counts is not None and bool(((counts >= 0) & (counts < 63)).all())
+    accept(known, "a shift by computed bits", "multiply, or divide with //, by a power of two")
+    factor = site.constant(2 ** np.asarray(counts, np.int64), site.out.dtype)
+    if "left" in site.operator or "lshift" in site.operator:
+        return arithmetic(site, "mul", x, factor)
+    return divide(site, x, factor)
 
 
 @lowers("aten.isnan")
@@ -304,4 +337,8 @@ def to(site: Site, x: Node, *_: Any, **__: Any) -> Node:
 
 @lowers("aten.round.decimals")
 def round_decimals(site: Site, x: Node, decimals: int = 0) -> Node:
-    raise Refused(f"round to {decimals} decimals", "scale, round to whole numbers, scale back")
+    if x.type.dtype not in FLOATS:
+        return x
+    scale, rest = ("mul", "div") if decimals >= 0 else ("div", "mul")
+    scaled = arithmetic(site, scale, x, 10.0 ** abs(decimals))
+    return arithmetic(site, rest, site.make("round", scaled), 10.0 ** abs(decimals))

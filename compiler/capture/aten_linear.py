@@ -1,19 +1,16 @@
-"""ATen's products: matrices, convolutions, attention."""
+"""ATen's products: matrices and attention."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..ir.graph import Node
 from .aten_elementwise import arithmetic
-from .aten_shape import constant_pad, repeat_interleave
-from .site import Refused, Site, accept, lowers
-
-_MOST_GROUPS = 8
+from .aten_shape import repeat_interleave
+from .site import Site, accept, lowers
 
 
 @lowers("aten.linear")
@@ -61,123 +58,6 @@ def product_and_sum(
 @lowers("aten.outer", "aten.ger")
 def outer(site: Site, a: Node, b: Node) -> Node:
     return arithmetic(site, "mul", site.reshape(a, (a.type.size, 1)), b)
-
-
-@lowers("aten.conv2d", "aten.conv1d")
-def convolution(
-    site: Site,
-    x: Node,
-    w: Node,
-    bias: Node | None = None,
-    stride: Sequence[int] = (1,),
-    padding: Sequence[int] | str = (0,),
-    dilation: Sequence[int] = (1,),
-    groups: int = 1,
-) -> Node:
-    rank = w.type.rank - 2
-    accept(rank in (1, 2), f"a convolution over {rank} axes", "convolve over 1 or 2 axes")
-    # An axis before the others is added where the call has none; it goes at the end.
-    x = site.reshape(x, (1,) * (w.type.rank - x.type.rank) + x.type.shape)
-    if rank == 1:
-        x = site.reshape(x, (*x.type.shape[:2], 1, x.type.shape[2]))
-        w = site.reshape(w, (*w.type.shape[:2], 1, w.type.shape[2]))
-    strides, dilations = _pair(stride, rank, 1), _pair(dilation, rank, 1)
-    w = _dilated(site, w, dilations)
-    if isinstance(padding, str):
-        x = _padded_to_same(site, x, w) if padding == "same" else x
-        padding = (0,)
-    pads = _pair(padding, rank, 0)
-    y = _grouped(site, x, w, bias, groups, stride=strides, padding=pads)
-    return site.reshape(y, site.out.shape)
-
-
-@lowers("aten.convolution", "aten._convolution")
-def general_convolution(
-    site: Site,
-    x: Node,
-    w: Node,
-    bias: Node | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-    *_: bool,
-) -> Node:
-    accept(not transposed, "a transposed convolution", "use linear and a reshape (pixel_shuffle)")
-    return convolution(site, x, w, bias, stride, padding, dilation, groups)
-
-
-def _pair(values: Sequence[int] | int, rank: int, missing: int) -> tuple[int, ...]:
-    values = [values] if isinstance(values, int) else list(values)
-    values = values * rank if len(values) == 1 else values
-    return (missing,) * (2 - rank) + tuple(values)
-
-
-def _dilated(site: Site, w: Node, dilation: tuple[int, ...]) -> Node:
-    """Weights with zeros between them."""
-    if dilation == (1, 1):
-        return w
-    value = site.value(w)
-    if value is None:
-        advice = "give the convolution constant weights"
-        raise Refused("a dilated convolution with computed weights", advice)
-    sizes = [(n - 1) * d + 1 for n, d in zip(value.shape[2:], dilation, strict=True)]
-    apart = np.zeros((*value.shape[:2], *sizes), value.dtype)
-    apart[:, :, :: dilation[0], :: dilation[1]] = value
-    return site.constant(apart, w.type.dtype, w.name)
-
-
-def _padded_to_same(site: Site, x: Node, w: Node) -> Node:
-    spare = [n - 1 for n in reversed(w.type.shape[2:])]
-    widths = [side for n in spare for side in (n // 2, n - n // 2)]
-    return constant_pad(site, x, widths)
-
-
-def _grouped(
-    site: Site, x: Node, w: Node, bias: Node | None, groups: int, **window: tuple[int, ...]
-) -> Node:
-    if groups == 1:
-        return site.make("conv2d", x, w, *(() if bias is None else (bias,)), **window)
-    if groups == x.type.shape[1] == w.type.shape[0]:
-        return _depthwise(site, x, w, bias, **window)
-    advice = f"at most {_MOST_GROUPS} groups, or one a channel"
-    accept(groups <= _MOST_GROUPS, f"a convolution of {groups} groups", advice)
-    inputs, outputs = x.type.shape[1] // groups, w.type.shape[0] // groups
-    parts = []
-    for group in range(groups):
-        channels = site.slice(x, 1, group * inputs, (group + 1) * inputs)
-        start, stop = group * outputs, (group + 1) * outputs
-        own = [site.slice(y, 0, start, stop) for y in (w, bias) if y is not None]
-        parts.append(site.make("conv2d", channels, *own, **window))
-    return site.concat(parts, 1)
-
-
-def _depthwise(
-    site: Site,
-    x: Node,
-    w: Node,
-    bias: Node | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-) -> Node:
-    """One filter a channel: the sum of the shifted images, each times its weight."""
-    channels, _, height, width = w.type.shape
-    x = constant_pad(site, x, (padding[1], padding[1], padding[0], padding[0]))
-    rows, columns = (
-        (n - k) // s + 1 for n, k, s in zip(x.type.shape[2:], (height, width), stride, strict=True)
-    )
-    y: Node | None = None
-    for i in range(height):
-        for j in range(width):
-            part = site.slice(x, 2, i, i + (rows - 1) * stride[0] + 1, stride[0])
-            part = site.slice(part, 3, j, j + (columns - 1) * stride[1] + 1, stride[1])
-            weight = site.slice(site.slice(w, 2, i, i + 1), 3, j, j + 1)
-            part = site.make("mul", part, site.reshape(weight, (channels, 1, 1)))
-            y = part if y is None else site.make("add", y, part)
-    assert y is not None, "a convolution without a window"
-    return y if bias is None else site.make("add", y, site.reshape(bias, (channels, 1, 1)))
 
 
 @lowers(

@@ -1,4 +1,4 @@
-"""ATen's softmaxes, normalisations and poolings."""
+"""ATen's softmaxes and normalisations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..ir.graph import Node
-from .aten_elementwise import arithmetic
 from .aten_reduce import variance_of
-from .aten_shape import constant_pad, reorder
-from .site import Site, accept, lowers
+from .site import Site, lowers
 
 
 @lowers("aten.softmax", "aten._softmax", "aten._safe_softmax", "aten.special_softmax")
 def softmax(site: Site, x: Node, axis: int, *_: Any, **__: Any) -> Node:
-    return site.make("softmax", site.cast(x, site.out.dtype), axis=axis)
+    x = site.cast(x, site.out.dtype)
+    # Kernels take rows: another axis becomes the last.
+    if not x.type.rank or axis % x.type.rank == x.type.rank - 1:
+        return site.make("softmax", x, axis=axis)
+    return site.move(site.make("softmax", site.move(x, axis, -1), axis=-1), -1, axis)
 
 
 @lowers("aten.log_softmax", "aten._log_softmax", "aten.special_log_softmax")
@@ -98,8 +100,9 @@ def native_group_norm(
 def instance_norm(
     site: Site, x: Node, weight: Node | None, bias: Node | None, *arguments: Any
 ) -> Node:
-    use_own, eps = arguments[2], arguments[4]
-    accept(use_own, "instance_norm with running statistics", "use track_running_stats=False")
+    mean, variance, use_own, momentum, eps = arguments[:5]
+    if not use_own:
+        return batch_norm(site, x, weight, bias, mean, variance, False, momentum, eps)
     batch, channels, *rest = x.type.shape
     rows = site.reshape(x, (batch, channels, prod(rest)))
     y = site.reshape(layer_norm(site, rows, (prod(rest),), None, None, eps), x.type.shape)
@@ -141,97 +144,16 @@ def batch_norm(
     return _per_channel(site, y, scale, bias, channels, behind)
 
 
+@lowers("aten._native_batch_norm_legit.no_stats")
+def native_batch_norm_of_batch(
+    site: Site, x: Node, weight: Node | None, bias: Node | None, _: bool, *numbers: float
+) -> tuple[Node | None, ...]:
+    momentum, eps = numbers
+    return batch_norm(site, x, weight, bias, None, None, True, momentum, eps), None, None
+
+
 @lowers("aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm")
 def native_batch_norm_eval(site: Site, x: Node, *arguments: Any) -> tuple[Node | None, ...]:
     weight, bias, mean, variance, momentum, eps = arguments[:6]
     y = batch_norm(site, x, weight, bias, mean, variance, False, momentum, eps)
     return (y, *(None,) * (len(site.out) - 1))
-
-
-def _windows(
-    site: Site, x: Node, sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
-) -> Node:
-    """x: [..., H, W] as [..., rows, h, columns, w]: every window."""
-    for at, (size, stride, apart) in enumerate(zip(sizes, strides, dilation, strict=True)):
-        axis = x.type.rank - 2 + at if at == 0 else x.type.rank - 1
-        starts = np.arange(0, x.type.shape[axis] - (size - 1) * apart, stride)
-        x = reorder(site, x, axis, starts[:, None] + apart * np.arange(size))
-    return x
-
-
-def _two(values: Any, default: Sequence[int] | None = None) -> list[int]:
-    if values is None or values == [] or values == ():
-        assert default is not None, "a window without a size"
-        return list(default)
-    values = [values] if isinstance(values, int) else list(values)
-    return values * 2 if len(values) == 1 else values
-
-
-@lowers("aten.max_pool2d", "aten.max_pool2d_with_indices")
-def max_pool(
-    site: Site,
-    x: Node,
-    size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Any:
-    accept(not ceil_mode, "max_pool2d with ceil_mode", "pad the image")
-    high, wide = _two(padding)
-    x = constant_pad(site, x, (wide, wide, high, high), -np.inf)
-    y = _windows(site, x, _two(size), _two(stride, _two(size)), _two(dilation))
-    rank = y.type.rank
-    y = site.make("max", y, axes=(rank - 3, rank - 1))
-    return (y, None) if isinstance(site.out, tuple) else y
-
-
-@lowers("aten.avg_pool2d")
-def average_pool(
-    site: Site,
-    x: Node,
-    size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_padding: bool = True,
-    divisor: int | None = None,
-) -> Node:
-    sizes, (high, wide) = _two(size), _two(padding)
-    plain = not ceil_mode and (count_padding or high == wide == 0)
-    accept(plain, "avg_pool2d with ceil_mode or uncounted padding", "pad the image before it")
-    x = constant_pad(site, x, (wide, wide, high, high))
-    y = _windows(site, x, sizes, _two(stride, sizes), (1, 1))
-    axes = (y.type.rank - 3, y.type.rank - 1)
-    y = site.make("sum", y, axes=axes)
-    return arithmetic(site, "div", y, divisor or prod(sizes))
-
-
-@lowers("aten.adaptive_avg_pool2d", "aten._adaptive_avg_pool2d", "aten.adaptive_avg_pool1d")
-def adaptive_average_pool(site: Site, x: Node, size: Any) -> Node:
-    count = 1 if site.operator.endswith("1d") else 2
-    front, inner = x.type.shape[:-count], x.type.shape[-count:]
-    outer = site.out.shape[-count:]
-    fits = all(n % m == 0 for n, m in zip(inner, outer, strict=True))
-    accept(fits, f"adaptive pooling of {inner} to {outer}", "choose a size that divides the image")
-    apart = [n for i, m in zip(inner, outer, strict=True) for n in (m, i // m)]
-    y = site.reshape(x, (*front, *apart))
-    axes = tuple(len(front) + 1 + 2 * at for at in range(count))
-    return site.make("mean", y, axes=axes)
-
-
-@lowers("aten.im2col")
-def im2col(site: Site, x: Node, size: Any, dilation: Any, padding: Any, stride: Any) -> Node:
-    high, wide = _two(padding)
-    x = constant_pad(site, x, (wide, wide, high, high))
-    y = _windows(site, x, _two(size), _two(stride), _two(dilation))  # [B, C, rows, h, columns, w]
-    *front, rows, h, columns, w = range(y.type.rank)
-    return site.reshape(site.transpose(y, (*front, h, w, rows, columns)), site.out.shape)
-
-
-@lowers("aten.upsample_nearest2d")
-def upsample_nearest(site: Site, x: Node, *_: Any) -> Node:
-    for axis in (x.type.rank - 2, x.type.rank - 1):
-        size, wanted = x.type.shape[axis], site.out.shape[axis]
-        x = reorder(site, x, axis, np.arange(wanted) * size // wanted)
-    return x

@@ -10,8 +10,6 @@ from ..ir.graph import Node
 from .aten_elementwise import arithmetic, truth
 from .site import Refused, Site, accept, lowers
 
-_TOO_LONG = 4096  # a running sum is a product with a triangle of this many rows at most
-
 
 def axes_of(x: Node, axes: Any) -> tuple[int, ...]:
     """torch's ``dim``: None or nothing is all axes."""
@@ -147,20 +145,34 @@ def vector_norm(
         return site.make("max" if order > 0 else "min", size, axes=axes, keep=keep)
     if order == 1:
         return site.make("sum", size, axes=axes, keep=keep)
-    accept(order == 2, f"a norm of order {order}", "use order 1, 2 or infinity")
-    return site.make("sqrt", site.make("sum", site.make("mul", x, x), axes=axes, keep=keep))
+    if order == 2:
+        return site.make("sqrt", site.make("sum", site.make("mul", x, x), axes=axes, keep=keep))
+    if order == 0:
+        there = site.make("not_equal", x, site.constant(0, x.type.dtype))
+        return site.make("sum", site.cast(there, x.type.dtype), axes=axes, keep=keep)
+    power, root = (site.constant(n, x.type.dtype) for n in (order, 1 / order))
+    total = site.make("sum", site.make("pow", size, power), axes=axes, keep=keep)
+    return site.make("pow", total, root)
+
+
+@lowers("aten._cdist_forward")
+def distances(site: Site, a: Node, b: Node, order: float, _: int | None = None) -> Node:
+    """The norms of the differences of every row of ``a`` and every row of ``b``."""
+    left = site.reshape(a, (*a.type.shape[:-1], 1, a.type.shape[-1]))
+    right = site.reshape(b, (*b.type.shape[:-2], 1, *b.type.shape[-2:]))
+    return vector_norm(site, site.make("sub", left, right), order, -1)
 
 
 @lowers("aten.topk")
 def topk(
     site: Site, x: Node, k: int, axis: int = -1, largest: bool = True, ordered: bool = True
 ) -> tuple[Node, Node]:
-    return _ordered(site, x, k, axis, largest)
+    return in_order(site, x, k, axis, largest)
 
 
 @lowers("aten.sort.default")
 def sort(site: Site, x: Node, axis: int = -1, descending: bool = False) -> tuple[Node, Node]:
-    return _ordered(site, x, _length(x, axis), axis, descending)
+    return in_order(site, x, _length(x, axis), axis, descending)
 
 
 @lowers("aten.sort.stable")
@@ -186,12 +198,12 @@ def _length(x: Node, axis: int) -> int:
     return x.type.shape[axis] if x.type.rank else 1
 
 
-def _ordered(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[Node, Node]:
+def in_order(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[Node, Node]:
     """The k largest (or smallest) of an axis in order, and where they stood."""
     dtype = x.type.dtype
     axis %= max(1, x.type.rank)
     if not x.type.rank:
-        values, index = _ordered(site, site.reshape(x, (1,)), k, 0, descending)
+        values, index = in_order(site, site.reshape(x, (1,)), k, 0, descending)
         return site.reshape(values, ()), site.reshape(index, ())
     x = site.cast(x, "i32") if dtype in ("bool", "u8") else x
     rows = site.move(x, axis, -1)
@@ -199,22 +211,6 @@ def _ordered(site: Site, x: Node, k: int, axis: int, descending: bool) -> tuple[
     values, index = site.results("top_k", rows, k=k)
     values = values if descending else site.make("neg", values)
     return site.cast(site.move(values, -1, axis), dtype), site.move(index, -1, axis)
-
-
-@lowers("aten.cumsum")
-def cumsum(site: Site, x: Node, axis: int, **_: Any) -> Node:
-    dtype = site.out.dtype
-    axis %= max(1, x.type.rank)
-    size = x.type.shape[axis]
-    accept(
-        size <= _TOO_LONG, f"a running sum over {size} elements", f"at most {_TOO_LONG} elements"
-    )
-    # A running sum is a product with a triangle of ones.
-    triangle = site.constant(np.triu(np.ones((size, size))), dtype, f"{site.name}.triangle")
-    rows = site.move(site.cast(x, dtype), axis, -1)
-    flat = site.reshape(rows, (max(1, x.type.size // max(1, size)), size))
-    sums = site.reshape(site.make("matmul", flat, triangle), rows.type.shape)
-    return site.move(sums, -1, axis)
 
 
 @lowers("aten.one_hot")

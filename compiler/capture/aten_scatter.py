@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -11,9 +12,11 @@ import numpy as np
 
 from ..ir.build import make
 from ..ir.graph import Node
-from .aten_elementwise import arithmetic
+from ..ir.types import FLOATS
+from .aten_elementwise import arithmetic, compare, truth
 from .aten_index import as_numbers, flat_index
-from .aten_reduce import hits
+from .aten_order import running
+from .aten_reduce import hits, in_order
 from .chosen import Chosen
 from .refusals import MASK_ADVICE
 from .site import Site, accept, lowers
@@ -28,21 +31,92 @@ def scatter(
     site: Site, x: Node, axis: int, index: Node, source: Any, *, reduce: str | None = None
 ) -> Node:
     reduce = "add" if site.operator == "scatter_add" else reduce
-    accept(reduce in (None, "add"), f"scatter with reduce='{reduce}'", "use scatter_add")
+    known = reduce in (None, "add", *_STEP)
+    accept(known, f"scatter with reduce='{reduce}'", "use scatter_add")
     axis %= max(1, x.type.rank)
     if not isinstance(source, Node):
         source = site.broadcast(site.constant(source, x.type.dtype), index.type.shape)
     for at in range(source.type.rank):
         source = site.slice(source, at, 0, index.type.shape[at])
     rows = _index_of_rows(site, index, axis)
-    if rows is not None:
+    if rows is not None and reduce not in _STEP:
         return _write(site, x, axis, rows, source, add=reduce == "add")
-    others = [n for at, n in enumerate(index.type.shape) if at != axis]
-    wanted = [n for at, n in enumerate(x.type.shape) if at != axis]
-    accept(others == wanted, f"scatter of {index.type} into {x.type}", "cover the other axes whole")
-    steps = index.type.shape[axis]
-    accept(steps <= _MOST_STEPS, f"scatter of {steps} elements a row", f"at most {_MOST_STEPS}")
-    return _write_step_by_step(site, x, axis, index, source, add=reduce == "add")
+    for at, (covered, all_of) in enumerate(zip(index.type.shape, x.type.shape, strict=True)):
+        if at != axis and covered < all_of:
+            part = scatter(site, site.slice(x, at, 0, covered), axis, index, source, reduce=reduce)
+            return site.concat([part, site.slice(x, at, covered, all_of)], at)
+    whole = index.type.shape == x.type.shape
+    if reduce is None and whole and _is_permutation(index, axis):
+        back = in_order(site, index, index.type.shape[axis], axis, descending=False)[1]
+        return site.make("gather", source, back, axis=axis)
+    if index.type.shape[axis] <= _MOST_STEPS:
+        return _write_step_by_step(site, x, axis, index, source, reduce)
+    return _write_at_once(site, x, axis, index, source, reduce)
+
+
+def _is_permutation(index: Node, axis: int) -> bool:
+    """Whether ``index`` is known to hold every number of the axis once: the order of a sort."""
+    if index.op != "result" or axis != index.type.rank - 1:
+        return False
+    return index.operands[0].op == "top_k" and index.operands[0]["k"] == index.type.shape[-1]
+
+
+_NEUTRAL = {"sum": 0, "mean": 0, "amax": -math.inf, "amin": math.inf}
+
+
+@lowers("aten.scatter_reduce", "aten.index_reduce")
+def scatter_reduce(
+    site: Site,
+    x: Node,
+    axis: int,
+    index: Node,
+    source: Node,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Node:
+    what = f"{site.operator} of {x.type.dtype} with '{reduce}'"
+    advice = "use 'sum', 'mean', 'amax' or 'amin' of floats"
+    accept(reduce in _NEUTRAL and x.type.dtype in FLOATS, what, advice)
+    if site.operator == "index_reduce":
+        shape = [1] * source.type.rank
+        shape[axis] = index.type.size
+        index = site.broadcast(site.reshape(index, shape), source.type.shape)
+    if reduce in ("amax", "amin") and include_self:
+        return _extreme(site, x, axis, index, source, reduce)
+    zeros = site.broadcast(site.constant(0, x.type.dtype), x.type.shape)
+    count = scatter(site, zeros, axis, index, 1, reduce="add")
+    if not include_self:
+        written = compare(site, "greater", count, 0)
+        x = site.make("where", written, site.constant(_NEUTRAL[reduce], x.type.dtype), x)
+    if reduce in ("amax", "amin"):
+        return _extreme(site, x, axis, index, source, reduce)
+    total = scatter(site, x, axis, index, source, reduce="add")
+    if reduce == "sum":
+        return total
+    count = arithmetic(site, "add", count, 1) if include_self else count
+    return site.make("div", total, arithmetic(site, "maximum", count, 1))
+
+
+def _extreme(site: Site, x: Node, axis: int, index: Node, source: Node, reduce: str) -> Node:
+    """The largest (smallest) of an element and of all that are written to its place."""
+    axis %= max(1, x.type.rank)
+    rows = _index_of_rows(site, index, axis)
+    count, size = index.type.shape[axis], x.type.shape[axis]
+    if rows is None or count <= _MOST_STEPS // 8:
+        return scatter(site, x, axis, index, source, reduce=reduce)
+    many = size * source.type.size
+    accept(many <= _MOST_HITS, f"{count} rows written into {size}", "write fewer rows")
+    front = site.move(source, axis, 0)
+    inner = front.type.shape[1:]
+    hit = site.reshape(hits(site, rows, size), (count, size, *(1,) * len(inner)))
+    spread = site.reshape(front, (count, 1, *inner))
+    spread = site.make("where", hit, spread, site.constant(_NEUTRAL[reduce], x.type.dtype))
+    y = site.move(site.make(reduce.removeprefix("a"), spread, axes=(0,)), 0, axis)
+    return arithmetic(site, _STEP[reduce], x, y)
+
+
+_STEP = {"amax": "maximum", "amin": "minimum"}
 
 
 def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
@@ -60,7 +134,7 @@ def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
 
 
 def _write_step_by_step(
-    site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool
+    site: Site, x: Node, axis: int, index: Node, source: Node, reduce: str | None
 ) -> Node:
     """One element of each row after the other, written where the row's number is the index."""
     shape = [1] * x.type.rank
@@ -72,11 +146,40 @@ def _write_step_by_step(
     for step in range(index.type.shape[axis]):
         here, value = (site.slice(y, axis, step, step + 1) for y in (index, source))
         hit = site.make("equal", here, numbers)
-        if add:
+        if reduce == "add":
             x = site.make("add", x, site.make("where", hit, value, zero))
+        elif reduce is not None:
+            x = site.make("where", hit, site.make(_STEP[reduce], x, value), x)
         else:
             x = site.make("where", hit, value, x)
     return x
+
+
+def _write_at_once(
+    site: Site, x: Node, axis: int, index: Node, source: Node, reduce: str | None
+) -> Node:
+    """Every element of a row against every place; of those for one place the last is written."""
+    dtype, size, count = x.type.dtype, x.type.shape[axis], index.type.shape[axis]
+    many = index.type.size * size
+    accept(many <= _MOST_HITS, f"{count} elements a row written into {size}", "write fewer")
+    rows, front, values = (site.move(y, axis, -1) for y in (x, index, source))
+    hit = hits(site, front, size)  # [..., count, size]
+    place = (hit.type.rank - 2,)
+    spread = site.reshape(values, (*values.type.shape, 1))
+    if reduce is not None:
+        neutral = site.constant(_NEUTRAL.get(reduce, 0), dtype)
+        spread = site.make("where", hit, spread, neutral)
+        step = "sum" if reduce == "add" else reduce.removeprefix("a")
+        parts = site.make(step, spread, axes=place)
+        y = site.make("add" if reduce == "add" else _STEP[reduce], rows, parts)
+    else:
+        numbers = site.constant(np.arange(count)[:, None], "i64", f"{site.name}.numbers")
+        last = site.make("where", hit, numbers, site.constant(-1, "i64"))
+        last = site.make("max", last, axes=place)
+        zero = site.constant(0, "i64")
+        written = site.make("gather", values, site.make("maximum", last, zero), axis=-1)
+        y = site.make("where", site.make("greater_equal", last, zero), written, rows)
+    return site.move(y, -1, axis)
 
 
 def _write(site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool) -> Node:
@@ -129,6 +232,13 @@ def _unsorted(site: Site, index: Node, source: Node) -> tuple[Node, Node]:
 
 def _write_hits(site: Site, rows: Node, hit: Node, source: Node, *, add: bool) -> Node:
     """Rows of ``source`` written where ``hit`` [count, size] says."""
+    if add and rows.type.dtype not in FLOATS:
+        count, size = hit.type.shape
+        each = site.reshape(source, (count, 1, source.type.shape[1]))
+        each = site.make(
+            "where", site.reshape(hit, (count, size, 1)), each, site.constant(0, rows.type.dtype)
+        )
+        return site.make("add", rows, site.sum(each, (0,)))
     hit = site.swap(hit, 0, 1)
     if add:
         return site.make("add", rows, site.make("matmul", site.cast(hit, rows.type.dtype), source))
@@ -242,3 +352,23 @@ def _put_by_mask(site: Site, x: Node, mask: Node, values: Node, accumulate: bool
     mask = site.reshape(mask, (*mask.type.shape, *(1,) * len(inner)))
     changed = site.make("add", x, values) if accumulate else values
     return site.make("where", mask, changed, x)
+
+
+@lowers("aten.masked_scatter")
+def masked_scatter(site: Site, x: Node, mask: Node, source: Node) -> Node:
+    """The elements of ``source``, one after the other, where the mask holds."""
+    shape = site.out.shape
+    mask = site.broadcast(truth(site, mask), shape)
+    flat = site.cast(site.reshape(mask, (mask.type.size,)), "i64")
+    place = site.make("sub", running(site, "add", flat, 0, 0), site.constant(1, "i64"))
+    limits = {"low": 0, "high": max(0, source.type.size - 1)}
+    place = site.reshape(site.make("clip", place, **limits), shape)
+    values = site.reshape(source, (source.type.size,))
+    return site.make("where", mask, site.make("take", values, place, axis=0), x)
+
+
+@lowers("aten.put")
+def put(site: Site, x: Node, index: Node, source: Node, accumulate: bool = False) -> Node:
+    flat, index, source = (site.reshape(y, (y.type.size,)) for y in (x, index, source))
+    y = index_put(site, flat, [index], source, accumulate)
+    return site.reshape(y, x.type.shape)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
+
 from ..ir.graph import Node
-from .site import Site, accept, lowers
+from .site import Site, lowers
 
 Labels = tuple[str, ...]
 
@@ -15,6 +17,8 @@ Labels = tuple[str, ...]
 def einsum(site: Site, equation: str, operands: Sequence[Node], **_: object) -> Node:
     operands = [site.cast(x, site.out.dtype) for x in operands]
     terms, result = parse(equation, [x.type.rank for x in operands])
+    once = [_diagonals(site, *pair) for pair in zip(operands, terms, strict=True)]
+    operands, terms = [x for x, _ in once], [term for _, term in once]
     x, labels = operands[0], terms[0]
     for at, (other, other_labels) in enumerate(zip(operands[1:], terms[1:], strict=True), 1):
         needed = {*result, *(label for term in terms[at + 1 :] for label in term)}
@@ -41,15 +45,25 @@ def parse(equation: str, ranks: Sequence[int]) -> tuple[list[Labels], Labels]:
         labels(text, rank - len(text.replace("...", "")))
         for text, rank in zip(texts, ranks, strict=True)
     ]
-    for text, term in zip(texts, terms, strict=True):
-        advice = "take torch.diagonal before the einsum"
-        accept(len(set(term)) == len(term), f"einsum '{text}' repeats a label", advice)
     if arrow:
         return terms, labels(right, hidden)
     flat = [label for term in terms for label in term]
     dotted = tuple(f".{i}" for i in range(hidden)) if "..." in left else ()
     once = sorted(label for label in set(flat) if flat.count(label) == 1 and label[0] != ".")
     return terms, (*dotted, *once)
+
+
+def _diagonals(site: Site, x: Node, labels: Labels) -> tuple[Node, Labels]:
+    """An operand with one axis for each label: the diagonal, where two axes have the same."""
+    for label in [label for i, label in enumerate(labels) if label in labels[:i]]:
+        a, b = labels.index(label), labels.index(label, labels.index(label) + 1)
+        rest = [axis for axis in range(len(labels)) if axis not in (a, b)]
+        size = x.type.shape[a]
+        x = site.transpose(x, [a, b, *rest])
+        x = site.reshape(x, (size * size, *x.type.shape[2:]))
+        order = site.constant(np.arange(size) * (size + 1), "i64", f"{site.name}.order")
+        x, labels = site.make("take", x, order, axis=0), (label, *(labels[i] for i in rest))
+    return x, labels
 
 
 def contract(
@@ -107,3 +121,24 @@ def _matrix(
     batch, *pair = groups
     sides = [prod(size[label] for label in group) for group in pair]
     return site.reshape(x, [*(size[label] for label in batch), *sides])
+
+
+@lowers("aten._trilinear")
+def trilinear(
+    site: Site,
+    a: Node,
+    b: Node,
+    c: Node,
+    *axes: Sequence[int],
+    **_: object,
+) -> Node:
+    """The product of three tensors, each with new axes first, summed over the last of ``axes``."""
+    *added, summed = axes[:4]
+    spread = []
+    for x, new in zip((a, b, c), added, strict=True):
+        shape = list(x.type.shape)
+        for axis in sorted(new):
+            shape.insert(axis, 1)
+        spread.append(site.reshape(x, shape))
+    product = site.make("mul", site.make("mul", spread[0], spread[1]), spread[2])
+    return site.sum(product, summed)

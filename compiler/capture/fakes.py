@@ -8,6 +8,7 @@ import torch
 from torch import SymInt, Tensor
 
 from ..ir.types import Type
+from .refused import Refused
 
 DTYPES = {
     torch.bool: "bool",
@@ -73,10 +74,12 @@ class Sizes:
     def type_of(self, fake: Any) -> Type | None:
         """The type of a tensor of the exported program, or of each part of a complex one.
 
-        None where its shape is not fixed.
+        None where its shape is not fixed; Refused where the graph has no such dtype.
         """
         if not isinstance(fake, Tensor):
             return None
+        if fake.dtype.to_real() not in DTYPES:
+            raise Refused(f"a tensor of {fake.dtype}", "compute in float32, or in integers")
         shape = [self.number(size) for size in fake.shape]
         fixed = tuple(size for size in shape if size is not None)
         return Type(DTYPES[fake.dtype.to_real()], fixed) if len(fixed) == len(shape) else None

@@ -45,7 +45,7 @@ class Claim:
 
 
 def claimed_first(graph: Graph, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
-    """The mixtures whose result is marked in front of the others; all as they come without marks."""
+    """The mixtures whose result is marked first; in the order found where nothing is marked."""
     if not any("claims" in node.notes for node in graph.nodes):
         return candidates
     return iter(sorted(candidates, key=lambda candidate: "claims" not in candidate[1].notes))

@@ -23,11 +23,14 @@ def describe(layer: Layer) -> dict[str, str]:
     if activation:
         substrate += f", then {activation[0]}" if not after else ""
     gates = ", ".join(f"%{node.name}" for node in region.gates.heads)
+    routing = f"top {region.k} of {region.count} by %{region.top_k.name}, gates {gates}"
+    if region.by_value:
+        routing += f" that reach score number {region.k}; of equal ones the first are taken"
     return {
         "rotation_in": rotation(layer.rotation_in),
         "substrate": substrate,
         "rotation_out": rotation(layer.middle) + (f", then {activation[0]}" if after else ""),
-        "routing": f"top {region.k} of {region.count} by %{region.top_k.name}, gates {gates}",
+        "routing": routing,
         "down": _down(layer),
     }
 

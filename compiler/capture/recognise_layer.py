@@ -27,7 +27,6 @@ from .recognise_chain import (
     views,
 )
 from .recognise_dense import as_dense, in_pairs
-from .recognise_probe import ancestors
 from .recognise_rotation import (
     Activation,
     Bias,
@@ -36,23 +35,14 @@ from .recognise_rotation import (
     Step,
     Unknown,
     classify,
-    close,
     simplified,
 )
 from .recognise_routing import NotRecognised, Region
 from .recognise_rows import Rows, layouts
-from .recognise_ternary import Product, Ternary, as_ternary, is_selection, levels, product_of
+from .recognise_shared import Down, find_down, find_substrate
+from .recognise_ternary import Product, Ternary, as_ternary, is_selection, product_of
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Down:
-    """The shared map behind the experts: w [N, F], or None where their rows are the result."""
-
-    w: Array | None
-    weighted: Array | None
-    once: Array | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +73,10 @@ def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> La
         raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
     read = chain.cut_at(tuple(p.x for p in products), behind[0])
     found = (0, 0) if read is None else (behind[0].channels, read.channels)
+    if read is not None and product.w.shape == (found[0] * region.count, found[1]):
+        each = product.w.reshape(region.count, -1)  # one matrix under the other
+        if (each != each[0]).any():
+            raise NotRecognised("the experts do not share their ternary matrix", 5)
     if read is None or found != product.w.shape:
         raise NotRecognised(f"'{product.node.name}' multiplies along another axis", 4)
     substrate = as_ternary(product.w)
@@ -96,7 +90,7 @@ def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> La
     substrate = substrate.times(gain_in * gain_out)
     _check_order(middle)
     middle = simplified(middle, behind[0].channels)
-    down = _down(chain, last, rng)
+    down = find_down(chain, last, rng)
     return Layer(region, y, y_rows, x, x_rows, rotation_in, product, substrate, bias, middle, down)
 
 
@@ -189,46 +183,6 @@ def _at_product(steps: list[Step], experts: int) -> tuple[Array, Array | None, l
 def _plain(step: Step, experts: int) -> Step:
     """A factor of each channel as blocks, and all else as it is."""
     return step.as_blocks(experts) if isinstance(step, Scale) else step
-
-
-def find_substrate(region: Region, y: Node) -> list[Product]:
-    """The ternary products through which all experts pass: one, or one for each lane of a loop.
-
-    Raises NotRecognised where there is none, or where the experts' matrices differ.
-    """
-    products = _products(region, (region.h,), y)
-    if not products:
-        nothing = "no product with a constant matrix between the routing and its result"
-        raise NotRecognised(nothing, 1)
-    ternary = [p for p in products if as_ternary(p.w) is not None and not is_selection(p.w)]
-    if not ternary:
-        found = ", ".join(dict.fromkeys(f"'{p.node.name}': {levels(p.w)}" for p in products[:4]))
-        raise NotRecognised(f"no matrix of the experts is ternary ({found})", 2)
-    # W_down may be ternary too, so the substrate is the first one on its path.
-    nodes = {p.node for p in ternary}
-    heads = [p for p in ternary if len(nodes & ancestors(p.node)) == 1]
-    if any(not np.array_equal(p.w, heads[0].w) for p in heads):
-        raise NotRecognised("the experts do not share their ternary matrix", 5)
-    if any(not _same(p.bias, heads[0].bias) for p in heads):
-        raise NotRecognised("the experts do not share the bias behind the ternary product", 5)
-    return heads
-
-
-def _products(region: Region, start: Lanes, end: Node) -> list[Product]:
-    """The products with constant matrices between ``start`` and ``end``, in order."""
-    live = set(start)
-    found = []
-    for node in region.probe.plan((end,), {*start, *region.forced}):
-        if not live.isdisjoint(node.operands):
-            live.add(node)
-            product = product_of(region.probe, node) if node.type.is_float else None
-            if product is not None and product.x in live:
-                found.append(product)
-    return found
-
-
-def _same(a: Array | None, b: Array | None) -> bool:
-    return (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
 
 
 def _in_front(
@@ -350,45 +304,3 @@ def _classified(
 def _same_rows(start: Cut, end: Cut) -> bool:
     """Whether both cuts find the same rows at the same places."""
     return all(np.array_equal(a, b) for a, b in zip(start.index, end.index, strict=True))
-
-
-def _scale(x: Array, y: Array) -> Array:
-    """The factor of each channel by which ``x`` [T, n] may become ``y``, where it is largest."""
-    largest = np.abs(x).argmax(0)[None]
-    x, y = (np.take_along_axis(value, largest, 0)[0] for value in (x, y))
-    return np.asarray(np.divide(y, x, out=np.ones_like(x), where=x != 0))
-
-
-def _down(chain: Chain, last: Cut, rng: np.random.Generator) -> Down:
-    """The shared map from the experts' rows at ``last`` to y, checked on random rows and gates."""
-    region = chain.region
-    t, k = region.tokens, region.k
-    found = _products(region, last.nodes, chain.end.nodes[0])
-    if any(not np.array_equal(p.w, found[0].w) for p in found):
-        raise NotRecognised("behind the experts lie several matrices: W_down is not shared", 6)
-    w = found[0].w if found else None
-    if w is not None and w.shape[1] != last.channels:
-        unread = f"'{found[0].node.name}' does not read the experts' rows as they are"
-        raise NotRecognised(unread, 6)
-
-    def run(number: int, rows: Array, gate: Array) -> Array:  # rows: [T, F], gate: [T] -> [T, N]
-        view = chain.views[number]
-        gates = np.where(np.arange(k) == view.lit[:, None], gate[:, None], 0.0)
-        return chain.run(number, last, chain.end, rows, region.force(view.experts, gates))
-
-    zeros = np.zeros((t, last.channels))
-    once = run(0, zeros, np.zeros(t))[0]
-    weighted = run(0, zeros, np.ones(t))[0] - once
-    for number in (*range(len(chain.views)), 0):
-        rows, gate = rng.standard_normal(zeros.shape), region.random_gates(rng)[:, :1]
-        mapped = rows if w is None else rows @ w.astype(np.float64).T  # [T, N]
-        if mapped.shape[1] != len(once):
-            none = "no matrix that all experts share makes the result of their rows"
-            raise NotRecognised(none, 6)
-        made = run(number, rows, gate[:, 0])
-        if w is not None and not close(made, (mapped + weighted) * gate + once, 1e-10):
-            scale = _scale(mapped * gate, made - weighted * gate - once)
-            w, mapped = w * scale[:, None], mapped * scale
-        if not close(made, (mapped + weighted) * gate + once, 1e-10):
-            raise NotRecognised("the sum over the experts is not gate times one shared map", 6)
-    return Down(w, weighted if weighted.any() else None, once if once.any() else None)

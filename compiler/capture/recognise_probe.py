@@ -19,6 +19,8 @@ from ..ir.ops import OPS
 
 Array = np.ndarray
 PRODUCTS_OF_ROWS = frozenset({"linear", "ternary_matmul"})
+_Key = tuple[tuple[Node, ...], frozenset[Node]]
+_Steps = list[tuple[Node, list[Node]]]
 
 
 class OutOfReach(Exception):
@@ -30,7 +32,8 @@ class Probe:
 
     def __init__(self, constants: dict[str, Array]) -> None:
         self.constants = constants
-        self._plans: dict[tuple[tuple[Node, ...], frozenset[Node]], tuple[Node, ...]] = {}
+        self._plans: dict[_Key, tuple[Node, ...]] = {}
+        self._done: dict[_Key, _Steps] = {}
 
     def plan(self, targets: Sequence[Node], given: Iterable[Node]) -> tuple[Node, ...]:
         """The nodes that ``targets`` need beyond ``given``, operands first. Raises OutOfReach."""
@@ -47,9 +50,24 @@ class Probe:
     def run(self, targets: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
         """The values of ``targets`` where the nodes in ``given`` have those values."""
         values: dict[Node, Any] = dict(given)
-        for node in self.plan(targets, given):
+        for node, done in self._steps(targets, given):
             values[node] = self.evaluate(node, values)
+            for other in done:
+                del values[other]
         return [values[node] for node in targets]
+
+    def _steps(self, targets: Sequence[Node], given: Iterable[Node]) -> _Steps:
+        """The plan, and with each node those whose values nothing needs after it."""
+        key = tuple(targets), frozenset(given)
+        if key not in self._done:
+            plan = self.plan(targets, given)
+            last = {operand: node for node in plan for operand in node.operands}
+            done: dict[Node, list[Node]] = {node: [] for node in plan}
+            for operand, node in last.items():
+                if operand in done and operand not in key[0]:
+                    done[node].append(operand)
+            self._done[key] = [(node, done[node]) for node in plan]
+        return self._done[key]
 
     def evaluate(self, node: Node, values: Mapping[Node, Any]) -> Any:
         """One node from the values of its operands."""

@@ -51,6 +51,7 @@ class Region:
     count: int
     h: Node
     positive: bool = False  # whether it is only said of gates that are never below zero
+    by_value: bool = False  # whether experts are chosen by their scores, where no number is used
 
     @property
     def forced(self) -> frozenset[Node]:
@@ -97,7 +98,7 @@ def find_mixtures(
     partly = ""
     for gates in gate_candidates(graph, top_k, values, tokens, count):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
-            region = Region(probe, top_k, experts, gates, tokens, k, count, h)
+            region = Region(probe, top_k, experts, gates, tokens, k, count, h, by_value=not numbers)
             region, mixtures = _any_mixtures(region, candidates, rng)
             if not mixtures:
                 continue

@@ -67,6 +67,8 @@ def filled(tokens: Array) -> Array:
     if not along:
         return tokens
     row = tokens.max(axis=along, keepdims=True)
+    if (row > high.min(axis=along, keepdims=True)).any():
+        return tokens
     return np.where(tokens == NONE, row, tokens)
 
 

@@ -37,23 +37,21 @@ OF_NO_SIZE = {
 # What to do about others that people meet; the beginning of the operator's name is enough.
 ADVICE = {
     "_embedding_bag": "take embedding(...) and sum or average over the axis",
-    "_fft": "multiply by the matrix of the transform, a constant",
     "_grouped_mm": "gather each row's matrix and use einsum, or compute all experts and select",
     "_native_batch_norm": "call model.eval() before torch.export",
+    "as_strided": "use reshape, transpose, unfold or slices; select with a mask",
     "bernoulli": _RANDOM,
-    "conv3d": "convolve over 1 or 2 axes",
-    "conv_transpose": "use linear and a reshape (pixel_shuffle)",
+    "embedding_renorm": "scale the rows of the weight once, and leave max_norm out",
+    "exponential": _RANDOM,
+    "grid_sampler": "gather the neighbours by index, and weigh them",
     "gru": _RECURRENT,
     "histc": "sum comparisons with the edges of the bins",
-    "index_reduce": "use index_add, or torch.where",
     "lstm": _RECURRENT,
-    "masked_scatter": "use torch.where(mask, values, x)",
     "multinomial": _RANDOM,
     "normal": _RANDOM,
     "rand": _RANDOM,
     "rnn": _RECURRENT,
-    "scatter_reduce": "use scatter_add, or torch.where",
-    "upsample": "use nearest-neighbour resizing, or resize before the model",
+    "upsample": "resize over one or two axes, or before the model",
 }
 HIGHER_ORDER = {
     "cond": _CONTROL,
@@ -106,6 +104,9 @@ class Refusals:
         raise Unsupported(
             "\n".join([head, *entries]), where=first, help="\n        ".join(dict.fromkeys(advice))
         )
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
 
     def __iter__(self) -> Iterator[tuple[tuple[str, str], Counter[str]]]:
         return iter(self._lines.items())

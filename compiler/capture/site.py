@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..ir.build import make, result
-from ..ir.graph import Node, constant
+from ..ir.graph import Node, constant, topological_order
 from ..ir.types import FLOATS, STORAGE, Type
 from .chosen import Chosen, Marks
 from .refused import Refused, accept
@@ -65,6 +65,12 @@ class Constants:
         node = constant(self.arrays, np.asarray(array, order="C"), name, type)
         key = (str(node["digest"]), name, type)
         return self._nodes.setdefault(key, replace(node, source=source))
+
+    def needed(self, outputs: Sequence[Node]) -> dict[str, np.ndarray]:
+        """The arrays that some constant of the graph holds."""
+        nodes = topological_order(outputs)
+        digests = {str(node["digest"]) for node in nodes if node.op == "constant"}
+        return {digest: self.arrays[digest] for digest in sorted(digests)}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ compares the captured graph with the model, also where experts are idle (`idle.p
 
 Numbers that the model reads from tensors stay tensors (`number.py`), and slices between such
 numbers are rows chosen by a mask (`pieces.py`).
+
+torch's transformers ask one more: whether a mask is the causal one, which only makes it faster.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import SymInt, Tensor
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from .known import Facts, Numbers, Sums, changed, each, memory_of
@@ -33,6 +36,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "gt": operator.gt, "__gt__": operator.gt, "lt": operator.lt, "__lt__": operator.lt,
     "ge": operator.ge, "__ge__": operator.ge, "le": operator.le, "__le__": operator.le,
 }  # fmt: skip
+# torch's name for the question whether a mask is causal, which it answers by all its elements.
+_IS_CAUSAL = "_detect_is_causal_mask"
 # Functions that take a number as they take a tensor without axes.
 _ARITHMETIC = frozenset(
     {*_COMPARISONS, "add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "where"}
@@ -53,6 +58,16 @@ class SomeRows(TorchFunctionMode):
         self._truths: dict[int, tuple[Tensor, bool]] = {}  # the tensor keeps its number alive
         self._views: dict[int, Tensor] = {}  # the memory of pieces, which are no views here
         self._positive: set[Any] = set()
+
+    def __enter__(self) -> SomeRows:
+        self._asked = getattr(transformer, _IS_CAUSAL)
+        setattr(transformer, _IS_CAUSAL, lambda mask, is_causal=None, size=None: is_causal is True)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        setattr(transformer, _IS_CAUSAL, self._asked)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

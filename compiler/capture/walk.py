@@ -7,10 +7,9 @@ exactly as eager rounds them. The rest is lowered call by call, by the tables `a
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -18,73 +17,50 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import InvalidGraph
 from ..ir.build import input_node
-from ..ir.graph import Graph, Node, topological_order
+from ..ir.graph import Graph, Node
 from ..ir.types import FLOATS, Type
 from . import (  # noqa: F401  (each enters its family into the table of lowerings)
     aten_activation,
     aten_chosen,
     aten_complex,
+    aten_conv,
     aten_elementwise,
+    aten_fourier,
     aten_index,
     aten_linear,
     aten_norm,
+    aten_order,
+    aten_phase,
+    aten_pool,
     aten_reduce,
     aten_scatter,
     aten_shape,
     einsum,
 )
 from .aten_complex import Complex, has_complex, is_complex, lower_complex
+from .calls import (
+    CHECKS,
+    FILLS,
+    MOVES,
+    NAMELESS,
+    PRODUCTS,
+    SHAPED,
+    is_about_sizes,
+    is_check_of_constants,
+    is_repeatable,
+)
+
+# What export reads of a program.
+from .calls import fixed_calls as fixed_calls
+from .calls import is_known_and_pure as is_known_and_pure
 from .chosen import Chosen, Marks, is_uniform
 from .claimed import Claims, results_of_registered, what_is_marked
 from .claims import MARK
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
-from .refusals import MASK_ADVICE, OF_NO_SIZE, Refusals
+from .refusals import MASK_ADVICE, Refusals
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
-
-FILLS = {
-    "zeros": 0,
-    "zeros_like": 0,
-    "new_zeros": 0,
-    "empty": 0,
-    "empty_like": 0,
-    "empty_permuted": 0,
-    "empty_strided": 0,
-    "new_empty": 0,
-    "new_empty_strided": 0,
-    "ones": 1,
-    "ones_like": 1,
-    "new_ones": 1,
-    "full": None,
-    "full_like": None,
-    "new_full": None,
-    "fill": None,
-}
-# Calls that take no tensor: they are computed here.
-CREATORS = frozenset({"arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices"})
-# Checks that torch.export leaves in the graph; with static shapes they hold.
-CHECKS = frozenset(
-    {
-        "_assert_async",
-        "_assert_scalar",
-        "_assert_tensor_metadata",
-        "sym_constrain_range",
-        "sym_constrain_range_for_size",
-    }
-)
-# Calls that leave a constant what it is: it keeps its parameter's name.
-NAMELESS = frozenset(
-    {"_to_copy", "_unsafe_view", "adjoint", "alias", "clone", "contiguous", "detach", "expand"}
-    | {"flatten", "getitem", "lift_fresh_copy", "mT", "matrix_H", "movedim", "numpy_T", "permute"}
-    | {"reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "to"}
-    | {"transpose", "unbind", "unflatten", "unsqueeze", "view"}
-)
-# Products of matrices: a model may build each expert as one, of matrices that are worth seeing.
-PRODUCTS = frozenset({"bmm", "einsum", "linear", "matmul", "mm"})
-# Calls that move the elements of such products, whole.
-MOVES = NAMELESS | {"cat", "index", "stack"}
-# Calls that take sizes as sizes, and compute nothing with them.
-SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
+from .stand_in import stand_in
 
 
 class Walk:
@@ -96,6 +72,7 @@ class Walk:
         self.constants = Constants()
         self.refusals = Refusals()
         self.inputs: list[Node] = []
+        self.outputs: tuple[Node, ...] = ()
         self.values: dict[fx.Node, Any] = {}  # IR nodes, tuples of them, sizes
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
@@ -115,24 +92,31 @@ class Walk:
     def graph(self, progress: Callable[[str], None] | None = None) -> Graph:
         """The whole program. Raises Unsupported with everything that was refused."""
         nodes = list(self.program.graph.nodes)
-        outputs: tuple[Node, ...] = ()
         for number, node in enumerate(nodes):
             if progress is not None and number % 1000 == 999:
                 progress(f"lowered {number + 1} of {len(nodes)} calls")
-            if node.op == "placeholder":
-                self._placeholder(node)
-            elif node.op == "get_attr":
-                self.values[node] = UNKNOWN  # a submodule, for the call that runs it
-            elif node.op == "call_function":
-                self._call(node)
-            elif node.op == "output":
-                outputs = self._outputs(node)
+            try:
+                self._visit(node)
+            except Refused as refused:
+                self.refusals.add(refused.what, source_of(node), refused.advice)
+                self.values[node] = stand_in(node.meta.get("val"), self.sizes)
         self.refusals.raise_if_any()
         for key, what, source, node in results_of_registered(self.program.graph):
             self._claim(key, what, source, node)
-        inputs, outputs = self.claims.noted(tuple(self.inputs), outputs)
-        constants = _needed(outputs, self.constants.arrays)
+        inputs, outputs = self.claims.noted(tuple(self.inputs), self.outputs)
+        constants = self.constants.needed(outputs)
         return Graph(self.name, inputs, outputs, constants, self.claims.notes)
+
+    def _visit(self, node: fx.Node) -> None:
+        """Takes one node. Raises Refused for what has no form in the graph."""
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "get_attr":
+            self.values[node] = UNKNOWN  # a submodule, for the call that runs it
+        elif node.op == "call_function":
+            self._call(node)
+        elif node.op == "output":
+            self.outputs = self._outputs(node)
 
     def _placeholder(self, node: fx.Node) -> None:
         spec = self.kinds[node.name]
@@ -183,6 +167,9 @@ class Walk:
             elif isinstance(value, fx.Node):
                 found.append(self._operand(value))
         known = [value for value in found if value is not UNKNOWN]
+        if len(known) < len(found) and not self.refusals:
+            advice = "return tensors that the model computes from its inputs"
+            self.refusals.add("a result that is no tensor of a fixed shape", "", advice)
         return tuple(known) if len(known) == len(found) else ()
 
     def _call(self, node: fx.Node) -> None:
@@ -231,7 +218,12 @@ class Walk:
                 self.products.add(node)
         else:
             value = self.values.get(source, UNKNOWN)
-            self.values[node] = value[index] if isinstance(value, tuple) else UNKNOWN
+            part = value[index] if isinstance(value, tuple) else UNKNOWN
+            if part is None and node.users:
+                what = f"{source.target}: its result {index}"
+                advice = "the forward pass of a plain model does not need it"
+                self.refusals.add(what, source_of(source), advice)
+            self.values[node] = UNKNOWN if part is None else part
             if source in self.marks:
                 self.marks[node] = self.marks[source][index]
 
@@ -289,7 +281,11 @@ class Walk:
         """The IR value of an fx node; what is fixed becomes a constant here."""
         if node not in self.values:
             fixed = self.fixed.get(node, UNKNOWN)
-            if node in self.products and self._is_plain(fixed):
+            if isinstance(fixed, Tensor) and fixed.dtype.to_real() not in DTYPES:
+                advice = "use float32, integers or bool"
+                self.refusals.add(f"a constant of {fixed.dtype}", source_of(node), advice)
+                fixed = stand_in(fixed, self.sizes)
+            elif node in self.products and self._is_plain(fixed):
                 fixed = self._product(node)
             elif isinstance(fixed, Tensor):
                 fixed = self._constant_of(fixed, self.labels[node], source_of(node))
@@ -310,6 +306,8 @@ class Walk:
         before, self.narrow = self.narrow, True
         try:
             return self._lower(node, str(node.target))
+        except Refused:
+            return self._constant_of(self.fixed[node], self.labels[node], source_of(node))
         finally:
             self.narrow = before
 
@@ -322,6 +320,7 @@ class Walk:
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
         tensor = tensor.float() if self.narrow and tensor.is_floating_point() else tensor
+        dtype = DTYPES[tensor.dtype]
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         whole = tuple(tensor.shape)
@@ -329,21 +328,20 @@ class Walk:
             tensor = tensor.narrow(axis, 0, 1) if again else tensor
         if all(n == 1 for n in tensor.shape) and any(repeated):
             tensor = tensor.reshape(())
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has none
         array = tensor.detach().cpu().contiguous().resolve_neg().numpy()
-        node = self.constants.hold(array, DTYPES[tensor.dtype], clean(label), source)
+        node = self.constants.hold(array, dtype, clean(label), source)
         return Site("", clean(label), source, node.type, self.constants).broadcast(node, whole)
 
     def _lower(self, node: fx.Node, target: str) -> Any:
         source = source_of(node)
+        fake = node.meta.get("val")
         lowering = lowering_of(target)
         if lowering is None:
             self.refusals.add_operator(node, target, source)
-            return UNKNOWN
+            return stand_in(fake, self.sizes)
         args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
         args, named = plain(args), plain(named)
-        out = self.sizes.types_of(node.meta.get("val"))
-        if self.narrow and isinstance(out, Type) and out.is_float:
-            out = Type("f32", out.shape)
         if contains_unknown(args) or contains_unknown(named):
             return UNKNOWN
         marks = Marks()
@@ -351,25 +349,24 @@ class Walk:
             mark = self.marks.get(operand)
             if isinstance(mark, Chosen):
                 marks.update(dict.fromkeys(_with_rows(self.values[operand], mark), mark))
+        out = self.sizes.types_of(fake)
+        if self.narrow and isinstance(out, Type) and out.is_float:
+            out = Type("f32", out.shape)
         site = Site(target, name_of(node), source, out, self.constants, marks)
+        if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
+            raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
+        self._check_sizes(node, target)
         try:
-            if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
-                raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
-            self._check_sizes(node, target)
-            if is_complex(node.meta.get("val")) or has_complex((args, named)):
-                value = lower_complex(site, lowering, node.meta["val"], args, named)
+            if is_complex(fake) or has_complex((args, named)):
+                value = lower_complex(site, lowering, fake, args, named)
             else:
                 value = lowering(site, *args, **named)
-            self.marks[node] = self._marked(node.meta.get("val"), value, marks)
-            return value
-        except Refused as refused:
-            self.refusals.add(refused.what, source, refused.advice)
-            return UNKNOWN
         except InvalidGraph:
             if not marks:
                 raise
-            self.refusals.add("rows chosen by the data, together with others", source, MASK_ADVICE)
-            return UNKNOWN
+            raise Refused("rows chosen by the data, together with others", MASK_ADVICE) from None
+        self.marks[node] = self._marked(fake, value, marks)
+        return value
 
     def _check_sizes(self, node: fx.Node, target: str) -> None:
         """Refused if the call computes with a number of rows that hangs on data."""
@@ -398,66 +395,3 @@ def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:
     if isinstance(value, Node):
         return [value]
     return [part for part in (value.real, value.imag) if not is_uniform(part, mark.axis)]
-
-
-def is_repeatable(node: fx.Node) -> bool:
-    """Whether torch may run the call now: it draws no random numbers and runs no submodule."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded not in node.target.tags
-    return not isinstance(node.target, torch._ops.HigherOrderOperator)
-
-
-def fixed_calls(program: ExportedProgram) -> set[fx.Node]:
-    """The calls that depend on no input, write nothing and may be run now."""
-    inputs = {
-        spec.arg.name
-        for spec in program.graph_signature.input_specs
-        if spec.kind == InputKind.USER_INPUT and hasattr(spec.arg, "name")
-    }
-    fixed: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name not in inputs:
-            fixed.add(node)
-        elif node.op == "call_function" and all(n in fixed for n in node.all_input_nodes):
-            is_call = isinstance(node.target, torch._ops.OpOverload)
-            if node.target is operator.getitem or (
-                is_call and is_repeatable(node) and not node.target._schema.is_mutable
-            ):
-                fixed.add(node)
-    return {node for node in fixed if node.op == "call_function"}
-
-
-def is_check_of_constants(node: fx.Node, fixed: Container[fx.Node]) -> bool:
-    """Whether a call only checks, in order with others, what depends on no input."""
-    return str(node.target) == "with_effects" and all(
-        arg in fixed for arg in node.args[2:] if isinstance(arg, fx.Node)
-    )
-
-
-def is_about_sizes(node: fx.Node) -> bool:
-    """Whether a call computes with sizes, not with tensors."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target).startswith("aten.sym_")
-    return not isinstance(node.target, torch._ops.HigherOrderOperator)
-
-
-def is_known_and_pure(node: fx.Node) -> bool:
-    """Whether the walk can take a node as it is: it writes to no tensor and has a lowering."""
-    if node.op != "call_function" or node.target is operator.getitem:
-        return node.op != "get_attr"
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return is_about_sizes(node)
-    if node.target._schema.is_mutable:
-        return False
-    if is_about_sizes(node) or str(node.target) == MARK:
-        return True
-    bare = str(node.target).split(".")[1]
-    known = bare in FILLS or bare in CHECKS or bare in CREATORS or bare in OF_NO_SIZE
-    return known or lowering_of(str(node.target)) is not None
-
-
-def _needed(outputs: Sequence[Node], store: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays that some constant of the graph holds."""
-    nodes = topological_order(outputs)
-    digests = {str(node["digest"]) for node in nodes if node.op == "constant"}
-    return {digest: store[digest] for digest in sorted(digests)}

@@ -14,6 +14,7 @@ from butterflyc.compiler.capture.export import Captured, capture
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.compiler.ir.text import parse_graph
 from butterflyc.compiler.ir.verify import verify
+from butterflyc.source import eager
 
 
 class Function(nn.Module):
@@ -48,14 +49,11 @@ def agree(module: nn.Module, *inputs: Tensor, relative: float = 1e-5) -> Capture
     captured = capture(module, inputs)
     verify(captured.graph)
     assert parse_graph(str(captured.graph), captured.graph.constants) == captured.graph
-    module.eval()
-    got = interpret(captured.graph, *(x.numpy() for x in inputs))
-    with torch.no_grad():
-        want = module(*inputs)
-    want = want if isinstance(want, tuple | list) else (want,)
+    arrays = [x.numpy() for x in inputs]
+    got, want = interpret(captured.graph, *arrays), eager(module, arrays)
     assert len(got) == len(want)
     for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-        check(mine, theirs.numpy(), relative, f"output {number}")
+        check(mine, theirs, relative, f"output {number}")
     return captured
 
 

@@ -21,6 +21,7 @@ UNARY: list[Callable[..., Any]] = [
     torch.square, torch.reciprocal, torch.trunc, torch.frac, torch.sinh, torch.cosh, torch.isnan,
     torch.isinf, torch.isfinite, torch.logical_not, torch.nan_to_num, torch.positive,
     F.gelu, F.silu, F.elu, F.selu, F.celu, F.leaky_relu, F.softplus, F.mish, F.hardtanh, F.relu6,
+    torch.atan, torch.asinh, torch.erfc, torch.sinc, torch.signbit,
     F.hardsigmoid, F.hardswish, F.softsign, F.logsigmoid, F.glu,
 ]  # fmt: skip
 POSITIVE = [torch.sqrt, torch.rsqrt, torch.log, torch.log2, torch.log10, torch.log1p]
@@ -64,6 +65,13 @@ CASES: dict[str, Callable[..., Any]] = {
     "type_as": lambda x: (x > 0).type_as(x),
     "float_of_int": lambda x: x.long().float(),
     "in_place": lambda x: x.clone().mul_(2).add_(1).relu_(),
+    "atan2": lambda x: torch.atan2(x, x.cos()),
+    "arcs": lambda x: (x.tanh().asin(), x.tanh().acos(), (1 + x.abs()).acosh(), x.tanh().atanh()),
+    "hypot": lambda x: torch.hypot(x, x.cos()),
+    "copysign": lambda x: torch.copysign(x, x.cos().neg()),
+    "sign_of_zero": lambda x: torch.signbit(x * 0),
+    "ldexp": lambda x: torch.ldexp(x, torch.tensor(3)),
+    "round_to_tens": lambda x: ((x * 100).round(decimals=-1), x.round(decimals=1)),
     "add_to_slice": lambda x: _add_to_slice(x),
 }  # fmt: skip
 

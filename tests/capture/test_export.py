@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from butterflyc.compiler.capture.export import capture
+from butterflyc.compiler.capture.walk import Walk
 from butterflyc.compiler.errors import BadInput, Unsupported
 from butterflyc.compiler.ir.graph import Graph
 from butterflyc.compiler.ir.interpret import interpret
@@ -137,21 +138,38 @@ def test_all_refusals_at_once() -> None:
     """Every unsupported call is listed with its count, its lines and its remedy, in one error."""
 
     def function(x: Tensor) -> Tensor:
-        y = torch.fft.fft(x).real  # a transform
+        y = x + torch.histc(x, 4)  # a histogram
         y = y + torch.rand(4, 4)  # a random number
         y = y + torch.linalg.inv(x)  # an inverse
         y = y + torch.rand(4, 4) * x[x > 0].mean()  # another random number
-        return y.kthvalue(2).values
+        return torch.lgamma(y)
 
     error = unsupported(function)
     text = str(error)
-    for part in ("_fft_r2c", "aten.rand.default x2", "inv_ex", "kthvalue", "mixed by 'mean'"):
+    for part in ("histc", "aten.rand.default x2", "inv_ex", "lgamma", "mixed by 'mean'"):
         assert part in text
-    for line in ("a transform", "a random number", "another random number", "an inverse"):
+    for line in ("a histogram", "a random number", "another random number", "an inverse"):
         assert line_of(line) in text
     assert "draws no random numbers" in text
-    assert "the matrix of the transform" in text
-    assert error.where == line_of("a transform")
+    assert "the edges of the bins" in text
+    assert error.where == line_of("a histogram")
+
+
+def test_what_reads_a_refused_call_is_seen() -> None:
+    """A call is checked also where it reads what was refused."""
+    text = str(unsupported(lambda x: torch.lgamma(x.long() | 3) ** x.lgamma().long()))
+    assert "bits of i64" in text
+    assert "lgamma.default x2" in text
+
+
+def test_a_result_without_a_value_is_refused() -> None:
+    """No output goes missing in silence."""
+    program = torch.export.export(Function(lambda x: x * 2), (data(4, 4),))
+    walk = Walk(program, "model")
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    assert walk._outputs(end) == ()
+    with pytest.raises(Unsupported, match="a result that is no tensor"):
+        walk.refusals.raise_if_any()
 
 
 @pytest.mark.parametrize(

@@ -360,3 +360,9 @@ def test_other_forms_are_recognised_in_full(kind: type[Gathered]) -> None:
     assert (report.recognised, report.reason) == ("full", "")
     assert report.experts_found == report.experts == EXPERTS
     assert difference < ROUNDING
+
+
+def test_a_threshold_says_what_it_does_with_equal_scores() -> None:
+    """Scores that tie at the k-th place are all taken by the model; the report says otherwise."""
+    report, _ = recognised(Threshold)
+    assert "of equal ones the first are taken" in report.parts["routing"]

@@ -26,7 +26,7 @@ def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         name: [([f], {})] for name in unary
     }
     samples["logical_not"] = [([flag], {})]
-    for name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum"):
+    for name in ("add", "sub", "mul", "div", "pow", "atan2", "maximum", "minimum"):
         samples[name] = [([f, row], {}), ([f, scalar], {})]
     for name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
         samples[name] = [([f, row], {})]

@@ -78,7 +78,10 @@ def selection(condition: Type, a: Type, b: Type) -> Type:
 def divide(a: Array, b: Array) -> Array:
     if np.issubdtype(a.dtype, np.floating):
         return a / b
-    return np.trunc(a / b).astype(a.dtype)
+    divisor = np.where(b == 0, b.dtype.type(1), b)
+    quotient = a // divisor
+    cut = (quotient < 0) & (quotient * divisor != a)  # // goes down, not towards zero
+    return np.where(b == 0, a.dtype.type(0), (quotient + cut).astype(a.dtype))
 
 
 def cast(x: Array, dtype: str) -> Array:
@@ -97,7 +100,7 @@ OPS = [
     op("add", "a b", same, lambda a, b: a + b, "a + b"),
     op("sub", "a b", same, lambda a, b: a - b, "a - b"),
     op("mul", "a b", same, lambda a, b: a * b, "a * b"),
-    op("div", "a b", same, divide, "a / b; integers truncate towards zero"),
+    op("div", "a b", same, divide, "a / b; integers truncate towards zero, by zero give zero"),
     op("pow", "a b", floating, lambda a, b: np.power(a, b), "a ** b"),
     op("maximum", "a b", same, np.maximum, "the larger; NaN if either is"),
     op("minimum", "a b", same, np.minimum, "the smaller; NaN if either is"),
@@ -113,6 +116,7 @@ OPS = [
     op("log", "x", floating, np.log, "natural logarithm"),
     op("sin", "x", floating, np.sin, "sine"),
     op("cos", "x", floating, np.cos, "cosine"),
+    op("atan2", "y x", floating, np.arctan2, "angle of the point (x, y), -pi to pi"),
     op("tanh", "x", floating, np.tanh, "hyperbolic tangent"),
     op("erf", "x", floating, erf, "error function"),
     op("sigmoid", "x", floating, sigmoid, "1 / (1 + exp(-x))"),
