@@ -36,7 +36,7 @@ TOLD = {
     "look_a_scored_inputs": ("none", _GATES),
     "look_anglemerge": ("none", _SUM),
     "look_b_fastsincos_dit": ("refused", "Python control flow hangs on data"),
-    "look_b_fold_unet": ("refused", "a transposed convolution"),
+    "look_b_fold_unet": ("none", _SHARED),
     "look_b_llama_bytes": ("none", _GATES),
     "look_chain": ("none", _SUM),
     "look_chainpolicy": ("none", _SUM),
@@ -49,9 +49,6 @@ TOLD = {
     "look_rotate_then_quantize": ("none", _SHARED),
     "look_scaled_input_lm": ("none", _GATES),
     "look_smear": ("none", _SUM),
-    "true_a_switch_audio": ("refused", "aten._fft_r2c"),
-    "true_a_unet_nchw": ("refused", "a transposed convolution"),
-    "true_b_complex_audio": ("refused", "aten._fft_r2c"),
 }
 FULL = ("full", "")
 
