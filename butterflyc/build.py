@@ -160,7 +160,7 @@ def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:
             ("eager", eager(source.module, sample)),
             ("expected", interpret(last, *sample)),
         ):
-            pairs |= {f"{i:03}.{kind}.{j}": np.ascontiguousarray(v) for j, v in enumerate(values)}
+            pairs |= {f"{i:03}.{kind}.{j}": np.asarray(v, order="C") for j, v in enumerate(values)}
     return pairs
 
 

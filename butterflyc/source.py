@@ -88,7 +88,7 @@ def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+            outputs = module(*(torch.from_numpy(np.asarray(a, order="C")) for a in arrays))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     several = outputs if isinstance(outputs, tuple | list) else (outputs,)

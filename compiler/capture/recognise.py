@@ -138,9 +138,9 @@ def _recognise_layer(
         refused.append((0, replace(none, reason=str(reason))))
     except IndexError:
         there = min(_table_sizes(graph, top_k), default=count)
-        if there >= count:
-            raise
         text = f"the gate chooses among {count} experts, but only {there} exist"
+        if there >= count:
+            there, text = 0, "with gates of any size, something is looked up that does not exist"
         refused.append((DIFFERS, replace(none, reason=text, experts_found=there)))
     return best or (max(refused, key=lambda pair: pair[0], default=(0, none))[1], None)
 

@@ -247,13 +247,30 @@ def path(region: Region, start: Node, end: Node, beside: Iterable[Node] = ()) ->
 
 
 def side_by_side(paths: Sequence[Lanes]) -> list[Lanes]:
-    """The places of several chains, one node a lane, as far as the chains run alike."""
-    found = []
+    """The places of several chains, one node a lane, as far as the chains run alike.
+
+    At one place no lane's node needs that of another, which would hide what is put there.
+    """
+    found: list[Lanes] = []
     for nodes in zip(*paths, strict=False):
-        if len({node.op for node in nodes}) > 1:
+        if len({node.op for node in nodes}) > 1 or _in_turn(nodes, found[-1] if found else ()):
             break
         found.append(nodes)
     return found
+
+
+def _in_turn(nodes: Lanes, before: Lanes) -> bool:
+    """Whether one of ``nodes`` needs another, past the place ``before``."""
+    wanted, seen = set(nodes), set(before)
+    left = [operand for node in wanted for operand in node.operands]
+    while left:
+        node = left.pop()
+        if node in wanted:
+            return True
+        if node not in seen:
+            seen.add(node)
+            left += node.operands
+    return False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from .recognise_chain import (
     views,
 )
 from .recognise_dense import as_dense, in_pairs
+from .recognise_down import Down, find_down
 from .recognise_rotation import (
     Activation,
     Bias,
@@ -39,8 +40,8 @@ from .recognise_rotation import (
 )
 from .recognise_routing import NotRecognised, Region
 from .recognise_rows import Rows, layouts
-from .recognise_shared import Down, find_down, find_substrate
-from .recognise_ternary import Product, Ternary, as_ternary, is_selection, product_of
+from .recognise_substrate import find_substrate, is_shared_product, products_between
+from .recognise_ternary import Product, Ternary, as_ternary
 
 Array = np.ndarray
 
@@ -240,8 +241,7 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
     for cut in places[1:]:
         if reads_gates(chain.region, cut.nodes, current.nodes):
             break
-        products = [product_of(chain.region.probe, node) for node in cut.nodes]
-        if any(product is not None and not is_selection(product.w) for product in products):
+        if is_shared_product(chain.region, cut):
             break
         found = _classified(chain, current, cut, rng)
         if isinstance(found, Unknown):
@@ -253,16 +253,28 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
         # A bias that nothing follows is one of the result.
         if not steps or not isinstance(steps[-1], Bias) or not _has_rotation_or_activation(steps):
             last = len(steps), cut
+    # Behind W_down it would be the product of both, which float32 rounds.
+    if products_between(chain.region, current.nodes, chain.end.nodes[0]):
+        last = len(steps), current
     return steps[: last[0]], last[1]
 
 
 def _check_order(steps: list[Step]) -> None:
     """Raises NotRecognised unless one activation stands in front of the rotation or behind it."""
+    first = next((step for step in steps if isinstance(step, Blocks)), None)
+    if first is not None and _scales(first.blocks):
+        raise NotRecognised("each expert scales its rows by factors of its own", 5)
     kinds = [type(step) for step in steps if isinstance(step, Activation | Blocks)]
     if kinds.count(Activation) > 1:
         raise NotRecognised("an expert has several activations", 5)
     if Activation in kinds and Activation not in (kinds[0], kinds[-1]):
         raise NotRecognised("the activation stands between two layers of the rotation", 5)
+
+
+def _scales(blocks: Array) -> bool:
+    """Whether blocks [E, groups, b, b] only scale channels, not alike for all experts."""
+    diagonal = np.eye(blocks.shape[2]) * blocks
+    return bool((diagonal == blocks).all() and (np.abs(blocks[0]) != np.abs(blocks[1:])).any())
 
 
 def _has_rotation_or_activation(steps: list[Step]) -> bool:
@@ -294,7 +306,8 @@ def _classified(
     probe = chain.row_probe(start, end)
     found = classify(probe, start.channels, count, rng)
     if isinstance(found, Unknown):
-        layers = as_dense(probe, start.channels, count) if start.channels == end.channels else None
+        square = found.linear and start.channels == end.channels
+        layers = as_dense(probe, start.channels, count) if square else None
         if layers is None:
             return found
         found = layers

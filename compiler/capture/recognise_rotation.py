@@ -21,6 +21,8 @@ LARGEST_BLOCK = 16
 SMALLEST_PART = 4  # a block is at most this part of the channels, or it is a dense map
 TOLERANCE = 1e-12
 ROUNDED = 1e-6
+# Beside 1: a clamp, or a threshold, does nothing to the values between.
+MAGNITUDES = 10.0 ** np.arange(-9, 10)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ Step = Shuffle | Blocks | Scale | Bias | Activation
 
 @dataclass(frozen=True)
 class Unknown:
-    """None of these; ``reason`` ends the sentence "the map ..."."""
+    """None of these; ``reason`` ends the sentence "the map ...". It may be ``linear``."""
 
     reason: str
+    linear: bool = False
 
 
 def classify(
@@ -104,13 +107,21 @@ def classify(
     if not np.all(offset == offset[0]):
         return Unknown("adds something else for each expert, or at each place")
     bias = offset[0]
+    wide = MAGNITUDES[:, None] * rng.standard_normal((len(MAGNITUDES), channels))
+    owners = np.arange(len(wide)) % experts
+    at_wide = probe(wide, owners)
     if x.shape == y.shape:
         for name, function in ACTIVATIONS.items():
             if name != "none" and close(y, function(x), ROUNDED):
+                if not close_by_row(at_wide, function(wide), ROUNDED):
+                    return Unknown(f"is {name} for values near 1 only")
                 return [Activation(name, not close(y, function(x)))]
     other = rng.standard_normal(x.shape)
     if not close(probe(x + other, every) - y, probe(other, every) - bias):
         return Unknown("is not linear")
+    at_one = probe(wide / MAGNITUDES[:, None], owners) - bias
+    if not close_by_row(at_wide, at_one * MAGNITUDES[:, None] + bias, floor=bias):
+        return Unknown("is linear for values near 1 only")
     steps = _as_shuffle(probe, channels, x, y, bias) or _as_scale(x, y - bias)
     if steps is None:
         found = _as_blocks(probe, every, x, y, bias, rng)
@@ -123,6 +134,17 @@ def classify(
 def close(a: Array, b: Array, tolerance: float = TOLERANCE) -> bool:
     """Whether two arrays differ by no more than ``tolerance`` of the largest element."""
     return bool(np.abs(a - b).max(initial=0) <= tolerance * max(1e-300, np.abs(b).max(initial=0)))
+
+
+def close_by_row(
+    a: Array, b: Array, tolerance: float = TOLERANCE, floor: Array | float = 0.0
+) -> bool:
+    """Whether each row of ``a`` differs from that of ``b`` by a small part of its largest element.
+
+    Of a part of ``floor``, where that is larger.
+    """
+    largest = np.maximum(np.abs(b).max(1, initial=1e-300), np.abs(floor).max(initial=0))
+    return bool((np.abs(a - b).max(1, initial=0) <= tolerance * largest).all())
 
 
 def _as_shuffle(
@@ -182,14 +204,14 @@ def _as_blocks(
         support |= True if seen is None else seen
         groups = _components(support, most)
         if groups is None:
-            return Unknown(f"mixes more than {most} channels")
+            return Unknown(f"mixes more than {most} channels", linear=True)
         steps = _read_blocks(probe, channels, outputs, experts, groups, bias)
         value = x
         for step in steps:
             value = run_step(step, value, every)
         if close(value, y - bias):
             return steps
-    return Unknown("does not mix the same channels for every expert")
+    return Unknown("does not mix the same channels for every expert", linear=True)
 
 
 def _support(

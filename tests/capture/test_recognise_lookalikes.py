@@ -135,6 +135,46 @@ class ActivationBetween(Gathered):
         return layer(F.gelu(u), phi[..., 1, :].cos(), phi[..., 1, :].sin())
 
 
+class Clamped(Gathered):
+    """Another function of values beyond 50 only."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(x).clamp(-50, 50)
+
+
+class ClampedMatrices(Gathered):
+    """The same between whole matrices of each expert."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        eye = torch.eye(x.shape[-1])
+        whole = super().rotate(eye, angles[..., None, :, :])
+        return torch.einsum("...j,...ji->...i", x, whole).clamp(-50, 50)
+
+
+class ClampedResult(Gathered):
+    def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        return super().expert(x, theta, phi).clamp(-50, 50)
+
+
+class Shrunk(Gathered):
+    """Another function of values below 1e-6 only."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(torch.where(x.abs() < 1e-6, torch.zeros_like(x), x))
+
+
+class NumbersOutOfReach(Gathered):
+    """Reads numbers from a table by the gates' own, which any other gates break."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1, keepdim=True)
+        hot = F.one_hot(experts, EXPERTS).to(x.dtype)
+        orders = torch.stack([torch.arange(WIDTH).roll(e) for e in range(EXPERTS)]).to(x.dtype)
+        order = torch.einsum("tke,ed->tkd", hot, orders)[:, 0].long()
+        theta, phi = self.theta[experts[:, 0]], self.phi[experts[:, 0]]
+        return self.expert(x.gather(-1, order), theta, phi) * gates
+
+
 class TwoActivations(Gathered):
     """A second activation behind the output rotation."""
 
@@ -298,6 +338,11 @@ NONE = [
     (QuantisedActivations, "not linear"),
     (NormBetween, "not linear"),
     (ActivationBetween, "between two layers of the rotation"),
+    (Clamped, "linear for values near 1 only"),
+    (ClampedMatrices, "linear for values near 1 only"),
+    (ClampedResult, "not gate times one shared map"),
+    (Shrunk, "linear for values near 1 only"),
+    (NumbersOutOfReach, ""),
     (TwoActivations, "several activations"),
     (PlaceDependent, "rebuilt, it differs by"),
     (TooFewExperts, "chooses among 6 experts, but only 4 exist"),

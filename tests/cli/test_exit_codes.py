@@ -26,7 +26,7 @@ class Net(nn.Module):
     def forward(self, x):
         if self.fault == "ops":
             x = torch.linalg.pinv(x).T
-            x = torch.fft.fft(x).real
+            x = torch.lgamma(x)
         if self.fault == "control" and x.sum() > 0:
             return x
         return self.layer(x).relu()
@@ -106,7 +106,7 @@ def test_all_unsupported_ops_are_listed_with_their_lines(
     error = json.loads(capsys.readouterr().out)["error"]
     text = json.dumps(error)
     assert "pinv" in text
-    assert "fft" in text
+    assert "lgamma" in text
     assert "model.py:13" in text
     assert "model.py:14" in text
 
