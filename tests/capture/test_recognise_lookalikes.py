@@ -136,14 +136,14 @@ class ActivationBetween(Gathered):
 
 
 class Clamped(Gathered):
-    """Another function of values beyond 50 only."""
+    """A clamp behind the ternary product: another function of values beyond 50 only."""
 
     def multiply(self, x: Tensor) -> Tensor:
         return super().multiply(x).clamp(-50, 50)
 
 
 class ClampedMatrices(Gathered):
-    """The same between whole matrices of each expert."""
+    """A clamp behind each rotation as a whole matrix: another function beyond 50 only."""
 
     def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
         eye = torch.eye(x.shape[-1])
@@ -152,19 +152,21 @@ class ClampedMatrices(Gathered):
 
 
 class ClampedResult(Gathered):
+    """The experts' results clamped, which are other results beyond 50 only."""
+
     def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
         return super().expert(x, theta, phi).clamp(-50, 50)
 
 
 class Shrunk(Gathered):
-    """Another function of values below 1e-6 only."""
+    """A shrinkage in front of the ternary product: another function below 1e-6 only."""
 
     def multiply(self, x: Tensor) -> Tensor:
         return super().multiply(torch.where(x.abs() < 1e-6, torch.zeros_like(x), x))
 
 
 class NumbersOutOfReach(Gathered):
-    """Reads numbers from a table by the gates' own, which any other gates break."""
+    """Channels in an order read from a table by one-hot products, which other gates break."""
 
     def forward(self, x: Tensor) -> Tensor:
         gates, experts = self.gate(x).softmax(-1).max(-1, keepdim=True)
@@ -342,7 +344,7 @@ NONE = [
     (ClampedMatrices, "linear for values near 1 only"),
     (ClampedResult, "not gate times one shared map"),
     (Shrunk, "linear for values near 1 only"),
-    (NumbersOutOfReach, ""),
+    (NumbersOutOfReach, "looked up that does not exist"),
     (TwoActivations, "several activations"),
     (PlaceDependent, "rebuilt, it differs by"),
     (TooFewExperts, "chooses among 6 experts, but only 4 exist"),
