@@ -32,6 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite golden files; review the diff"
     )
+    parser.addoption(
+        "--strangers-report", metavar="FILE", help="add a JSON line for each model of strangers"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir.build import make, remake, result
-from ..ir.graph import Graph, Node, constant, rebuild
+from ..ir.graph import Graph, Node, constant, rebuild, topological_order
 from ..ir.interpret import interpret
 from .chosen import row_axis
 
@@ -52,10 +52,9 @@ def before_sorting(
 
     And what it would be for rows in their places: ``index == take(array, order)``.
     """
-    orders: set[Node] = set()
-    if index.type.rank != 1 or _axis(index, orders, constants) is None or len(orders) != 1:
+    order = _order_behind(index, constants) if index.type.rank == 1 else None
+    if order is None:
         return None
-    order = orders.pop()
     held = dict(constants)
     places = constant(held, np.arange(order.type.size), "places")
     changed: dict[Node, Node] = {order: places}
@@ -63,26 +62,40 @@ def before_sorting(
     return order, interpret(graph)[0]
 
 
-def _axis(node: Node, orders: set[Node], constants: Mapping[str, np.ndarray]) -> int | None:
-    """Along which axis ``node`` has the rows of the order it is computed from."""
+def _order_behind(index: Node, constants: Mapping[str, np.ndarray]) -> Node | None:
+    """The one order that ``index`` is computed from, row by row and from nothing else."""
+    axes: dict[Node, int | None] = {}  # where a node has the order's rows; None for what is fixed
+    orders: set[Node] = set()
+    stack = [index]
+    while stack:
+        node = stack[-1]
+        waiting = [x for x in node.operands if x not in axes]
+        if node in axes:
+            stack.pop()
+        elif is_order(node):
+            axes[node] = 0
+            orders.add(node)
+        elif node.op == "constant":
+            axes[node] = None
+        elif not node.operands:
+            return None
+        elif waiting:
+            stack.extend(waiting)
+        else:
+            rows = {i: axis for i, x in enumerate(node.operands) if (axis := axes[x]) is not None}
+            axes[node] = _axis(node, rows, constants) if rows else None
+            if rows and axes[node] is None:
+                return None
+    return orders.pop() if len(orders) == 1 else None
+
+
+def _axis(node: Node, rows: dict[int, int], constants: Mapping[str, np.ndarray]) -> int | None:
+    """Along which axis ``node`` has the rows that its operands have along ``rows``."""
     if node.op == "take" and node.operands[1].op == "constant" and node.type.rank == 1:
         places = constants[str(node.operands[1]["digest"])]
         if np.array_equal(places, np.arange(node.operands[0].type.size)):
-            return _axis(node.operands[0], orders, constants)
-    if is_order(node):
-        orders.add(node)
-        return 0
-    found = {
-        i: _axis(x, orders, constants) for i, x in enumerate(node.operands) if not _is_fixed(x)
-    }
-    axes = {i: axis for i, axis in found.items() if axis is not None}
-    if not found or len(axes) < len(found) or len(node.types) > 1:
-        return None
-    return row_axis(node, axes)
-
-
-def _is_fixed(node: Node) -> bool:
-    return node.op == "constant" or (bool(node.operands) and all(map(_is_fixed, node.operands)))
+            return rows[0]
+    return row_axis(node, rows) if len(node.types) == 1 else None
 
 
 def _substituted(node: Node, changed: dict[Node, Node]) -> Node:
@@ -128,9 +141,13 @@ def unsort_rows(graph: Graph) -> Graph:
     return Graph(changed.name, changed.inputs, changed.outputs, kept, changed.notes)
 
 
+def _is_fixed(node: Node) -> bool:
+    return all(x.operands or x.op == "constant" for x in topological_order([node]))
+
+
 def _computed(node: Node, store: dict[str, np.ndarray]) -> Node:
     """Places that are computed from constants alone, as a constant."""
-    if node.type.is_float or not all(map(_is_fixed, node.operands)):
+    if node.type.is_float or not _is_fixed(node):
         return node
     (value,) = interpret(Graph("places", (), (node,), store))
     return constant(store, value, f"{node.name}.places", node.type)

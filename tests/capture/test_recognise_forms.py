@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -203,7 +205,7 @@ class Matrices(Gathered):
 
 
 class DeepMatrices(Matrices):
-    """The same where log2 d layers leave no zero in a matrix."""
+    """Dense matrices of log2 d layers, in which nothing is zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +281,7 @@ class Complex(Gathered):
 
 
 class Strides(Gathered):
-    """No shuffle: pairs 1, 2, 4, ... apart."""
+    """No shuffle: pairs are 1, 2, 4, ... apart."""
 
     def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
         for i in range(LAYERS):
@@ -337,15 +339,21 @@ class ScaledInput(Gathered):
         return super().chosen(x * 0.5, experts)
 
 
-FORMS = [
-    DenseGates, Threshold, DenseArgmax, SlotsTimesExperts, PartsTimesExperts, Selected, Slabs,
-    DispatchTensors, Vmapped, ChannelsFirst, Pointwise, Matrices, DeepMatrices, WholeExperts,
-    ChosenMatrices, Blocked, Complex, Strides, CodesThenScale, ScaledDown, LateScale, LateBias,
-    ScaledInput,
-]  # fmt: skip
+# As FULL of test_recognise_styles.
+FORMS: dict[str, list[type[Gathered]]] = {
+    "routing": [DenseGates, Threshold, DenseArgmax],
+    "dispatch": [
+        SlotsTimesExperts, PartsTimesExperts, Selected, Slabs, DispatchTensors, Vmapped,
+    ],
+    "axes": [ChannelsFirst, Pointwise],
+    "rotations": [
+        Matrices, DeepMatrices, WholeExperts, ChosenMatrices, Blocked, Complex, Strides,
+    ],
+    "matrices, scales and biases": [CodesThenScale, ScaledDown, LateScale, LateBias, ScaledInput],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", [*chain(*FORMS.values())])
 def test_other_forms_are_recognised_in_full(kind: type[Gathered]) -> None:
     """Wherever its rows lie, the layer is found with all its experts, and computes the same."""
     report, difference = recognised(kind)

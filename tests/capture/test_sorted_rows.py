@@ -91,6 +91,17 @@ def test_sorts_that_matter(function: Callable[..., Tensor]) -> None:
     assert np.allclose(got, function(x, key).numpy(), atol=1e-5)
 
 
+def of_many_ways(x: Tensor, key: Tensor) -> Tensor:
+    for _ in range(60):
+        key = key + key % 3
+    return torch.zeros(8, 6).index_add(0, key % 8, x)
+
+
+def test_many_ways_to_an_index_are_walked_once() -> None:
+    """Numbers that are reached by 2^60 ways are captured, and agree with PyTorch."""
+    agree(Function(of_many_ways), data(8, 6), numbers(8))
+
+
 def test_nothing_to_do() -> None:
     """A graph without sorts stays as it is."""
     graph = capture(Function(lambda x: x.tanh()), (data(8, 6),)).graph
