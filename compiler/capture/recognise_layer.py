@@ -36,6 +36,7 @@ from .recognise_rotation import (
     Step,
     Unknown,
     classify,
+    close,
     simplified,
 )
 from .recognise_routing import NotRecognised, Region
@@ -154,7 +155,9 @@ def _without_scale(steps: list[Step], experts: int) -> tuple[Array, list[Step]]:
     gain = np.asarray(1.0)
     kept: list[Step] = []
     for step in steps:
-        if isinstance(step, Scale) and (step.values == step.values[0]).all():
+        if isinstance(step, Scale) and close(
+            step.values, np.full_like(step.values, step.values[0])
+        ):
             gain = gain * step.values[0]
         else:
             kept.append(_plain(step, experts))

@@ -73,19 +73,20 @@ class _Writer:
         """Notes how ``node`` puts matrices together, if it does."""
         x = node.operands[0] if node.operands else node
         if node.op == "transpose":
-            if x in self.stacks:
+            order = tuple(node["order"])
+            if order == (1, 0) and x in self.stacks:
                 self.columns[node] = _turned(self.stacks[x])
-            elif x in self.columns:
+            elif order == (1, 0) and x in self.columns:
                 self.stacks[node] = _turned(self.columns[x])
-            elif tuple(node["order"]) == (1, 0, 2):
+            elif order == (1, 0, 2):
                 self.sideways[node] = self._whole(x)
         if node.op == "reshape":
             self._note_merged(node, x)
         if node.op == "matmul" and node.type.rank == 2:
             left, right = node.operands
-            if right in self.columns:
+            if right in self.columns and left in self.factors:
                 self.columns[node] = self.factors[left] + self.columns[right]
-            elif left in self.stacks:
+            elif left in self.stacks and right in self.factors:
                 self.stacks[node] = self.stacks[left] + self.factors[right]
 
     def _note_merged(self, node: Node, x: Node) -> None:
