@@ -104,7 +104,8 @@ TURNS: dict[str, Turn] = {
     "roll": by_roll,
     "writes": by_writes,
 }
-MATRICES = ("matrix", "bmm", "layer_matrices")
+WHOLE = ("matrix", "bmm")
+MATRICES = (*WHOLE, "layer_matrices")
 STYLES = (*TURNS, *MATRICES)
 SHUFFLES = ("deinterleave", "interleave", "strides")
 WRITTEN = ("slices", "index", "view")
@@ -150,7 +151,7 @@ class Rotation:
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rows x [..., n] turned by cos, sin [..., L, n'/2]; leading axes are broadcast."""
         n, wide = x.shape[-1], 2 * cos.shape[-1]
-        if self.style in ("matrix", "bmm"):
+        if self.style in WHOLE:
             eye = torch.eye(wide, dtype=x.dtype)
             whole = self.walk(eye, cos[..., None, :, :], sin[..., None, :, :])
             whole = whole[..., :n, :n]  # [j, :]: what becomes of channel j

@@ -305,8 +305,7 @@ TWISTS: dict[str, type[Twisted]] = {
         ReflectedExpert, Reflections, OwnOrder, PartlyRotated, NearlyOrthogonal, Gain, SoftAngles,
         FiveLevels, OneWeight, OwnSubstrate, OwnDown, OwnUpBias, OwnScale, SlightScale, OwnBias,
         SquashedBetween, NormBetween, Clamped, ClampedInside, ClampedResult, ClampedGates, Shrunk,
-        Mixed, Shifted, GatedInput,
-        Capacity,
+        Mixed, Shifted, GatedInput, Capacity,
     )
 }  # fmt: skip
 MAY_BE_FULL = (Capacity, ClampedGates)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from .generated_dispatch import DISPATCHES
-from .generated_rotation import SHUFFLES, STYLES, WRITTEN, Rotation, padded
+from .generated_rotation import SHUFFLES, STYLES, WHOLE, WRITTEN, Rotation, padded
 
 ROUTINGS = ("softmax", "topk_softmax", "renormalised", "sigmoid", "raw")
 CHOICES = ("topk", "sort", "argsort")
@@ -58,7 +59,6 @@ class Config:
     down_bias: str
     layout: str
     seed: int
-    twist: str = field(default="none")
 
 
 class Rounded(torch.autograd.Function):
@@ -267,10 +267,19 @@ class Pick(Protocol):
     def __call__(self, *options: Any) -> Any: ...
 
 
-def rotation(pick: Pick, every: bool) -> Rotation:
-    """How one side is rotated."""
+# Rows chosen by the data: as many as there are tokens of an expert.
+SOME_ROWS = ("selected_rows", "selected_mask", "split_counts")
+
+
+def rotation(pick: Pick, width: int, every: bool, dispatch: str) -> Rotation:
+    """How one side of so many channels is rotated."""
+    # The leading part of a padded rotation as a matrix is not factored in general.
+    styles = STYLES if padded(width) == width else tuple(s for s in STYLES if s not in WHOLE)
+    if dispatch in SOME_ROWS:
+        # Writing slices of rows chosen by the data is refused: zeros of their shape have no mask.
+        styles = tuple(style for style in styles if style != "writes")
     return Rotation(
-        style=pick(*STYLES),
+        style=pick(*styles),
         shuffle=pick(*SHUFFLES),
         written=pick(*WRITTEN),
         first=pick(False, True),
@@ -279,15 +288,27 @@ def rotation(pick: Pick, every: bool) -> Rotation:
     )
 
 
+def routing(pick: Pick, chosen: int, dispatch: str) -> dict[str, str]:
+    """How experts are chosen and weighed, in words of `Config`."""
+    choices = CHOICES + (ONE_CHOICES if chosen == 1 else ())
+    if chosen == 2 and dispatch != "split_counts":
+        # Joined numbers are not known to be below the count, so counting them is refused.
+        choices += ("double_argmax",)
+    choice = pick(*choices)
+    # A maximum without its place counts as no routing, and there is nothing to report.
+    dense = tuple(d for d in DENSE if d != "threshold") if choice == "max" else DENSE
+    return {"routing": pick(*ROUTINGS), "choice": choice, "dense": pick(*dense)}
+
+
 def config(pick: Pick, every: bool = False) -> Config:
     """Any true layer; with ``every`` one that is padded and stripped layer by layer."""
     narrow = (12, 20, 24) if every else (8, 16, 12, 20, 24, 32)
     width, hidden = pick(*narrow), pick(*narrow, 40)
-    experts = pick(*range(2, 7))
+    experts, dispatch = pick(*range(2, 7)), pick(*DISPATCHES)
     chosen = pick(*range(1, min(4, experts) + 1))
-    choices = CHOICES + (ONE_CHOICES if chosen == 1 else ())
-    choices += ("double_argmax",) if chosen == 2 else ()
     down = pick("float", "ternary", "absent")
+    # PyTorch has no vmap for an autograd.Function that is written so.
+    quantisers = QUANTISERS[:-1] if dispatch == "vmapped" else QUANTISERS
     flags = ("gate_bias", "by_row", "after", "up_bias", "middle_bias")
     return Config(
         tokens=pick(*range(3, 10)),
@@ -297,20 +318,18 @@ def config(pick: Pick, every: bool = False) -> Config:
         chosen=chosen,
         depth_in=pick(*range(1, padded(width).bit_length())),
         depth_out=pick(*range(1, padded(hidden).bit_length())),
-        rotation_in=rotation(pick, every),
-        rotation_out=rotation(pick, every),
-        dispatch=pick(*DISPATCHES),
-        routing=pick(*ROUTINGS),
-        choice=pick(*choices),
-        dense=pick(*DENSE),
+        rotation_in=rotation(pick, width, every, dispatch),
+        rotation_out=rotation(pick, hidden, every, dispatch),
+        dispatch=dispatch,
         circle=pick("angles", "cayley", "phasor"),
-        quantiser=pick(*QUANTISERS),
+        quantiser=pick(*quantisers),
         activation=pick(*ACTIVATIONS),
         down=down,
         late=down != "absent" and pick(False, True),
         down_bias="none" if down == "absent" else pick("none", "weighted", "once"),
         layout=pick(*LAYOUTS),
         seed=pick(*range(100)),
+        **routing(pick, chosen, dispatch),
         **{name: pick(False, True) for name in flags},
     )
 
@@ -324,10 +343,12 @@ def configs(draw: st.DrawFn, every: bool = False) -> Config:
 def inputs(module: Generated, count: int, seed: int = 0) -> list[Tensor]:
     """Inputs on which no score is near another, so that rounding chooses no other expert.
 
-    The last one sends all tokens to the same experts, as nearly as one row repeated does.
+    The last one sends all tokens to the same experts. One more is large, where that chooses none
+    by a function that is the same for all large scores.
     """
     c = module.c
     lead = (2, c.tokens) if c.layout != "rows" else (c.tokens,)
+    size = prod(lead)
     random = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
     while len(found) < count:
@@ -335,9 +356,8 @@ def inputs(module: Generated, count: int, seed: int = 0) -> list[Tensor]:
         with torch.no_grad():
             logits = module.router(rows).sort(-1).values
         rows = rows[(logits.diff(dim=-1).abs() > MARGIN).all(-1)]
-        size = 2 * c.tokens if c.layout != "rows" else c.tokens
-        x = rows[:size] if len(found) < count - 1 else rows[:1].expand(size, -1)
-        x = x.reshape(*lead, c.width)
-        x = x.movedim(-1, 1) if c.layout == "channels_first" else x
-        found.append(x.contiguous())
-    return found
+        found.append(rows[:size] if len(found) < count - 1 else rows[:1].expand(size, -1))
+    if c.routing in ("raw", "topk_softmax"):
+        found.append(1000 * found[0])
+    found = [x.reshape(*lead, c.width) for x in found]
+    return [(x.movedim(-1, 1) if c.layout == "channels_first" else x).contiguous() for x in found]
