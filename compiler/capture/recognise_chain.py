@@ -140,10 +140,12 @@ class Chain:
     def _shown(self, cut: Cut, target: Cut, copies: int) -> Cut | None:
         """``cut`` with just one of so many rows of each token: the one that ``target`` follows."""
         t, width = cut.index[0].shape
-        for shape, axis in (((copies, width // copies), 1), ((width // copies, copies), 2)):
+        rest = width // copies
+        for inner in self._inner((cut.nodes[0], target.nodes[0]), rest):
             chosen = []
             for number, view in enumerate(self.views):
-                index = np.moveaxis(cut.index[number].reshape(t, *shape), axis, 1)  # [T, copies, n]
+                index = cut.index[number].reshape(t, rest // inner, copies, inner)
+                index = index.swapaxes(1, 2).reshape(t, copies, rest)
                 copy = self._followed(number, view, Cut(cut.nodes, cut.index), index, target)
                 if copy is None:
                     break
@@ -151,6 +153,13 @@ class Chain:
             else:
                 return Cut(cut.nodes, tuple(chosen), copies)
         return None
+
+    def _inner(self, nodes: Lanes, channels: int) -> list[int]:
+        """How many of its ``channels`` a row may have behind the axis along which it is copied."""
+        tails = [n for node in nodes for n in np.cumprod(node.type.shape[::-1]).tolist()]
+        tails += [tail // self.region.tokens for tail in tails]
+        between = {n for n in tails if 1 < n < channels and channels % n == 0}
+        return [channels, 1, *sorted(between)]
 
     def _followed(
         self, number: int, view: View, cut: Cut, index: Array, target: Cut
