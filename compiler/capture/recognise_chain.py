@@ -144,8 +144,8 @@ class Chain:
         for inner in self._inner((cut.nodes[0], target.nodes[0]), rest):
             chosen = []
             for number, view in enumerate(self.views):
-                index = cut.index[number].reshape(t, rest // inner, copies, inner)
-                index = index.swapaxes(1, 2).reshape(t, copies, rest)
+                apart = cut.index[number].reshape(t, rest // inner, copies, inner)
+                index = apart.swapaxes(1, 2).reshape(t, copies, rest)  # [T, copies, n]
                 copy = self._followed(number, view, Cut(cut.nodes, cut.index), index, target)
                 if copy is None:
                     break

@@ -94,9 +94,12 @@ def gate_candidates(
         moved = node.op == "reshape" and node.operands[0] in seen
         if node.type.size in (tokens * k, tokens * count):
             seen.add(node)
-            slots = every if node.type.size == tokens * k else None
+            # Where all experts are chosen, a row may be in the order of either.
+            kinds: list[tuple[int, ...] | None] = [every] if node.type.size == tokens * k else []
+            kinds += [None] if node.type.size == tokens * count else []
             for rows in layouts(node.type.shape, tokens, 1) if not moved else ():
-                yield Gates((Part((node,), rows, slots),))
+                for slots in kinds:
+                    yield Gates((Part((node,), rows, slots),))
         if node.type.size == tokens and k > 1 and node.op != "reshape":
             single.setdefault(node.op, []).append(node)
     for nodes in single.values():
