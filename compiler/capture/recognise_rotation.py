@@ -168,6 +168,10 @@ def _as_scale(x: Array, y: Array) -> list[Step] | None:
         return None
     largest = np.abs(x).argmax(0)[None]
     values = (np.take_along_axis(y, largest, 0) / np.take_along_axis(x, largest, 0))[0]
+    # y / x is off by round-off, in which the channels differ even where one number scales all.
+    found, counts = np.unique(values, return_counts=True)
+    one = np.full_like(values, found[counts.argmax()])
+    values = one if close(values, one, 4 * np.finfo(np.float64).eps) else values
     return [Scale(values)] if close(x * values, y) else None
 
 
