@@ -17,9 +17,9 @@ from ..ir.graph import Graph, Node, rebuild
 from .recognise_probe import OutOfReach, Probe, ancestors
 from .recognise_signs import is_never_negative
 
-# What reads the number of an expert, perhaps in another shape.
+# What reads the number of an expert, perhaps in another shape, or negative where it is sorted.
 READERS = frozenset({"take", "gather", "equal"})
-SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose", "concat"})
+SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose", "concat", "neg"})
 
 
 def with_top_k(graph: Graph) -> Graph:
@@ -69,9 +69,11 @@ def _is_extreme(node: Node) -> bool:
 
 
 def _chooses(graph: Graph, node: Node) -> bool:
-    """Whether something is looked up, or masked, by the numbers ``node``."""
+    """Whether something is looked up, masked or put in order by the numbers ``node``."""
     return any(
-        user.op in READERS or (user.op in SHAPES and _chooses(graph, user))
+        user.op in READERS
+        or (user.op == "top_k" and not user.operands[0].type.is_float)
+        or (user.op in SHAPES and _chooses(graph, user))
         for user in graph.users[node]
     )
 

@@ -113,6 +113,9 @@ BASE = Config(
 # What random layers found: once each of these was not recognised.
 ONCE_MISSED = {
     "argmax twice": replace(BASE, choice="double_argmax"),
+    "numbers of an argmax that are only sorted": replace(
+        BASE, dispatch="slabs", choice="max", chosen=1
+    ),
     "a bias in front of W_down, which float32 rounds": replace(
         BASE, activation="none", up_bias=True, middle_bias=True, down_bias="once"
     ),
