@@ -145,21 +145,21 @@ def test_what_was_missed_once_is_recognised(name: str) -> None:
     recognised_in_full(ONCE_MISSED[name])
 
 
-@settings(max_examples=12, derandomize=True, deadline=None)
+@settings(max_examples=8, derandomize=True, deadline=None)
 @given(configs())
 def test_generated_layers_are_recognised_in_full(config: Config) -> None:
     """However a Butterfly layer is written, it is found with all experts, and computes the same."""
     recognised_in_full(config)
 
 
-@settings(max_examples=10, derandomize=True, deadline=None)
+@settings(max_examples=8, derandomize=True, deadline=None)
 @given(near_misses())
 def test_near_misses_are_told_apart(drawn: tuple[type[Twisted], Config]) -> None:
     """One change makes another layer, which computes the same and is not reported in full."""
     told_apart(*drawn)
 
 
-@settings(max_examples=3, derandomize=True, deadline=None)
+@settings(max_examples=2, derandomize=True, deadline=None)
 @given(configs(every=True))
 def test_layers_stripped_one_by_one_compute_the_same(config: Config) -> None:
     """A rotation padded and stripped layer by layer loses energy exactly as the model does."""
