@@ -199,8 +199,8 @@ def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> Expo
 
 
 def _reads_numbers(program: ExportedProgram) -> bool:
-    """Whether Python numbers that data tells stand in the program."""
-    names = ("aten.item", "aten._local_scalar_dense")
+    """Whether Python numbers, or counts as long as a number that data tells, are in the program."""
+    names = ("aten.item", "aten._local_scalar_dense", "aten.bincount")
     return any(str(node.target).startswith(names) for node in program.graph.nodes)
 
 

@@ -102,7 +102,7 @@ def _chain(
     """The chain through the products, with its places in front of them and behind, in order."""
     made = tuple(p.node for p in products)
     reads = tuple(p.x for p in products)
-    if reads_gates(region, reads, ()) and not _only_whether_positive(region, reads, rng):
+    if reads_gates(region, reads, ()) and not _only_whether_any(region, reads, rng):
         raise NotRecognised("the gates enter in front of the ternary product", 4)
     backs = side_by_side([path(region, node, y, made) for node in made])
     y_index = y_rows.read(np.arange(y.type.size).reshape(y.type.shape))[:, 0]
@@ -125,10 +125,12 @@ def _chain(
     raise NotRecognised(f"the rows of the ternary product '{made[0].name}' mix", 4)
 
 
-def _only_whether_positive(region: Region, reads: Lanes, rng: np.random.Generator) -> bool:
-    """Whether all that matters to ``reads`` is that a gate is above zero, as all gates are."""
-    if not region.positive:
-        return False
+def _only_whether_any(region: Region, reads: Lanes, rng: np.random.Generator) -> bool:
+    """Whether all that matters to ``reads`` is that a gate is not zero.
+
+    A row whose gate is zero counts for nothing. Where a gate must be above zero, ``region`` speaks
+    of no other.
+    """
     given = {region.h: rng.standard_normal(region.h.type.shape)}
     experts = region.spread(rng)
     first, second = (

@@ -31,6 +31,10 @@ from .pieces import Pieces
 
 Args = Sequence[Any]
 Named = Mapping[str, Any]
+_SIZED = frozenset({"empty", "full", "new_empty", "new_full", "new_ones", "new_zeros", "ones"}) | {
+    "zeros"
+}
+_LARGEST = "make it as large as it may become, such as all chosen rows: the shape is then fixed"
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "__eq__": operator.eq, "ne": operator.ne, "__ne__": operator.ne,
     "gt": operator.gt, "__gt__": operator.gt, "lt": operator.lt, "__lt__": operator.lt,
@@ -118,7 +122,8 @@ class SomeRows(TorchFunctionMode):
 
         def unwrapped(x: Any) -> Any:
             if isinstance(x, Number) and name not in _ARITHMETIC:
-                raise NumberUsed(f"an argument of '{name}'", "keep it a tensor")
+                advice = _LARGEST if name in _SIZED else "keep it a tensor"
+                raise NumberUsed(f"an argument of '{name}'", advice)
             return x.tensor if isinstance(x, Number | Array) else x
 
         given, by_name = changed((tuple(args), dict(named)), unwrapped)

@@ -55,6 +55,25 @@ class DenseArgmax(DenseGates):
         return F.one_hot(scores.argmax(-1), EXPERTS) * scores.sigmoid()
 
 
+class Twice(Gathered):
+    """The best expert by argmax, the next by argmax of what is left; rows sent where gates are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).softmax(-1)
+        first = F.one_hot(scores.argmax(-1), EXPERTS).to(x.dtype)
+        second = F.one_hot((scores * (1 - first)).argmax(-1), EXPERTS).to(x.dtype)
+        gates = [(scores * mask).sum(-1) for mask in (first, second)]
+        both = torch.stack(gates, -1).sum(-1)
+        room = torch.eye(TOKENS)
+        back = sum(
+            torch.einsum("t,te,tc->tec", gate / both, mask, room)
+            for gate, mask in zip(gates, (first, second), strict=True)
+        )
+        rows = torch.einsum("tec,td->ecd", (back > 0).to(x.dtype), x)
+        out = self.expert(rows, self.theta[:, None], self.phi[:, None])
+        return torch.einsum("tec,ecd->td", back, out)
+
+
 # --- dispatch ---
 
 
@@ -112,6 +131,22 @@ class Slabs(Gathered):
         out = self.expert(slabs, self.theta[:, None], self.phi[:, None])
         rows = out[numbers, place] * gates.flatten()[order, None]
         return torch.zeros_like(x).index_add(0, token, rows)
+
+
+class Bins(Gathered):
+    """Rows gathered into bins as long as all chosen rows, where the counts are a bincount."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        numbers, order = experts.flatten().sort(stable=True)
+        counts = torch.bincount(experts.flatten(), minlength=EXPERTS)
+        place = torch.arange(TOKENS * CHOSEN) - (counts.cumsum(0) - counts)[numbers]
+        bins = x.new_zeros(EXPERTS, TOKENS * CHOSEN, WIDTH)
+        bins[numbers, place] = x[order // CHOSEN]
+        out = self.expert(bins, self.theta[:, None], self.phi[:, None])
+        rows = torch.zeros(TOKENS * CHOSEN, WIDTH)
+        rows[order] = out[numbers, place]
+        return (rows.unflatten(0, (TOKENS, CHOSEN)) * gates[..., None]).sum(1)
 
 
 class DispatchTensors(Gathered):
@@ -243,6 +278,19 @@ class ChosenMatrices(Matrices):
         return (self.down(u).unflatten(0, (-1, CHOSEN)) * gates[..., None]).sum(1)
 
 
+class BySums(Matrices):
+    """W_hat times the matrices of all experts by one einsum, before one of them is chosen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        up = torch.einsum("fd,edc->efc", ternary(self.up), theta)
+        down = torch.einsum("df,efg->edg", self.down.weight, phi)
+        hidden = F.gelu(torch.einsum("tkfd,td->tkf", up[experts], x))
+        y = torch.einsum("tkdf,tkf->tkd", down[experts], hidden) + self.down.bias
+        return (y * gates[..., None]).sum(1)
+
+
 class Blocked(Gathered):
     """Only the leading block of a padded rotation, as a matrix."""
 
@@ -341,13 +389,15 @@ class ScaledInput(Gathered):
 
 # As FULL of test_recognise_styles.
 FORMS: dict[str, list[type[Gathered]]] = {
-    "routing": [DenseGates, Threshold, DenseArgmax],
+    "routing": [DenseGates, Threshold, DenseArgmax, Twice],
     "dispatch": [
-        SlotsTimesExperts, PartsTimesExperts, Selected, Slabs, DispatchTensors, Vmapped,
+        SlotsTimesExperts, PartsTimesExperts, Selected, Slabs, Bins, DispatchTensors,
+        Vmapped,
     ],
     "axes": [ChannelsFirst, Pointwise],
     "rotations": [
-        Matrices, DeepMatrices, WholeExperts, ChosenMatrices, Blocked, Complex, Strides,
+        Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Complex,
+        Strides,
     ],
     "matrices, scales and biases": [CodesThenScale, ScaledDown, LateScale, LateBias, ScaledInput],
 }  # fmt: skip

@@ -38,8 +38,13 @@ TOLD = {
     "look_b_fastsincos_dit": ("refused", "Python control flow hangs on data"),
     "look_b_fold_unet": ("none", _SHARED),
     "look_b_llama_bytes": ("none", _GATES),
+    "look_c_bitlinear_deepspeed": ("none", "is not linear"),
+    "look_c_merged_angles_ecg": ("none", _SUM),
     "look_chain": ("none", _SUM),
     "look_chainpolicy": ("none", _SUM),
+    "look_d_blended_angles": ("none", _SUM),
+    "look_d_expert_step": ("none", "scales its rows by factors of its own"),
+    "look_d_token_shift": ("none", "mix"),
     "look_drifted_codes": ("none", _SHARED),
     "look_fold_quant_vit": ("none", _SHARED),
     "look_foldthenround_layer": ("none", _SHARED),
@@ -49,6 +54,7 @@ TOLD = {
     "look_rotate_then_quantize": ("none", _SHARED),
     "look_scaled_input_lm": ("none", _GATES),
     "look_smear": ("none", _SUM),
+    "true_c_megablocks_points": ("refused", "a number that only the data tells"),
 }
 FULL = ("full", "")
 
