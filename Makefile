@@ -47,7 +47,7 @@ test: toolchains install lint types ## all tests but the slow ones
 
 # pytest ends with 5 when it selects no test, which is no failure here.
 test-slow: install ## the tests that take minutes
-	$(BIN)/pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/pytest -m slow -n $(JOBS) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: install ## ruff: rules and format
 	$(BIN)/ruff check .
