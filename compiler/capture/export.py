@@ -16,7 +16,8 @@ from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
 from ..ir.interpret import check_input
 from .fakes import DTYPES
-from .idle import check_also_idle
+from .functional import is_in_place, made_functional
+from .idle import check_also_idle, check_writes
 from .number import NumberUsed
 from .quiet import quiet_torch
 from .reading import reading_numbers
@@ -56,13 +57,17 @@ def capture(
     place, for what cannot be compiled.
     """
     _check_inputs(example_inputs)
-    asked = False
+    asked = writes = False
     if isinstance(model, ExportedProgram):
         program = _decomposed(model, progress)
     elif isinstance(model, nn.Module):
         _check_weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
         program, asked = _exported(model, example_inputs, progress)
-        program = _decomposed(program, progress)
+        check_no_transforms(program)
+        writes = any(is_in_place(node) for node in program.graph.nodes)
+        # What the user exported stays as it is; this program is ours to rewrite.
+        if not (writes and made_functional(program)):
+            program = _decomposed(program, progress)
     else:
         raise BadInput(
             f"the model is a {type(model).__name__}",
@@ -75,12 +80,12 @@ def capture(
     graph = share_rows(Walk(program, clean(name)).graph(progress))
     graph = share_rows(unsort_rows(graph))
     _check_fit(graph, example_inputs)
-    if asked:
-        assert isinstance(model, nn.Module), "only modules are traced with their questions answered"
+    if asked or writes:
+        assert isinstance(model, nn.Module), "only modules are traced here"
         if progress is not None:
-            progress("comparing with the model where experts are idle")
+            progress("comparing with the model" + (" where experts are idle" if asked else ""))
         with _evaluating(model):
-            check_also_idle(model, graph, example_inputs)
+            (check_also_idle if asked else check_writes)(model, graph, example_inputs)
     return Captured(graph, tuple(program.state_dict), program)
 
 

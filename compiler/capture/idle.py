@@ -46,6 +46,29 @@ def check_also_idle(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) 
                 )
 
 
+def check_writes(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> None:
+    """Raises Unsupported if the graph of a model with in-place calls differs from it.
+
+    torch.export may lose that two values share memory. One input may lie on a tie: all must differ.
+    """
+    worst: list[float] = []
+    for trial in range(_TRIALS):
+        given = _varied(inputs, trial)
+        wanted = _of_model(model, tuple(x.clone() for x in given), None)
+        if wanted is None:
+            continue
+        now = interpret(graph, *_arrays(given))
+        worst.append(max(_difference(a, b.numpy()) for a, b in zip(now, wanted, strict=True)))
+        if worst[-1] <= _LIMIT:
+            return
+    if worst:
+        raise Unsupported(
+            f"the model writes in place to what another value shares: captured, its result differs "
+            f"by {min(worst):.1e}",
+            help="write to a copy (x.clone()), or use calls that return a new tensor (x + 1)",
+        )
+
+
 def _of_model(
     model: nn.Module, given: tuple[Tensor, ...], trial: int | None
 ) -> tuple[Tensor, ...] | None:
