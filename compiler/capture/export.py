@@ -65,6 +65,8 @@ def capture(
         program, asked = _exported(model, example_inputs, progress)
         check_no_transforms(program)
         writes = any(is_in_place(node) for node in program.graph.nodes)
+        if writes and progress is not None:
+            progress("making in-place calls functional")
         # What the user exported stays as it is; this program is ours to rewrite.
         if not (writes and made_functional(program)):
             program = _decomposed(program, progress)

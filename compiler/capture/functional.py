@@ -91,6 +91,8 @@ class _Rewriter:
 
     def _copy(self, node: fx.Node) -> None:
         made = self.new.node_copy(node, self._now)
+        if node.target is aten.detach_.default:
+            made.target = aten.detach.default
         self.values[node] = made
         source = _viewed(node)
         if source is None:
@@ -127,7 +129,7 @@ class _Rewriter:
         """The view that ``call`` makes, of the value ``base``."""
         if call.target not in INVERSES:
             raise Unclear(str(call.target))
-        target: Any = call.target
+        target: Any = aten.detach.default if call.target is aten.detach_.default else call.target
         made = self.new.call_function(target, (base, *self._rest(call)), dict(call.kwargs))
         made.meta = dict(call.meta)
         return made
@@ -182,7 +184,9 @@ def _may_share(node: fx.Node) -> bool:
 
 
 def is_in_place(node: fx.Node) -> bool:
-    """Whether a call writes to what it is given."""
+    """Whether a call writes to what it is given; detaching in place writes nothing."""
+    if node.target is aten.detach_.default:
+        return False
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -205,8 +209,13 @@ def _functional(node: fx.Node) -> Any:
         return None
     if not written[0].alias_info.is_write or written[0] is not node.target._schema.arguments[0]:  # type: ignore[union-attr]
         return None
-    packet = getattr(aten, name[:-1], None)
-    return getattr(packet, overload, None) if packet is not None else None
+    function = getattr(getattr(aten, name[:-1], None), overload, None)
+    # What turns or stretches a value in place is a view without the underscore.
+    if function is None or any(
+        result.alias_info is not None for result in function._schema.returns
+    ):
+        return None
+    return function
 
 
 def _check_dtypes(node: fx.Node, target: fx.Node) -> None:
@@ -257,4 +266,5 @@ INVERSES: dict[Any, Inverse] = {
     aten.transpose.int: _transpose,
     aten.alias.default: _same,
     aten.detach.default: _same,
+    aten.detach_.default: _same,
 }

@@ -125,7 +125,7 @@ def test_progress_is_told() -> None:
     """Each step is told as it starts."""
     told: list[str] = []
     capture(Function(lambda x: x.clone().add_(1)), (data(3),), progress=told.append)
-    assert [line.split()[0] for line in told] == ["exporting", "making", "lowering"]
+    assert [line.split()[0] for line in told] == ["exporting", "making", "lowering", "comparing"]
 
 
 def unsupported(function: Callable[..., Any], *inputs: Tensor) -> Unsupported:
