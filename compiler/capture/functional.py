@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,6 +47,12 @@ def made_functional(program: ExportedProgram) -> bool:
     if not all(is_known_and_pure(node) for node in new):
         return False
     program.graph_module.graph = graph
+    # The results may have other names now; the program's signature tells them.
+    (results,) = graph.output_node().args
+    assert isinstance(results, tuple | list), "torch.export returns a tuple"
+    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
+        if isinstance(result, fx.Node):
+            spec.arg.name = result.name
     return True
 
 
@@ -70,7 +76,7 @@ class _View:
     memory: _Memory
     path: tuple[fx.Node, ...]  # calls of the old graph, from the memory's whole value on
     value: fx.Node
-    writes: int = field(default=0)
+    writes: int = 0
 
 
 class _Rewriter:
@@ -78,7 +84,6 @@ class _Rewriter:
         self.old = old
         self.new = fx.Graph()
         self.views: dict[fx.Node, _View] = {}  # by node of the old graph
-        self.values: dict[fx.Node, fx.Node] = {}
 
     def graph(self) -> fx.Graph:
         """The new graph. Raises Unclear."""
@@ -93,11 +98,10 @@ class _Rewriter:
         made = self.new.node_copy(node, self._now)
         if node.target is aten.detach_.default:
             made.target = aten.detach.default
-        self.values[node] = made
         source = _viewed(node)
         if source is None:
             self.views[node] = _View(self._memory(node, made), (), made)
-        elif source in self.views:
+        else:
             view = self.views[source]
             self.views[node] = _View(view.memory, (*view.path, node), made, view.memory.writes)
 
@@ -107,7 +111,7 @@ class _Rewriter:
             return _Memory(made, writable=False)
         if not _may_share(node):
             return _Memory(made, writable=isinstance(node.meta.get("val"), Tensor))
-        sources = [self.views[n].memory for n in node.all_input_nodes if n in self.views]
+        sources = [self.views[n].memory for n in node.all_input_nodes]
         perhaps = [(memory, memory.writes) for memory in sources]
         perhaps += [pair for memory in sources for pair in memory.perhaps]
         return _Memory(made, writable=False, perhaps=tuple(perhaps))
@@ -155,7 +159,6 @@ class _Rewriter:
         view.memory.value = value
         view.memory.writes += 1
         self.views[node] = _View(view.memory, view.path, value, -1)
-        self.values[node] = value
 
     def _into(self, base: fx.Node, value: fx.Node, call: fx.Node, node: fx.Node) -> fx.Node:
         """``base`` with ``value`` in the place that ``call`` views."""

@@ -157,9 +157,7 @@ def _without_scale(steps: list[Step], experts: int) -> tuple[Array, list[Step]]:
     gain = np.asarray(1.0)
     kept: list[Step] = []
     for step in steps:
-        if isinstance(step, Scale) and close(
-            step.values, np.full_like(step.values, step.values[0])
-        ):
+        if isinstance(step, Scale) and close(step.values, step.values[:1]):
             gain = gain * step.values[0]
         else:
             kept.append(_plain(step, experts))
@@ -251,7 +249,7 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
         found = _classified(chain, current, cut, rng)
         if isinstance(found, Unknown):
             if _has_rotation_or_activation(steps):
-                break  # perhaps W_down in another form; `_down` will tell
+                break  # perhaps W_down in another form; `find_down` will tell
             raise NotRecognised(_sentence(current, cut, found), 5)
         steps = [*steps, *found]
         current = cut

@@ -153,3 +153,12 @@ def test_memory_whose_sharing_is_lost_is_refused() -> None:
 def test_inputs_are_not_written_to() -> None:
     """A model that writes to its input is left to torch, which tells of it."""
     assert not is_rewritten(lambda x: x.add_(1.0))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_rewritten_program_is_a_whole_one(name: str) -> None:
+    """torch runs it as it runs any exported program, and it gives what the model gives."""
+    x = data(4, 8)
+    program = torch.export.export(Function(WRITTEN[name]), (x,), strict=False)
+    assert made_functional(program)
+    torch.testing.assert_close(program.module()(x), WRITTEN[name](x))
