@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .test_recognise_styles import EXPERTS, LAYERS, ROUNDING, WIDTH, Gathered, layer, recognised
+from .test_recognise_styles import (
+    EXPERTS,
+    LAYERS,
+    ROUNDING,
+    WIDTH,
+    Gathered,
+    WhereLoop,
+    layer,
+    recognised,
+)
 
 
 class Reflection(Gathered):
@@ -39,7 +48,7 @@ class PartlyRotated(Gathered):
         return x
 
 
-class Turned(Gathered):
+class Turned(WhereLoop):
     """Orthogonal 4x4 blocks of six angles each, of which rotations of pairs make four."""
 
     def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
@@ -51,14 +60,6 @@ class Turned(Gathered):
         eye = torch.eye(4)
         blocks = torch.linalg.solve(eye + skew, eye - skew)
         return torch.einsum("...pij,...pj->...pi", blocks, x.unflatten(-1, (-1, 4))).flatten(-2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gates, experts = self.route(x)
-        y = torch.zeros_like(x)
-        for e in range(EXPERTS):
-            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
-            y = y + weight * self.expert(x, self.theta[e], self.phi[e])
-        return y
 
 
 class OutputOnly(Gathered):

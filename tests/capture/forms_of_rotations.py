@@ -1,0 +1,136 @@
+"""Butterfly layers whose rotations are matrices, complex numbers or strides."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .test_recognise_styles import (
+    CHOSEN,
+    EXPERTS,
+    HIDDEN,
+    LAYERS,
+    TOKENS,
+    WIDTH,
+    Gathered,
+    layer,
+    ternary,
+)
+
+
+class Matrices(Gathered):
+    """Whole rotations as dense matrices of each expert, gathered by its number."""
+
+    def matrix(self, angles: Tensor, width: int) -> Tensor:
+        eye = torch.eye(width).expand(EXPERTS, width, width)
+        return super().rotate(eye, angles[:, None]).transpose(-1, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        u = F.gelu(self.multiply(torch.einsum("tkij,tj->tki", theta[experts], x)))
+        u = torch.einsum("tkij,tkj->tki", phi[experts], u)
+        return (self.down(u) * gates[..., None]).sum(1)
+
+
+class DeepMatrices(Matrices):
+    """Dense matrices of log2 d layers, in which nothing is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(EXPERTS, 4, WIDTH // 2) * 0.4)
+        self.phi = nn.Parameter(torch.randn(EXPERTS, 5, HIDDEN // 2) * 0.4)
+
+    def matrix(self, angles: Tensor, width: int) -> Tensor:
+        x = torch.eye(width).expand(EXPERTS, width, width)
+        for i in range(angles.shape[1]):
+            x = layer(x, angles[:, None, i].cos(), angles[:, None, i].sin())
+        return x.transpose(-1, -2)
+
+
+class WholeExperts(Matrices):
+    """Each expert as one matrix, B(phi) W_hat B(theta), behind it the activation and W_down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        whole = torch.stack([phi[e] @ ternary(self.up) @ theta[e] for e in range(EXPERTS)])
+        hidden = F.gelu(torch.einsum("efd,td->tef", whole, x))
+        return torch.einsum("te,tef->tf", dense, hidden) @ self.down.weight.T + self.down.bias
+
+
+class ChosenMatrices(Matrices):
+    """The matrices of the chosen experts multiplied first, then applied with bmm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        whole = (phi @ ternary(self.up) @ theta)[experts].flatten(0, 1)  # [T k, F, d]
+        rows = x.repeat_interleave(CHOSEN, 0)[..., None]
+        u = F.gelu(torch.bmm(whole, rows).squeeze(-1))
+        return (self.down(u).unflatten(0, (-1, CHOSEN)) * gates[..., None]).sum(1)
+
+
+class BySums(Matrices):
+    """W_hat times the matrices of all experts by one einsum, before one of them is chosen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        theta, phi = self.matrix(self.theta, WIDTH), self.matrix(self.phi, HIDDEN)
+        up = torch.einsum("fd,edc->efc", ternary(self.up), theta)
+        down = torch.einsum("df,efg->edg", self.down.weight, phi)
+        hidden = F.gelu(torch.einsum("tkfd,td->tkf", up[experts], x))
+        y = torch.einsum("tkdf,tkf->tkd", down[experts], hidden) + self.down.bias
+        return (y * gates[..., None]).sum(1)
+
+
+class Blocked(Gathered):
+    """Only the leading block of a padded rotation, as a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.randn(EXPERTS, LAYERS, WIDTH) * 0.4)
+
+    def block(self, angles: Tensor) -> Tensor:
+        steps = []
+        for i in range(LAYERS):
+            cos, sin = angles[i].cos(), angles[i].sin()
+            turned = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+            order = torch.cat([torch.arange(0, 2 * WIDTH, 2), torch.arange(1, 2 * WIDTH, 2)])
+            steps.append(torch.eye(2 * WIDTH)[order] @ torch.block_diag(*turned))
+        return (steps[1] @ steps[0])[:WIDTH, :WIDTH]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            u = F.gelu(self.multiply(x @ self.block(self.wide[e]).T))
+            y = y + weight * self.down(self.rotate(u, self.phi[e]))
+        return y
+
+
+class Complex(Gathered):
+    """Pairs as complex numbers, turned by unit phasors."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            phase = torch.polar(torch.ones_like(angles[..., i, :]), angles[..., i, :])
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+            x = torch.view_as_real(pairs * phase).transpose(-1, -2).flatten(-2)
+        return x
+
+
+class Strides(Gathered):
+    """No shuffle: pairs are 1, 2, 4, ... apart."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            parts = x.unflatten(-1, (-1, 2, 2**i))
+            a, b = parts[..., 0, :], parts[..., 1, :]
+            cos = angles[..., i, :].cos().unflatten(-1, (-1, 2**i))
+            sin = angles[..., i, :].sin().unflatten(-1, (-1, 2**i))
+            x = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
+        return x
