@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ir.graph import Node
+from .chosen import Chosen, is_uniform
 from .site import LOWERINGS, Lowering, Refused, Site, lowers
 
 ADVICE = "write it with the real and imaginary parts (torch.view_as_real), or with cos and sin"
@@ -24,6 +25,17 @@ class Complex:
 
     real: Node
     imag: Node
+
+
+def parts_of(value: Node | Complex) -> tuple[Node, ...]:
+    """The real tensors that a value is made of."""
+    return (value.real, value.imag) if isinstance(value, Complex) else (value,)
+
+
+def parts_with_rows(value: Node | Complex, mark: Chosen) -> Sequence[Node]:
+    """The parts of a marked value that hold rows: not one beside it that is the same for all."""
+    parts = parts_of(value)
+    return [part for part in parts if not is_uniform(part, mark.axis)] or parts
 
 
 _MOVES = """

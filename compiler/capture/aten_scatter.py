@@ -129,7 +129,8 @@ def _index_of_rows(site: Site, index: Node, axis: int) -> Node | None:
         if prod(small) == small[axis] == index.type.shape[axis]:
             rows = site.reshape(index.operands[0], (small[axis],))
             mark = site.marks.get(index)
-            return rows if mark is None else site.choose(rows, 0, mark.mask)
+            along = mark is not None and mark.axis == axis
+            return site.choose(rows, 0, mark.mask) if mark and along else rows
     return None
 
 

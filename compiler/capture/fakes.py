@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
+from ..ir.graph import Node
 from ..ir.types import Type
+from .chosen import Chosen
+from .refusals import MASK_ADVICE
 from .refused import Refused
 
 DTYPES = {
@@ -36,6 +39,7 @@ class Sizes:
     def __init__(self) -> None:
         self._known: dict[Any, int] = {}
         self._padded: set[Any] = set()
+        self._masks: dict[Any, Node] = {}
 
     def learn(self, fake: Any, value: Any) -> None:
         """Notes the sizes of ``fake`` that ``value`` tells."""
@@ -48,14 +52,14 @@ class Sizes:
         elif isinstance(fake, SymInt) and isinstance(value, int):
             self._known[fake.node.expr] = value
 
-    def pad(self, fake: Any, types: Any) -> None:
-        """Notes the sizes of ``fake`` that are not known as those of ``types``: as padded."""
-        if isinstance(fake, tuple | list):
-            for part, type in zip(fake, types, strict=True):
-                self.pad(part, type)
-            return
-        for size, number in zip(fake.shape, types.shape, strict=True):
-            if isinstance(size, SymInt) and size.node.expr.is_Symbol:
+    def pad(self, fake: Any, type: Type, mark: Chosen) -> None:
+        """Notes the sizes of ``fake`` that are not known as those of ``type``, whose mark it is."""
+        for axis, (size, number) in enumerate(zip(fake.shape, type.shape, strict=True)):
+            if not isinstance(size, SymInt):
+                continue
+            if axis == mark.axis:
+                self._masks.setdefault(size.node.expr, mark.mask)
+            if size.node.expr.is_Symbol:
                 known = self._known.setdefault(size.node.expr, number)
                 assert known == number, f"{size} stands for {known} rows and for {number}"
                 self._padded.add(size.node.expr)
@@ -63,6 +67,23 @@ class Sizes:
     def is_padded(self, size: Any) -> bool:
         """Whether ``size`` counts rows that were not chosen, too."""
         return isinstance(size, SymInt) and not self._padded.isdisjoint(size.node.expr.free_symbols)
+
+    def padded(self, fake: Any) -> list[int]:
+        """The axes of ``fake`` that count rows that were not chosen, too."""
+        return [axis for axis, size in enumerate(fake.shape) if self.is_padded(size)]
+
+    def chosen(self, fake: Any) -> Chosen | None:
+        """The axis of ``fake`` that is padded, and the mask of the rows that count there.
+
+        None where no axis is; Refused where it is not known which rows count.
+        """
+        axes = self.padded(fake)
+        if not axes:
+            return None
+        mask = self._masks.get(fake.shape[axes[0]].node.expr)
+        if len(axes) > 1 or mask is None:
+            raise Refused("rows chosen by the data in a form that is not followed", MASK_ADVICE)
+        return Chosen(axes[0], mask)
 
     def number(self, size: Any) -> int | None:
         """``size`` as a number, if it is one and is known."""

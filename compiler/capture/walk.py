@@ -37,7 +37,14 @@ from . import (  # noqa: F401  (each enters its family into the table of lowerin
     aten_shape,
     einsum,
 )
-from .aten_complex import Complex, has_complex, is_complex, lower_complex
+from .aten_complex import (
+    Complex,
+    has_complex,
+    is_complex,
+    lower_complex,
+    parts_of,
+    parts_with_rows,
+)
 from .calls import (
     CHECKS,
     FILLS,
@@ -234,13 +241,16 @@ class Walk:
         if value is None:
             value = node.args[1] if bare != "new_full" else node.args[2]
             value = self.fixed.get(value, value) if isinstance(value, fx.Node) else value
-        type = self.sizes.type_of(fake)
+        type, chosen = self.sizes.type_of(fake), self.sizes.chosen(fake)
         if isinstance(value, fx.Node) or type is None:
             self.values[node] = self._lower(node, str(node.target))
             return
-        scalar = torch.as_tensor(value).to(fake.dtype).reshape(())
-        self.fixed[node] = scalar.expand(type.shape)
-        self.labels[node] = name_of(node)
+        filled = torch.as_tensor(value).to(fake.dtype).reshape(()).expand(type.shape)
+        if chosen is None:
+            self.fixed[node], self.labels[node] = filled, name_of(node)
+        else:  # one for each row that was chosen
+            self.values[node] = self._constant_of(filled, name_of(node), source_of(node))
+            self.marks[node] = chosen
 
     def _fold(self, node: fx.Node, bare: str) -> None:
         """What depends on no input is computed by torch, exactly as eager computes it."""
@@ -348,14 +358,17 @@ class Walk:
         for operand in node.all_input_nodes:
             mark = self.marks.get(operand)
             if isinstance(mark, Chosen):
-                marks.update(dict.fromkeys(_with_rows(self.values[operand], mark), mark))
+                marks.update(dict.fromkeys(parts_with_rows(self.values[operand], mark), mark))
         out = self.sizes.types_of(fake)
         if self.narrow and isinstance(out, Type) and out.is_float:
             out = Type("f32", out.shape)
         site = Site(target, name_of(node), source, out, self.constants, marks)
         if isinstance(out, Type) and out.dtype in FLOATS - {"f32"}:
             raise Refused(f"{node.target} in {out.dtype}", "compute in float32")
-        self._check_sizes(node, target)
+        counts = (n.meta.get("val") for n in node.all_input_nodes)
+        if site.operator not in SHAPED and any(map(self.sizes.is_padded, counts)):
+            advice = "count with a sum over the mask; do not use the size of what it chose"
+            raise Refused("the number of chosen rows as a value", advice)
         try:
             if is_complex(fake) or has_complex((args, named)):
                 value = lower_complex(site, lowering, fake, args, named)
@@ -368,30 +381,19 @@ class Walk:
         self.marks[node] = self._marked(fake, value, marks)
         return value
 
-    def _check_sizes(self, node: fx.Node, target: str) -> None:
-        """Refused if the call computes with a number of rows that hangs on data."""
-        counts = (n for n in node.all_input_nodes if self.sizes.is_padded(n.meta.get("val")))
-        if any(counts) and target.split(".")[1] not in SHAPED:
-            advice = "count with a sum over the mask; do not use the size of what it chose"
-            raise Refused("the number of chosen rows as a value", advice)
-
     def _marked(self, fake: Any, value: Any, marks: Marks) -> Any:
         """The mark of a call's result, for each part; Refused if torch sees other rows there."""
         if isinstance(fake, tuple | list):
             return tuple(self._marked(f, v, marks) for f, v in zip(fake, value, strict=True))
-        parts = (value.real, value.imag) if isinstance(value, Complex) else (value,)
+        parts = parts_of(value)
         part = next((part for part in parts if part in marks), None)
         mark = None if part is None else marks[part]
-        if part is not None:
-            self.sizes.pad(fake, part.type)
-        open_axes = [i for i, size in enumerate(fake.shape) if self.sizes.is_padded(size)]
-        if open_axes != ([] if mark is None else [mark.axis]):
+        if part is None or mark is None:
+            mark = self.sizes.chosen(fake)  # the same in as many rows as were chosen
+            followed = mark is None or all(is_uniform(x, mark.axis) for x in parts)
+        else:
+            self.sizes.pad(fake, part.type, mark)
+            followed = self.sizes.padded(fake) == [mark.axis]
+        if not followed:
             raise Refused("rows chosen by the data in a form that is not followed", MASK_ADVICE)
         return mark
-
-
-def _with_rows(value: Node | Complex, mark: Chosen) -> list[Node]:
-    """The parts of a marked value that hold rows: all but a part that is the same for all rows."""
-    if isinstance(value, Node):
-        return [value]
-    return [part for part in (value.real, value.imag) if not is_uniform(part, mark.axis)]

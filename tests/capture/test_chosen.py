@@ -122,9 +122,47 @@ def turned(x: Tensor) -> Tensor:
     return put(x, torch.view_as_real(pairs * phase).flatten(1))
 
 
+def counted(x: Tensor) -> Tensor:
+    part = x[positive(x)]
+    ones = part.new_ones(part.shape[0])
+    return ones.sum() + torch.full_like(part, 2.0).sum(0) + ones @ part
+
+
+def repeated(x: Tensor) -> Tensor:
+    part = x[positive(x)]
+    return W[0].expand_as(part).sum(0) + W[:1].expand(part.shape[0], 6).square().sum()
+
+
+def written_to_zeros(x: Tensor) -> Tensor:
+    part = x[positive(x)]
+    even = torch.arange(0, 6, 2)
+    y, z = torch.zeros_like(part), torch.zeros(part.shape, dtype=part.dtype)
+    for j in range(3):
+        y[:, 2 * j] = part[:, 2 * j] - part[:, 2 * j + 1]
+    y[..., 1::2] = part[:, 0::2] + part[:, 1::2]
+    z[:, even + 1] = y[:, even]
+    return put(x, z.scatter(1, even.expand(part.shape[0], 3), y[:, 1::2]))
+
+
+def written_to_complex_zeros(x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x[positive(x)].unflatten(-1, (3, 2)).contiguous())
+    y, ones = torch.zeros_like(pairs), torch.ones_like(pairs)
+    y[:, 1:] = pairs[:, :2] * torch.polar(torch.ones(2), W[0, :2])
+    return put(x, torch.view_as_real(y).flatten(1)) + torch.view_as_real(ones.sum())[0]
+
+
+def joined_with_zeros(x: Tensor) -> Tensor:
+    part = x[positive(x)]
+    wide = torch.cat([part, torch.zeros(part.shape[0], 2)], 1)
+    long = torch.cat([wide, torch.ones_like(wide)])
+    rows = torch.cat([positive(x).nonzero()[:, 0]] * 2)
+    return torch.zeros(x.shape[0], 8).index_add(0, rows, long)
+
+
 FORMS = [
     by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined,
-    joined_places, pairs, summed, contracted, two_axes, routed, filled, turned,
+    joined_places, pairs, summed, contracted, two_axes, routed, filled, turned, counted, repeated,
+    written_to_zeros, written_to_complex_zeros, joined_with_zeros,
 ]  # fmt: skip
 
 
@@ -173,6 +211,13 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
         "among rows that the data chose",
     ),
     (lambda x: (x, x[positive(x)]), "a result whose size the data chooses"),
+    (lambda x: (x, torch.ones_like(x[positive(x)])), "a result whose size the data chooses"),
+    (lambda x: x + torch.ones_like(x[positive(x)]).cumsum(0).sum(0), "mixed by 'slice'"),
+    (lambda x: put(x, torch.zeros_like(x[x[:, 1] > 0])), "different masks"),
+    (
+        lambda x: torch.ones(3 * x[positive(x)].shape[0]).sum() + x,
+        "in a form that is not followed",
+    ),
 ]
 
 

@@ -180,6 +180,30 @@ class GatheredGates(Gathered):
         return scores.sigmoid().gather(-1, experts), experts
 
 
+class WrittenToZeros(Gathered):
+    """A masked loop over experts; rotations as Algorithm 1 has them, element by element."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        width = x.shape[1]
+        for cos, sin in zip(angles.cos(), angles.sin(), strict=True):
+            z, y = torch.zeros_like(x), torch.zeros_like(x)
+            for j in range(width // 2):
+                z[:, 2 * j] = cos[j] * x[:, 2 * j] - sin[j] * x[:, 2 * j + 1]
+                z[:, 2 * j + 1] = sin[j] * x[:, 2 * j] + cos[j] * x[:, 2 * j + 1]
+            y[:, : width // 2], y[:, width // 2 :] = z[:, 0::2], z[:, 1::2]
+            x = y
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            token, slot = torch.where(experts == e)
+            part = self.expert(x[token], self.theta[e], self.phi[e])
+            y.index_add_(0, token, part * gates[token, slot, None])
+        return y
+
+
 class StraightThrough(Gathered):
     """The ternary matrix as w + (quantised - w), which float32 rounds."""
 
@@ -236,7 +260,7 @@ class ThenResidual(Gathered):
 FULL: dict[str, list[type[Gathered]]] = {
     "routing": [Argmax, Sorted, GatheredGates, Capacity],
     "dispatch": [Gathered, WhereLoop, SlotLoop, Scattered, ExpertAxis, Repeated, OneHot],
-    "rotations": [TwoByTwo],
+    "rotations": [TwoByTwo, WrittenToZeros],
     "matrices, scales and biases": [StraightThrough],
     "activations": [WrittenOutGelu],
     "around the layer": [NormInFront, ScaledInFront, ThenTanh, ThenResidual],
