@@ -43,9 +43,24 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Hits:
-    """Zeros and ones: summed over all but the last axis, how often each number occurs."""
+    """Zeros and ones: summed over all but one axis, how often each number occurs."""
 
     origin: Origin
+    classes: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class Occurs:
+    """A vector that is not zero for each of ``classes`` numbers that occurs somewhere."""
+
+    classes: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which of ``classes`` numbers occur, in order: as many as only data tells."""
+
     classes: int
 
 
@@ -89,13 +104,18 @@ class Sums:
         """Whether it is the sum of all counts."""
         return float(self.parts[0]) == 0 and bool((self.parts[1:] == 1).all())
 
+    def is_count_each(self) -> bool:
+        """Whether it is a vector of numbers, each zero only where all its counts are."""
+        nothing, counts = self.parts[0], self.parts[1:]
+        return self.parts.ndim == 2 and not nothing.any() and bool((counts >= 0).all())
+
     @property
     def value(self) -> np.ndarray | None:
         """The constant, if it is one."""
         return np.asarray(self.parts[0]) if self.origin is None else None
 
 
-Fact = Numbers | Hits | Equal | Sums
+Fact = Numbers | Hits | Equal | Sums | Occurs | Places
 _ANY_COUNT = np.array([0, 1])
 
 

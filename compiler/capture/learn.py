@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .known import (
     Equal,
@@ -15,7 +16,9 @@ from .known import (
     Facts,
     Hits,
     Numbers,
+    Occurs,
     Origin,
+    Places,
     Sums,
     apply,
     constant,
@@ -49,7 +52,18 @@ _AFFINE = frozenset(
     | {"reshape", "roll", "select", "squeeze", "stack", "sub", "subtract", "sum", "to"}
     | {"unsqueeze", "view", "__neg__"}
 )  # fmt: skip
+# Calls that order the axes anew.
+_REORDERED = frozenset({"movedim", "moveaxis", "permute", "swapaxes", "swapdims", "t", "transpose"})
+_WHERE_NOT_ZERO = frozenset({"argwhere", "nonzero", "where"})
+# Comparisons of a count -> the number with which they tell whether there is any.
+_IS_COUNT = {"gt": 0, "__gt__": 0, "greater": 0, "ne": 0, "__ne__": 0, "not_equal": 0} | {
+    "ge": 1, "__ge__": 1, "greater_equal": 1,
+}  # fmt: skip
 _ROUTING = frozenset({"argmax", "argmin", "argsort", "max", "min", "sort", "topk"})
+# The same numbers in another dtype, or in memory of their own.
+_CAST = frozenset(
+    {"bool", "clone", "contiguous", "cpu", "detach", "float", "int", "long", "to", "type"}
+)
 _MOST_CONSTANTS = 4096
 _WIDE = frozenset({torch.int32, torch.int64})  # no count is too large for these
 
@@ -59,6 +73,9 @@ def learn(facts: Facts, function: Any, args: Args, named: Named, result: Any) ->
     name = getattr(function, "__name__", "")
     if name in _ROUTING and args and isinstance(args[0], Tensor):
         _learn_choice(facts, name, args, named, result)
+        return
+    if name in _WHERE_NOT_ZERO and len(args) == 1:
+        _learn_places(facts, args[0], result)
         return
     if name == "unbind":
         _learn_parts(facts, args, named, result)
@@ -106,6 +123,16 @@ def _learn_parts(facts: Facts, args: Args, named: Named, result: Sequence[Tensor
             fact = apply(torch.select, (args[0], axis, place), {}, facts)
             if fact is not None:
                 facts[part] = fact
+
+
+def _learn_places(facts: Facts, x: Tensor, result: Any) -> None:
+    """Where a vector is not zero: which numbers occur."""
+    known = facts[x]
+    if isinstance(known, Sums) and known.is_count_each():
+        known = Occurs(x.shape[0])
+    if isinstance(known, Occurs):
+        (places,) = result if isinstance(result, tuple) else (result,)
+        facts[places] = Places(known.classes)
 
 
 def _made(name: str, function: Any, args: Args, named: Named, result: Tensor) -> Sums | None:
@@ -172,7 +199,7 @@ def _of_numbers(
 ) -> Fact | None:
     origin = known.origin
     if name == "one_hot" and origin is not None:
-        return Hits(origin, int(result.shape[-1]))
+        return Hits(origin, int(result.shape[-1]), result.dim() - 1)
     if name in ("eq", "__eq__") and origin is not None and _is_number(args[1]):
         return Equal(origin, int(args[1]))
     if result.dtype not in _WIDE or (name == "view" and result.dtype != args[0].dtype):
@@ -194,20 +221,54 @@ def _is_number(x: Any) -> bool:
 def _of_hits(
     facts: Facts, known: Hits, name: str, args: Args, named: Named, result: Tensor
 ) -> Fact | None:
-    x = args[0]
-    if result.dtype not in _WIDE and result.dtype != torch.float32:
+    if name in _REORDERED:
+        return replace(known, axis=_axis_after(name, args, named, known.axis))
+    if name in ("any", "amax") and result.shape == (known.classes,):
+        return Occurs(known.classes) if known.axis not in _axes(args, named) else None
+    if result.dtype not in _WIDE | {torch.bool, torch.float32}:
         return None
-    if name in ("to", "int", "long", "float", "type", "cpu", "detach", "clone", "contiguous"):
+    if name in (
+        "to",
+        "bool",
+        "int",
+        "long",
+        "float",
+        "type",
+        "cpu",
+        "detach",
+        "clone",
+        "contiguous",
+    ):
         return known
-    if name in ("reshape", "view", "flatten") and result.shape[-1] == known.classes:
-        return known
+    if name in ("reshape", "view", "flatten"):
+        axis = {args[0].dim() - 1: result.dim() - 1, 0: 0}.get(known.axis)
+        if axis is None or result.shape[axis] != known.classes:
+            return None
+        return replace(known, axis=axis)
     if name != "sum":
         return None
-    axes = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
-    axes = (axes,) if isinstance(axes, int) else axes
-    if axes is None or any(axis % x.dim() == x.dim() - 1 for axis in axes):
+    axes = _axes(args, named)
+    if not axes or known.axis in axes:
         return None
-    return counts(known.origin, known.classes) if result.dim() == 1 else known
+    if result.dim() == 1:
+        return counts(known.origin, known.classes)
+    keep = named.get("keepdim", len(args) > 2 and args[2])
+    before = 0 if keep else sum(axis < known.axis for axis in axes)
+    return replace(known, axis=known.axis - before)
+
+
+def _axes(args: Args, named: Named) -> list[int]:
+    """The axes that a reduction takes away; none where it takes all."""
+    axes = named.get("dim", named.get("axis", args[1] if len(args) > 1 else ()))
+    return [axis % args[0].dim() for axis in ((axes,) if isinstance(axes, int) else axes or ())]
+
+
+def _axis_after(name: str, args: Args, named: Named, axis: int) -> int:
+    """Where an axis lies after a call that orders them anew."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        sizes = [2 if at == axis else 1 for at in range(args[0].dim())]
+        moved = getattr(torch.empty(sizes), name)
+        return list((moved(*args[1:], **named) if callable(moved) else moved).shape).index(2)
 
 
 def _of_equal(
@@ -228,7 +289,10 @@ def _of_equal(
 def _of_sums(
     facts: Facts, known: Sums, name: str, args: Args, named: Named, result: Tensor
 ) -> Fact | None:
-    """Ones written into zeros at the experts' numbers."""
+    """Ones written into zeros at the experts' numbers; which of them occur."""
+    compared = name in _IS_COUNT and _is_number(args[1]) and args[1] == _IS_COUNT[name]
+    if compared or name == "bool":
+        return Occurs(int(result.shape[0])) if known.is_count_each() else None
     if known.value is None or bool((known.value != 0).any()):
         return None
     if name.startswith("scatter"):
@@ -238,6 +302,15 @@ def _of_sums(
         if isinstance(index, Numbers) and index.origin is not None and _is_one(facts, args[3]):
             return counts(index.origin, int(known.value.shape[0])) if result.dim() == 1 else None
     return None
+
+
+def _of_places(
+    facts: Facts, known: Places, name: str, args: Args, named: Named, result: Tensor
+) -> Fact | None:
+    """The same places with one axis more or less."""
+    column = name in ("__getitem__", "select") and args[0].dim() == 2 and result.dim() == 1
+    whole = column and (name == "select" or not isinstance(args[1], int | Tensor))
+    return known if whole or (name in _SAME and result.dtype in _WIDE) else None
 
 
 def _scattered(facts: Facts, name: str, args: Args, named: Named) -> Fact | None:
@@ -254,7 +327,9 @@ def _scattered(facts: Facts, name: str, args: Args, named: Named) -> Fact | None
         return None
     if not (adds or numbers.distinct == last == index.dim() - 1):
         return None
-    return Hits(numbers.origin, int(x.shape[-1])) if x.dim() > 1 else _if_adds(adds, numbers, x)
+    return (
+        Hits(numbers.origin, int(x.shape[-1]), last) if x.dim() > 1 else _if_adds(adds, numbers, x)
+    )
 
 
 def _if_adds(adds: bool, numbers: Numbers, x: Tensor) -> Fact | None:
@@ -273,5 +348,6 @@ _RULES: dict[type, _Rule] = {
     Numbers: _of_numbers,
     Hits: _of_hits,
     Equal: _of_equal,
+    Places: _of_places,
     Sums: _of_sums,
 }

@@ -24,7 +24,7 @@ from torch import SymInt, Tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
-from .known import Facts, Numbers, Sums, changed, each, memory_of
+from .known import Facts, Numbers, Places, Sums, changed, each, memory_of
 from .learn import learn, writes
 from .number import Array, Number, NumberUsed, converted
 from .pieces import Pieces
@@ -148,7 +148,7 @@ class SomeRows(TorchFunctionMode):
             return Number(x.reshape(()) if x.dim() else x, self)
 
     def _tolist(self, args: Args, _: Named) -> Any:
-        x = args[0]
+        x = self._all_places(args[0])
         if not all(isinstance(size, int) for size in x.shape):
             raise NumberUsed("the length of a list", "loop over all experts")
         with self:
@@ -160,6 +160,22 @@ class SomeRows(TorchFunctionMode):
             return _NOT_HERE
         with self:
             return iter([x[place] for place in range(x.shape[0])])
+
+    def _all_places(self, x: Tensor) -> Tensor:
+        """All experts in place of those that have tokens: the others have no rows."""
+        known = self.facts[x]
+        if not isinstance(known, Places):
+            return x
+        with self:
+            return torch.arange(known.classes).reshape(known.classes, *x.shape[1:])
+
+    def _unbind(self, args: Args, named: Named) -> Any:
+        """What a loop over a tensor takes."""
+        x = self._all_places(args[0])
+        if x is args[0] or named.get("dim", args[1] if len(args) > 1 else 0) != 0:
+            return _NOT_HERE
+        with self:
+            return x.unbind()
 
     def _bool(self, args: Args, _: Named) -> Any:
         answer = self.truth(args[0])
@@ -329,6 +345,7 @@ _SPECIAL: dict[str, _Special] = {
     "split_with_sizes": SomeRows._split,
     "tensor": SomeRows._tensor,
     "tolist": SomeRows._tolist,
+    "unbind": SomeRows._unbind,
     "unique": SomeRows._unique,
     "vstack": SomeRows._cat,
 }
