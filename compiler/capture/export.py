@@ -58,6 +58,10 @@ def capture(
     """
     _check_inputs(example_inputs)
     asked = writes = False
+    if isinstance(model, ExportedProgram) and _is_open(model):
+        # Traced again, for inputs of one shape; its own module would refuse eval().
+        traced: Any = model.module()
+        model = torch.fx.GraphModule(traced, traced.graph)
     if isinstance(model, ExportedProgram):
         program = _decomposed(model, progress)
     elif isinstance(model, nn.Module):
@@ -89,6 +93,14 @@ def capture(
         with _evaluating(model):
             (check_also_idle if asked else check_writes)(model, graph, example_inputs)
     return Captured(graph, tuple(program.state_dict), program)
+
+
+def _is_open(program: ExportedProgram) -> bool:
+    """Whether a program takes inputs of more than one shape: a batch of any size, say."""
+    names = set(program.graph_signature.user_inputs)
+    fakes = (node.meta.get("val") for node in program.graph.nodes if node.name in names)
+    sizes = (size for fake in fakes if isinstance(fake, Tensor) for size in fake.shape)
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def _check_inputs(inputs: Any) -> None:

@@ -147,10 +147,6 @@ class Walk:
         elif type is not None:
             self.values[node] = input_node(node.name, type)
             self.inputs.append(self.values[node])
-        elif fake is not None and not isinstance(fake, bool | int | float | str):
-            self.values[node] = UNKNOWN
-            advice = "export without dynamic_shapes: a compiled model has one shape"
-            self.refusals.add(f"input '{node.name}' of a shape that is not fixed", "", advice)
 
     def _outputs(self, node: fx.Node) -> tuple[Node, ...]:
         """The outputs of the user; a program that also changes its buffers is refused."""

@@ -17,7 +17,7 @@ from butterflyc.compiler.errors import BadInput, Unsupported
 from butterflyc.compiler.ir.graph import Graph
 from butterflyc.compiler.ir.interpret import interpret
 
-from .agreement import Function, agree, data, numbers
+from .agreement import Function, agree, check, data, numbers
 
 HERE = Path(__file__).name
 
@@ -207,18 +207,27 @@ def test_written_buffers_are_refused() -> None:
     assert caught.value.where == line_of("written")
 
 
-def test_dynamic_shapes_are_refused() -> None:
-    """A program exported for any batch size has no one shape."""
-    dynamic = {"x": {0: torch.export.Dim("batch", min=2)}}
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_program_of_any_batch(batch: int) -> None:
+    """A program exported for any batch size is compiled for that of the example inputs."""
+    dynamic = {"x": {0: torch.export.Dim("batch", min=1)}}
 
-    class Plain(nn.Module):
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 6)
+
         def forward(self, x: Tensor) -> Tensor:
-            return x + 1
+            y = self.inner(x.reshape(x.shape[0] * 3, 4)).view(x.shape[0], 3, 6)  # flat
+            return y / x.shape[0]
 
-    program = torch.export.export(Plain(), (data(3, 4),), dynamic_shapes=dynamic)
-    with pytest.raises(Unsupported, match="not fixed") as caught:
-        capture(program, (data(3, 4),))
-    assert "dynamic_shapes" in str(caught.value.help)
+    program = torch.export.export(Flat(), (data(4, 3, 4),), dynamic_shapes=dynamic)
+    x = data(batch, 3, 4)
+    captured = capture(program, (x,))
+    (got,) = interpret(captured.graph, x.numpy())
+    check(got, program.module()(x).detach().numpy(), 1e-6, "the program")
+    assert captured.parameters == ("inner.weight", "inner.bias")
+    assert line_of("flat") in {node.source for node in captured.graph.nodes}
 
 
 @pytest.mark.parametrize(("value", "count"), [(float("nan"), 2), (float("inf"), 2)])
