@@ -48,33 +48,6 @@ def embedding(site: Site, table: Node, index: Node, *_: object) -> Node:
     return site.make("take", table, index, axis=0)
 
 
-@lowers("aten._embedding_bag", "aten._embedding_bag_forward_only")
-def embedding_bag(
-    site: Site,
-    table: Node,
-    index: Node,
-    offsets: Node,
-    _: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    weights: Node | None = None,
-    with_end: bool = False,
-    padding: int = -1,
-) -> tuple[Node | None, ...]:
-    """Sums, means (mode 1) or maxima (mode 2) of bags of rows; all bags have one size."""
-    starts, count = site.value(offsets), index.type.size
-    ends = None if starts is None else np.append(starts[: len(starts) - with_end], count)
-    advice = "take embedding(...) and sum or average over the axis"
-    same = ends is not None and len(ends) > 1 and len(set(np.diff(ends))) == 1 and ends[0] == 0
-    accept(same and padding < 0, "an embedding_bag of bags of several sizes", advice)
-    bags, width = site.out[0].shape
-    rows = site.reshape(site.make("take", table, index, axis=0), (bags, count // bags, width))
-    if weights is not None:
-        rows = site.make("mul", rows, site.reshape(weights, (bags, count // bags, 1)))
-    y = site.make(("sum", "mean", "max")[mode], rows, axes=(1,))
-    return y, *(None,) * (len(site.out) - 1)
-
-
 @lowers("aten.diagonal_scatter")
 def diagonal_scatter(
     site: Site, x: Node, source: Node, offset: int = 0, a: int = 0, b: int = 1

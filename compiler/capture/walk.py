@@ -21,6 +21,7 @@ from ..ir.graph import Graph, Node
 from ..ir.types import FLOATS, Type
 from . import (  # noqa: F401  (each enters its family into the table of lowerings)
     aten_activation,
+    aten_bags,
     aten_chosen,
     aten_complex,
     aten_conv,

@@ -17,7 +17,7 @@ from butterflyc.compiler.errors import Unsupported
 from .agreement import Function, data
 
 CUBES, TURNED = data(3, 6, 2, 2, 2), data(6, 3, 2, 2, 2)
-INDEX, BAGS = torch.arange(5), torch.tensor([0, 3])
+INDEX, MANY = torch.arange(5), torch.arange(0, 4995, 3).sub(1).clamp(0)
 
 # Each on x: [2, 6, 8]: the call, what is named, what is advised.
 CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
@@ -58,7 +58,7 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: F.max_pool1d(x, 2, return_indices=True), "its result 1", "plain model"),
     (lambda x: x.to(torch.uint16).int(), "a tensor of torch.uint16", "integers"),
     (lambda x: (x, torch.arange(3).to(torch.uint16)), "a constant of torch.uint16", "integers"),
-    (lambda x: F.embedding_bag(INDEX, x[0], BAGS), "bags of several sizes", "embedding("),
+    (lambda x: F.embedding_bag(INDEX.repeat(999), x[0], MANY), "several sizes", "embedding("),
     (lambda x: torch.fft.fft(x.repeat(1, 1, 300)).real, "transform of 2400", "2048"),
 ]  # fmt: skip
 
