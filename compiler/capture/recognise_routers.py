@@ -1,6 +1,6 @@
 """Routing ops that are not written as a top k, written as one: the same numbers, fewer forms.
 
-argmax(x), max(x)                    ->  top_k(x) {k = 1}
+argmax(x), max(x), along any axis    ->  top_k(x, that axis last) {k = 1}
 top_k(x) {k = E}, of which 0..k read ->  top_k(x) {k = k}
 top_k(x) {k = a}, top_k(x without the chosen) {k = b}  ->  top_k(x) {k = a + b}
 """
@@ -25,9 +25,9 @@ SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose", "concat", "neg"
 def with_top_k(graph: Graph) -> Graph:
     """The graph whose routing is all by top_k; argmax that chooses nothing stays as it is."""
     chosen = {
-        node.operands[0]
+        (node.operands[0], _axis_of_extreme(node))
         for node in graph.nodes
-        if node.op == "argmax" and _is_last(node, node["axis"]) and _chooses(graph, node)
+        if node.op == "argmax" and _chooses(graph, node)
     }
     narrow = {
         node: sizes.pop()
@@ -35,7 +35,7 @@ def with_top_k(graph: Graph) -> Graph:
         if node.op == "top_k" and len(sizes := _read_sizes(graph, node)) == 1
     }
     original = dict(zip((node.name for node in graph.nodes), graph.nodes, strict=True))
-    made: dict[Node, Node] = {}
+    made: dict[tuple[Node, int | None], Node] = {}
 
     def change(node: Node) -> Node:
         was = original[node.name]
@@ -45,11 +45,13 @@ def with_top_k(graph: Graph) -> Graph:
             return result(node.operands[0], node["index"], node.name)
         if was.op == "slice" and _source(was) in narrow:
             return replace(node.operands[0], name=node.name)
-        if was.operands and was.operands[0] in chosen and _is_extreme(was):
+        axis = _axis_of_extreme(was)
+        if axis is not None and (was.operands[0], axis) in chosen:
             scores = node.operands[0]
-            if scores not in made:
-                made[scores] = make("top_k", scores, name=f"{scores.name}.top", k=1)
-            best = result(made[scores], int(was.op == "argmax"), f"{node.name}.best")
+            if (scores, axis) not in made:
+                last = _with_last(scores, axis)
+                made[scores, axis] = make("top_k", last, name=f"{scores.name}.top", k=1)
+            best = result(made[scores, axis], int(was.op == "argmax"), f"{node.name}.best")
             shape = node.type.shape
             return make("reshape", best, name=node.name, source=node.source, shape=shape)
         return node
@@ -61,11 +63,21 @@ def _is_last(node: Node, axis: int) -> bool:
     return axis % node.operands[0].type.rank == node.operands[0].type.rank - 1
 
 
-def _is_extreme(node: Node) -> bool:
-    """Whether ``node`` is the largest of the last axis, or where it is."""
+def _axis_of_extreme(node: Node) -> int | None:
+    """The axis along which ``node`` is the largest, or where it is; None if it is neither."""
     if node.op == "argmax":
-        return _is_last(node, node["axis"])
-    return node.op == "max" and len(node["axes"]) == 1 and _is_last(node, node["axes"][0])
+        return int(node["axis"]) % node.operands[0].type.rank
+    if node.op == "max" and len(node["axes"]) == 1:
+        return int(node["axes"][0]) % node.operands[0].type.rank
+    return None
+
+
+def _with_last(x: Node, axis: int) -> Node:
+    """``x`` with ``axis`` as its last."""
+    order = (*(i for i in range(x.type.rank) if i != axis), axis)
+    if axis == x.type.rank - 1:
+        return x
+    return make("transpose", x, name=f"{x.name}.last", source=x.source, order=order)
 
 
 def _chooses(graph: Graph, node: Node) -> bool:

@@ -79,6 +79,22 @@ def test_other_choices_stay_apart(name: str) -> None:
     assert [int(node["k"]) for node in joined.nodes if node.op == "top_k"] == [1, 1]
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_best_along_any_axis_is_a_top_k(axis: int) -> None:
+    """The largest along an axis, and where it is, become one top_k with that axis last."""
+
+    def best(x: Tensor) -> Tensor:
+        values, numbers = x.max(axis, keepdim=True)
+        table = torch.arange(10.0)
+        return torch.cat([values, table[x.argmax(axis, keepdim=True)], table[numbers]], axis)
+
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    graph = captured(best, x)
+    changed = with_top_k(graph)
+    assert [node.op for node in changed.nodes if node.op in ("argmax", "max", "top_k")] == ["top_k"]
+    np.testing.assert_array_equal(interpret(changed, x.numpy())[0], interpret(graph, x.numpy())[0])
+
+
 NEVER: list[Routing] = [
     lambda x: x.softmax(-1),
     lambda x: x.sigmoid() / (x.exp().sum(-1, keepdim=True) + 1),

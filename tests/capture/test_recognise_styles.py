@@ -163,6 +163,16 @@ class Argmax(Gathered):
         return self.expert(x, self.theta[experts], self.phi[experts]) * gates[:, None]
 
 
+class ArgmaxOfMap(Gathered):
+    """Scores of a 1x1 convolution, experts along axis 1; the best by argmax, one-hot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = F.conv2d(x.mT[None, :, None], self.gate.weight[..., None, None])  # [1, E, 1, T]
+        chosen = F.one_hot(scores.argmax(1), EXPERTS).movedim(-1, 1) * scores.softmax(1)
+        every = self.expert(x[:, None], self.theta[None], self.phi[None])  # [T, E, d]
+        return torch.einsum("bewt,ted->td", chosen, every)
+
+
 class Sorted(Gathered):
     """Experts chosen by a full sort of the scores, cut at k."""
 
@@ -258,7 +268,7 @@ class ThenResidual(Gathered):
 
 # What is written otherwise: the forms of it.
 FULL: dict[str, list[type[Gathered]]] = {
-    "routing": [Argmax, Sorted, GatheredGates, Capacity],
+    "routing": [Argmax, ArgmaxOfMap, Sorted, GatheredGates, Capacity],
     "dispatch": [Gathered, WhereLoop, SlotLoop, Scattered, ExpertAxis, Repeated, OneHot],
     "rotations": [TwoByTwo, WrittenToZeros],
     "matrices, scales and biases": [StraightThrough],
