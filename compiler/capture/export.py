@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
@@ -31,6 +33,7 @@ from .walk import Walk, fixed_calls, is_known_and_pure
 Progress = Callable[[str], None]
 _WIDE = {torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _MOST_ROUNDS = 4
+_ASKS_FOR_ONE = re.compile(r"(Eq|Ne)\(u\d+, 1\)")  # whether a size that hangs on data is 1
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,9 @@ def _exported(
 def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The program as if all experts had tokens, with Python's numbers as tensors."""
     files: set[str] = set()
+    least = 1
     while True:
-        mode = SomeRows()
+        mode = SomeRows(least)
         try:
             with quiet_torch(), mode, reading_numbers(mode, files):
                 return torch.export.export(model, inputs, strict=False)
@@ -215,6 +219,10 @@ def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> Expo
             if not error.file or error.file in files:
                 raise
             files.add(error.file)
+        except GuardOnDataDependentSymNode as error:
+            if least == 2 or not _ASKS_FOR_ONE.search(str(error)):
+                raise
+            least = 2
 
 
 def _reads_numbers(program: ExportedProgram) -> bool:

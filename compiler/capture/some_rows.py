@@ -53,10 +53,15 @@ _NOT_HERE = object()
 
 
 class SomeRows(TorchFunctionMode):
-    """While it lasts, sizes that hang on data count as positive, and so do sums over masks."""
+    """While it lasts, sizes that hang on data count as positive, and so do sums over masks.
 
-    def __init__(self) -> None:
+    ``least`` is what such a size is at least: 2 where PyTorch asks whether it is 1, because it
+    repeats a single row where others must match.
+    """
+
+    def __init__(self, least: int = 1) -> None:
         super().__init__()
+        self.least = least
         self.facts = Facts()
         self._pieces = Pieces(self.facts)
         self._truths: dict[int, tuple[Tensor, bool]] = {}  # the tensor keeps its number alive
@@ -133,7 +138,7 @@ class SomeRows(TorchFunctionMode):
         for size in x.shape:
             if isinstance(size, SymInt) and str(size) not in self._positive:
                 self._positive.add(str(size))
-                torch._check(size > 0)
+                torch._check(size >= self.least)
 
     # What Python reads from tensors.
 

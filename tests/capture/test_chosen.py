@@ -128,6 +128,10 @@ def counted(x: Tensor) -> Tensor:
     return ones.sum() + torch.full_like(part, 2.0).sum(0) + ones @ part
 
 
+def asked_for_one(x: Tensor) -> Tensor:
+    return put(x, torch.tensordot(x[positive(x)], W.mT @ W, dims=1))
+
+
 def repeated(x: Tensor) -> Tensor:
     part = x[positive(x)]
     return W[0].expand_as(part).sum(0) + W[:1].expand(part.shape[0], 6).square().sum()
@@ -162,6 +166,7 @@ def joined_with_zeros(x: Tensor) -> Tensor:
 FORMS = [
     by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined,
     joined_places, pairs, summed, contracted, two_axes, routed, filled, turned, counted, repeated,
+    asked_for_one,
     written_to_zeros, written_to_complex_zeros, joined_with_zeros,
 ]  # fmt: skip
 
