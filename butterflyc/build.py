@@ -207,8 +207,8 @@ def _assemble(
         "target": built.core.name,
         "core": attrs.asdict(built.core),
         "mode": built.mode,
-        "inputs": _ports(last.inputs),
-        "outputs": _ports(last.outputs),
+        "inputs": _ports([node.name for node in last.inputs], last.inputs),
+        "outputs": _ports(last.results, last.outputs),
         "stages": list(stages),
         "census": {
             "layers": len(layers),
@@ -229,10 +229,10 @@ def _assemble(
     return Program(Artefact(manifest, sections), stages)
 
 
-def _ports(nodes: Sequence[Any]) -> list[dict[str, Any]]:
+def _ports(names: Sequence[str], nodes: Sequence[Any]) -> list[dict[str, Any]]:
     return [
-        {"name": node.name, "dtype": node.type.dtype, "shape": list(node.type.shape)}
-        for node in nodes
+        {"name": name, "dtype": node.type.dtype, "shape": list(node.type.shape)}
+        for name, node in zip(names, nodes, strict=True)
     ]
 
 

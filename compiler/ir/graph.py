@@ -16,6 +16,8 @@ import numpy as np
 
 from .types import Type, type_of
 
+# The note of a graph that holds the names which the model gives its results.
+RESULTS = "results"
 Attribute = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
 
@@ -89,6 +91,12 @@ class Graph:
         return topological_order(self.outputs, self.inputs)
 
     @cached_property
+    def results(self) -> tuple[str, ...]:
+        """A name for each output, all different: what the model calls it, or the node's name."""
+        given = self.notes.get(RESULTS)
+        return unique(given if isinstance(given, tuple) else [node.name for node in self.outputs])
+
+    @cached_property
     def users(self) -> Mapping[Node, tuple[Node, ...]]:
         """For each node, the nodes that read it (once per operand position)."""
         users: dict[Node, list[Node]] = {node: [] for node in self.nodes}
@@ -157,6 +165,18 @@ def rebuild(
         graph.constants if constants is None else constants,
         graph.notes,
     )
+
+
+def unique(names: Iterable[object]) -> tuple[str, ...]:
+    """``names``, with numbers behind those that were there before."""
+    taken: dict[str, None] = {}
+    for name in map(str, names):
+        new, count = name, 1
+        while new in taken:
+            count += 1
+            new = f"{_stem(name)}_{count}"
+        taken[new] = None
+    return tuple(taken)
 
 
 def _with_unique_names(

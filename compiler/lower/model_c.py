@@ -151,9 +151,9 @@ def _copy(index: int, node: Node, places: _Places) -> str:
 def _header(graph: Graph, name: str, arena: int) -> str:
     upper = name.upper()
     sizes = "".join(
-        f"#define {upper}_{kind}{i}_BYTES {node.type.bytes} /* {node.name}: {node.type} */\n"
-        for kind, nodes in (("INPUT", graph.inputs), ("OUTPUT", graph.outputs))
-        for i, node in enumerate(nodes)
+        f"#define {upper}_{kind}{i}_BYTES {type.bytes} /* {name}: {type} */\n"
+        for kind, ends in (("INPUT", _inputs(graph)), ("OUTPUT", _outputs(graph)))
+        for i, (name, type) in enumerate(ends)
     )
     return dedent("""\
         /* {name}: {signature}. Made by butterflyc; do not edit. */
@@ -205,11 +205,20 @@ def _typed_wrapper(graph: Graph, name: str, *, body: bool) -> str:
         """)
 
 
-def _signature(graph: Graph) -> str:
-    def types(nodes: tuple[Node, ...]) -> str:
-        return ", ".join(f"{node.name} {_plain(node.type)}" for node in nodes)
+def _inputs(graph: Graph) -> list[tuple[str, Type]]:
+    return [(node.name, node.type) for node in graph.inputs]
 
-    return f"{types(graph.inputs)} -> {types(graph.outputs)}"
+
+def _outputs(graph: Graph) -> list[tuple[str, Type]]:
+    types = [node.type for node in graph.outputs]
+    return list(zip(graph.results, types, strict=True))
+
+
+def _signature(graph: Graph) -> str:
+    def types(ends: list[tuple[str, Type]]) -> str:
+        return ", ".join(f"{name} {_plain(type)}" for name, type in ends)
+
+    return f"{types(_inputs(graph))} -> {types(_outputs(graph))}"
 
 
 def _plain(type: Type) -> str:

@@ -56,6 +56,17 @@ def test_types_round_trip_and_refuse_nonsense() -> None:
         type_of(np.zeros(1, np.complex64))
 
 
+def test_results_have_names_of_their_own() -> None:
+    """Outputs are named by their nodes or by the note, each once, also in the text form."""
+    x = input_node("x", Type("f32", (3,)))
+    y = make("exp", x, name="y")
+    graph = Graph("g", (x,), (y, x, y, y))
+    assert graph.results == ("y", "x", "y_2", "y_3")
+    named = replace(graph, notes={"results": ("a", "b", "a", "c")})
+    assert named.results == ("a", "b", "a_2", "c")
+    assert parse_graph(str(named)).results == named.results
+
+
 def test_names_are_unique_in_a_graph() -> None:
     """Two nodes with one name get different ones; the first keeps it."""
     names = [node.name for node in small().nodes]
