@@ -60,4 +60,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'butterflyc' has no attribute '{name}'")
     module, attribute = _PUBLIC[name]
     found = import_module(module, __name__)
-    return getattr(found, attribute) if attribute else found
+    # Kept, since the import has put the module `verify` where the function belongs.
+    globals()[name] = getattr(found, attribute) if attribute else found
+    return globals()[name]

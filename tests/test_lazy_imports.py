@@ -82,3 +82,9 @@ def test_command_starts_fast(line: str, artefact: Path) -> None:
     tops = {name.split(".")[0] for name in runs[0]["modules"]}
     assert not tops.intersection(HEAVY)
     assert min(run["cpu"] for run in runs) < CPU_SECONDS
+
+
+def test_verify_stays_a_function() -> None:
+    """The public function is not hidden by the module of its name, which it comes from."""
+    lines = "import butterflyc as bc", "bc.verify", "import butterflyc.verify", "assert callable"
+    subprocess.run([sys.executable, "-c", f"{'; '.join(lines)}(bc.verify)"], check=True)
