@@ -24,7 +24,7 @@ from .compiler.lower.model_c import check_name
 from .compiler.tensors import pack_arrays
 from .explain import Record
 from .program import Program, stage_section
-from .source import Source, eager, open_model
+from .source import Source, open_model
 from .targets.registry import Core, load_core
 
 Progress = Callable[[str], None]
@@ -33,7 +33,7 @@ GOLDEN_ROWS = 8
 
 def compile(
     model: Any,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     *,
     target: str = "host",
     mode: str = "f32",
@@ -47,11 +47,13 @@ def compile(
 ) -> Program:
     """Compile ``model`` for ``target``.
 
-    ``model`` is a torch module or exported program with ``example_inputs`` (a tuple of tensors), or
-    a string: ``model.pt2``, ``file.py:function`` or ``checkpoint.safetensors``. ``mode`` is a
-    numeric mode of the target. ``dump_ir`` names a folder that gets the text of each stage as it is
-    made, so that a failed pass leaves something to look at; ``record`` gets what was recognised and
-    each stage, also of a compilation that fails.
+    ``model`` is a torch module or exported program with ``example_inputs``, or a string:
+    ``model.pt2``, ``file.py:function`` or ``checkpoint.safetensors``. ``example_inputs`` are the
+    arguments of forward, a tuple, or a dict by their names: tensors in them are the inputs of the
+    program, anything else is fixed. ``mode`` is a numeric mode of the
+    target. ``dump_ir`` names a folder that gets the text of each stage as it is made, so that a
+    failed pass leaves something to look at; ``record`` gets what was recognised and each stage,
+    also of a compilation that fails.
 
     Raises UnknownName (target), UsageError (mode, name), BadInput (examples, NaN weights),
     Unsupported (ops, listed with source lines), ToolMissing (no C compiler).
@@ -157,7 +159,7 @@ def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:
     for i, sample in enumerate(samples):
         for kind, values in (
             ("input", sample),
-            ("eager", eager(source.module, sample)),
+            ("eager", source.eager(sample)),
             ("expected", interpret(last, *sample)),
         ):
             pairs |= {f"{i:03}.{kind}.{j}": np.asarray(v, order="C") for j, v in enumerate(values)}
@@ -166,16 +168,16 @@ def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:
 
 def _samples_are_independent(source: Source) -> bool:
     """Whether two batches computed at once give what each gives alone."""
-    module, arrays = source.module, source.arrays
+    arrays = source.arrays
     if any(a.ndim == 0 for a in arrays):
         return False
     other = tuple(np.roll(a, 1, axis=-1) for a in arrays)
     both = tuple(np.concatenate(pair) for pair in zip(arrays, other, strict=True))
     try:
-        together = eager(module, both)
+        together = source.eager(both)
     except Exception:  # the model, or its exported program, takes no other batch size
         return False
-    apart = zip(eager(module, arrays), eager(module, other), strict=True)
+    apart = zip(source.eager(arrays), source.eager(other), strict=True)
     return all(
         y.shape == (len(a) + len(b), *a.shape[1:])
         and np.allclose(y, np.concatenate((a, b)), rtol=1e-4, atol=1e-4 * float(np.abs(a).max()))

@@ -15,7 +15,7 @@ from .compiler.ir.interpret import constant_value, interpret
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
 from .program import Program
-from .source import Source, eager, open_model
+from .source import Source, open_model
 from .targets.registry import core_from
 from .verify import Case, Verification, golden, golden_cases, verify, verify_stages
 
@@ -49,7 +49,9 @@ def check(
     if not isinstance(against, str):
         import torch
 
-        examples = tuple(torch.zeros(t.shape, dtype=_torch_dtype(t.dtype)) for t in program.inputs)
+        if not isinstance(against, torch.export.ExportedProgram):  # which has its own
+            zeros = (np.zeros(t.shape, t.storage) for t in program.inputs)
+            examples = tuple(torch.from_numpy(x) for x in zeros)
     source = open_model(against, examples, progress)
     reference = capture(source.module, source.examples, progress=progress).graph
 
@@ -58,7 +60,7 @@ def check(
     progress(f"running PyTorch on {len(batches)} samples")
     cases = []
     for batch in batches:
-        model = eager(source.module, batch)[0]
+        model = source.eager(batch)[0]
         wanted = model if program.mode == "f32" else interpret(last, *batch)[0]
         cases.append(Case(batch, wanted, model))
     outcome = verify(
@@ -94,13 +96,6 @@ def split_batches(program: Program, samples: Sequence[np.ndarray]) -> list[tuple
         )
     parts = [np.split(x, sizes.copy().pop()) for x in samples]
     return list(zip(*parts, strict=True))
-
-
-def _torch_dtype(dtype: str) -> Any:
-    import torch
-
-    names = {"f32": "float32", "i64": "int64", "i32": "int32", "bool": "bool"}
-    return getattr(torch, names[dtype])
 
 
 def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapping[str, Graph]:

@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .compiler.capture.load import load_model
 from .compiler.errors import BadInput
 
+if TYPE_CHECKING:
+    from .compiler.capture.arguments import Arguments
+
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A torch module or exported program, example inputs, and samples to calibrate on if known.
+    """A torch module or exported program, example arguments, and samples to calibrate on if known.
 
     ``calibration``: rows of the first input, [N, ...].
     """
 
     module: Any
-    examples: tuple[Any, ...]
+    examples: Arguments
     calibration: np.ndarray | None = None
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """The example inputs as arrays."""
-        return tuple(tensor.detach().cpu().numpy() for tensor in self.examples)
+        return tuple(tensor.detach().cpu().numpy() for tensor in self.examples.tensors)
+
+    def eager(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """What PyTorch computes from other inputs, all else as in the example."""
+        return eager(self.module, arrays, self.examples)
 
 
 def open_model(
-    model: Any, examples: Sequence[Any] | None = None, progress: Progress = lambda _: None
+    model: Any,
+    examples: Sequence[Any] | Mapping[str, Any] | None = None,
+    progress: Progress = lambda _: None,
 ) -> Source:
     """The source that ``model`` is (a module) or names (a string, see `compile`).
 
     Raises BadInput where example inputs are missing, and what loading raises.
     """
+    import torch
+
+    from .compiler.capture.arguments import Arguments
+
+    calibration: list[np.ndarray] = []
+    given: Any = examples
     if isinstance(model, str | Path):
         progress(f"loading {model}")
-        calibration: list[np.ndarray] = []
 
         def checkpoint(path: Path) -> tuple[Any, tuple[Any, ...]]:
             return _checkpoint(path, calibration)
 
-        module, given = load_model(str(model), checkpoint_loader=checkpoint)
-        return Source(module, tuple(examples or given), *calibration)
-    if examples is None:
+        model, own = load_model(str(model), checkpoint_loader=checkpoint)
+        given = examples or own
+    elif examples is None and isinstance(model, torch.export.ExportedProgram):
+        given = Arguments(*model.example_inputs) if model.example_inputs else None
+    if given is None:
         raise BadInput(
             "a torch module needs example inputs",
             help="compile(model, (torch.randn(1, 3, 32, 32),))",
         )
-    if not isinstance(examples, tuple | list):
+    if not isinstance(given, tuple | list | Mapping | Arguments):
         raise BadInput("example inputs are a tuple of tensors", help="write (x,), not x")
-    return Source(model, tuple(examples))
+    given = tuple(given) if isinstance(given, list) else given
+    return Source(model, Arguments.of(given), *calibration)
 
 
 def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[Any, ...]]:
@@ -73,13 +90,22 @@ def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[A
     return found.model(), (example,)
 
 
-def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+def eager(
+    module: Any, arrays: Sequence[np.ndarray], examples: Arguments | None = None
+) -> tuple[np.ndarray, ...]:
     """What PyTorch computes, as arrays.
 
-    Without its fused encoder kernels, which leave out padded tokens: capture sees none either.
+    ``examples`` are arguments with other inputs in the place of ``arrays``; without them, the
+    inputs are the arguments. Without PyTorch's fused encoder kernels, which leave out padded
+    tokens: capture sees none either.
     """
     import torch
 
+    from .compiler.capture.arguments import Arguments
+
+    # Copies: a module may write to its inputs.
+    inputs = tuple(torch.from_numpy(np.array(a, order="C")) for a in arrays)
+    given = Arguments(inputs) if examples is None else examples.filled(inputs)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     else:
@@ -88,7 +114,7 @@ def eager(module: Any, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            outputs = module(*(torch.from_numpy(np.asarray(a, order="C")) for a in arrays))
+            outputs = module(*given.places, **given.names)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     several = outputs if isinstance(outputs, tuple | list) else (outputs,)

@@ -101,7 +101,7 @@ def test_the_example_is_recognised_and_right() -> None:
     program = compiled("f32")
     assert program.census == {"layers": 1, "recognised": 1, "found": 4, "choosable": 4}
     source = open_model(f"{ROOT / 'examples' / 'one_layer.py'}:make")
-    module, (x,) = source.module, source.examples
+    module, (x,) = source.module, source.examples.tensors
     with torch.no_grad():
         wanted = module(x).numpy()
     assert relative_errors(program(x.numpy()), wanted).max() <= 1e-5

@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import Graph
 from ..ir.interpret import check_input
+from .arguments import WIDE, Arguments
 from .fakes import DTYPES
 from .functional import is_in_place, made_functional
 from .idle import check_also_idle, check_writes
@@ -31,7 +32,6 @@ from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk, fixed_calls, is_known_and_pure
 
 Progress = Callable[[str], None]
-_WIDE = {torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _MOST_ROUNDS = 4
 _ASKS_FOR_ONE = re.compile(r"(Eq|Ne)\(u\d+, 1\)")  # whether a size that hangs on data is 1
 
@@ -47,19 +47,23 @@ class Captured:
 
 def capture(
     model: nn.Module | ExportedProgram,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | Arguments,
     *,
     name: str = "model",
     progress: Progress | None = None,
 ) -> Captured:
     """The graph of ``model`` in eval mode, for inputs of the shapes of ``example_inputs``.
 
-    Constants keep the names of the state dict, inputs those of forward's arguments, and every node
-    the line of the user's code it comes from. Raises BadInput for example inputs that are no
-    float32, integer or bool tensors and for weights that hold NaN; Unsupported, with every such
-    place, for what cannot be compiled.
+    ``example_inputs`` are the arguments of forward: a tuple, or a dict by their names. Tensors in
+    them are the inputs of the graph (order: `arguments`), what is no tensor is fixed. Constants
+    keep the names of the state dict, inputs those of forward's arguments, and every node the line
+    of the user's code it comes from. Raises BadInput for example inputs that are no float32,
+    integer or bool tensors and for weights that hold NaN; Unsupported, with every such place, for
+    what cannot be compiled.
     """
-    _check_inputs(example_inputs)
+    examples = Arguments.of(example_inputs)
+    examples.check()
+    examples = examples.copied()  # torch.export takes a tensor that is given twice for one input
     asked = writes = False
     if isinstance(model, ExportedProgram) and _is_open(model):
         # Traced again, for inputs of one shape; its own module would refuse eval().
@@ -69,7 +73,7 @@ def capture(
         program = _decomposed(model, progress)
     elif isinstance(model, nn.Module):
         _check_weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
-        program, asked = _exported(model, example_inputs, progress)
+        program, asked = _exported(model, examples, progress)
         check_no_transforms(program)
         writes = any(is_in_place(node) for node in program.graph.nodes)
         if writes and progress is not None:
@@ -88,13 +92,13 @@ def capture(
         progress(f"lowering {len(program.graph.nodes)} calls")
     graph = share_rows(Walk(program, clean(name)).graph(progress))
     graph = share_rows(unsort_rows(graph))
-    _check_fit(graph, example_inputs)
+    _check_fit(graph, examples.tensors)
     if asked or writes:
         assert isinstance(model, nn.Module), "only modules are traced here"
         if progress is not None:
             progress("comparing with the model" + (" where experts are idle" if asked else ""))
         with _evaluating(model):
-            (check_also_idle if asked else check_writes)(model, graph, example_inputs)
+            (check_also_idle if asked else check_writes)(model, graph, examples)
     return Captured(graph, tuple(program.state_dict), program)
 
 
@@ -104,26 +108,6 @@ def _is_open(program: ExportedProgram) -> bool:
     fakes = (node.meta.get("val") for node in program.graph.nodes if node.name in names)
     sizes = (size for fake in fakes if isinstance(fake, Tensor) for size in fake.shape)
     return any(isinstance(size, torch.SymInt) for size in sizes)
-
-
-def _check_inputs(inputs: Any) -> None:
-    """BadInput unless ``inputs`` is a tuple of tensors that can be compiled for."""
-    if not isinstance(inputs, tuple):
-        raise BadInput(
-            f"example_inputs is a {type(inputs).__name__}, not a tuple",
-            help="pass the arguments of forward as a tuple of tensors: (x,)",
-        )
-    for place, value in enumerate(inputs):
-        if not isinstance(value, Tensor):
-            raise BadInput(
-                f"example input {place} is a {type(value).__name__}, not a torch.Tensor",
-                help="convert arrays with torch.from_numpy; give settings to the module itself",
-            )
-        if value.dtype not in DTYPES or value.dtype in _WIDE:
-            raise BadInput(
-                f"example input {place} is {value.dtype}",
-                help="pass float32 (x.float()), integer or bool tensors",
-            )
 
 
 def _check_fit(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
@@ -143,12 +127,12 @@ def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) 
     A table in double precision is taken: what is computed from it, and from no input, is constant.
     """
     floats = [t for t in tensors.values() if isinstance(t, Tensor) and t.is_floating_point()]
-    only_wide = all(tensor.dtype in _WIDE for tensor in floats if tensor.numel())
+    only_wide = all(tensor.dtype in WIDE for tensor in floats if tensor.numel())
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
         real = tensor.dtype.to_real()
-        if real not in DTYPES or (real in _WIDE and only_wide):
+        if real not in DTYPES or (real in WIDE and only_wide):
             raise Unsupported(
                 f"'{name}' is {tensor.dtype}; models are compiled from float32",
                 help="convert the model with model.float()",
@@ -183,7 +167,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _exported(
-    model: nn.Module, inputs: tuple[Tensor, ...], progress: Progress | None
+    model: nn.Module, examples: Arguments, progress: Progress | None
 ) -> tuple[ExportedProgram, bool]:
     """The exported program, and whether questions about chosen rows were answered for it."""
     if progress is not None:
@@ -191,22 +175,24 @@ def _exported(
     with _evaluating(model), every_user_line(), vmap_written_out():
         try:
             with quiet_torch():
-                program = torch.export.export(model, inputs, strict=False)
+                program = torch.export.export(
+                    model, examples.places, dict(examples.names), strict=False
+                )
             if not _reads_numbers(program):
                 return program, False
         except Exception as error:
-            _check_that_it_runs(model, inputs)
+            _check_that_it_runs(model, examples)
             if not _hangs_on_data(error):
                 raise _refusal_of_export(error) from error
         try:
             if progress is not None:
                 progress("exporting as if every expert had tokens")
-            return _exported_as_if_in_use(model, inputs), True
+            return _exported_as_if_in_use(model, examples), True
         except Exception as error:
             raise _refusal_of_export(error) from error
 
 
-def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def _exported_as_if_in_use(model: nn.Module, examples: Arguments) -> ExportedProgram:
     """The program as if all experts had tokens, with Python's numbers as tensors."""
     files: set[str] = set()
     least = 1
@@ -214,7 +200,9 @@ def _exported_as_if_in_use(model: nn.Module, inputs: tuple[Tensor, ...]) -> Expo
         mode = SomeRows(least)
         try:
             with quiet_torch(), mode, reading_numbers(mode, files):
-                return torch.export.export(model, inputs, strict=False)
+                return torch.export.export(
+                    model, examples.places, dict(examples.names), strict=False
+                )
         except NumberUsed as error:
             if not error.file or error.file in files:
                 raise
@@ -231,17 +219,17 @@ def _reads_numbers(program: ExportedProgram) -> bool:
     return any(str(node.target).startswith(names) for node in program.graph.nodes)
 
 
-def _check_that_it_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check_that_it_runs(model: nn.Module, examples: Arguments) -> None:
     """BadInput if the model cannot run on its example inputs; errors of ours pass through."""
+    given = examples.copied()
     try:
-        model(*inputs)
+        model(*given.places, **given.names)
     except ButterflycError:
         raise
     except Exception as error:
-        shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
         where, _ = user_frame(error.__traceback__)
         raise BadInput(
-            f"the model fails on its example inputs ({shapes}): {_first_line(error)}",
+            f"the model fails on its example inputs ({examples}): {_first_line(error)}",
             where=where or None,
             help="pass inputs that the model runs on",
         ) from error

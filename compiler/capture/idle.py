@@ -20,6 +20,7 @@ from ..errors import Unsupported
 from ..ir.build import make, remake
 from ..ir.graph import Graph, Node, constant, rebuild
 from ..ir.interpret import interpret
+from .arguments import Arguments
 
 _DOWN = -1e4
 _LIMIT = 1e-4
@@ -27,12 +28,12 @@ _TRIALS = 4
 _ROUTING = frozenset({"topk", "sort", "argsort", "argmax", "max"})
 
 
-def check_also_idle(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> None:
+def check_also_idle(model: nn.Module, graph: Graph, examples: Arguments) -> None:
     """Raises Unsupported if the graph differs from the model for natural or for pushed routing."""
     for trial in range(_TRIALS):
-        given = _varied(inputs, trial)
+        given = _varied(examples.tensors, trial)
         for pushed in (False, True) if trial else (False,):
-            wanted = _of_model(model, given, trial if pushed else None)
+            wanted = _of_model(model, examples.filled(given), trial if pushed else None)
             if wanted is None:
                 continue
             now = interpret(_with_pushed(graph, trial) if pushed else graph, *_arrays(given))
@@ -46,15 +47,15 @@ def check_also_idle(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) 
                 )
 
 
-def check_writes(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> None:
+def check_writes(model: nn.Module, graph: Graph, examples: Arguments) -> None:
     """Raises Unsupported if the graph of a model with in-place calls differs from it.
 
     torch.export may lose that two values share memory. One input may lie on a tie: all must differ.
     """
     worst: list[float] = []
     for trial in range(_TRIALS):
-        given = _varied(inputs, trial)
-        wanted = _of_model(model, tuple(x.clone() for x in given), None)
+        given = _varied(examples.tensors, trial)
+        wanted = _of_model(model, examples.filled(given), None)
         if wanted is None:
             continue
         now = interpret(graph, *_arrays(given))
@@ -69,13 +70,12 @@ def check_writes(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> 
         )
 
 
-def _of_model(
-    model: nn.Module, given: tuple[Tensor, ...], trial: int | None
-) -> tuple[Tensor, ...] | None:
+def _of_model(model: nn.Module, given: Arguments, trial: int | None) -> tuple[Tensor, ...] | None:
     """What the model gives; nothing where it fails, as some models do for an idle expert."""
+    given = given.copied()
     try:
         with torch.no_grad(), _Pushed(trial):
-            wanted = model(*given)
+            wanted = model(*given.places, **given.names)
     except Exception:
         return None
     return tuple(wanted) if isinstance(wanted, tuple | list) else (wanted,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ButterflycError, Damaged, UsageError, unknown_name
 from .sources import user_frame
 
-CheckpointLoader = Callable[[Path], tuple[Any, tuple[Any, ...]]]
+CheckpointLoader = Callable[[Path], tuple[Any, Any]]
 KINDS = "model.pt2, file.py:function, or a checkpoint.safetensors of butterflyc.models"
 _OTHER_KINDS = {
     ".bfly": "this is a compiled model: pass it to `butterflyc run`, `verify` or `inspect`",
@@ -26,10 +26,8 @@ _OTHER_KINDS = {
 }
 
 
-def load_model(
-    spec: str, *, checkpoint_loader: CheckpointLoader | None = None
-) -> tuple[Any, tuple[Any, ...]]:
-    """The module (or exported program) and the example inputs that ``spec`` names.
+def load_model(spec: str, *, checkpoint_loader: CheckpointLoader | None = None) -> tuple[Any, Any]:
+    """The module (or exported program) that ``spec`` names, and example inputs for `capture`.
 
     ``checkpoint_loader`` reads the checkpoints of a models library, which this package does not
     know. A ``file.py`` is run: give only files that you trust. Raises UsageError for what is no
@@ -57,10 +55,11 @@ def _split(spec: str) -> tuple[Path, str | None]:
     return Path(spec), None
 
 
-def _from_program(path: Path) -> tuple[Any, tuple[Any, ...]]:
+def _from_program(path: Path) -> tuple[Any, Any]:
     import torch
 
     from . import claims  # noqa: F401  (a program may hold marks)
+    from .arguments import Arguments
 
     try:
         program = torch.export.load(path)
@@ -69,16 +68,15 @@ def _from_program(path: Path) -> tuple[Any, tuple[Any, ...]]:
             f"'{path}' is no exported program that PyTorch {torch.__version__} can read: {error}",
             help="write it again with torch.export.save(torch.export.export(model, inputs), path)",
         ) from error
-    arguments, named = program.example_inputs or ((), {})
-    if not arguments or named:
+    if program.example_inputs is None:
         raise UsageError(
-            f"'{path}' holds {'named' if named else 'no'} example inputs",
-            help="export with positional inputs: torch.export.export(model, (x,))",
+            f"'{path}' holds no example inputs",
+            help="write it again with torch.export.save(torch.export.export(model, inputs), path)",
         )
-    return program, tuple(arguments)
+    return program, Arguments(*program.example_inputs)
 
 
-def _from_function(path: Path, name: str) -> tuple[Any, tuple[Any, ...]]:
+def _from_function(path: Path, name: str) -> tuple[Any, Any]:
     module = _imported(path)
     known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
     function = getattr(module, name, None)
@@ -89,17 +87,20 @@ def _from_function(path: Path, name: str) -> tuple[Any, tuple[Any, ...]]:
     return _checked(f"{path.name}:{name}", returned)
 
 
-def _checked(where: str, returned: Any) -> tuple[Any, tuple[Any, ...]]:
+def _checked(where: str, returned: Any) -> tuple[Any, Any]:
     """``returned`` as (module, example inputs)."""
     import torch
 
-    help = "return (module, (x,)): a torch.nn.Module and a tuple of the arguments of its forward"
+    help = (
+        "return (module, (x,)): a torch.nn.Module and the arguments of its forward, a tuple, or a "
+        "dict by name"
+    )
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise UsageError(f"{where} returned a {type(returned).__name__}", help=help)
     model, examples = returned
     if not isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
         raise UsageError(f"{where} returned a {type(model).__name__} as the module", help=help)
-    if not isinstance(examples, tuple):
+    if not isinstance(examples, tuple | Mapping):
         kind = type(examples).__name__
         raise UsageError(f"{where} returned a {kind} as the example inputs", help=help)
     return model, examples

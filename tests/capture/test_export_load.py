@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -139,12 +138,12 @@ def test_damaged_program(tmp_path: Path) -> None:
         load_model(str(tmp_path / "model.pt2"))
 
 
-def test_program_with_named_inputs(tmp_path: Path) -> None:
-    """A program exported with named inputs cannot say its inputs in order."""
-    named: dict[str, Any] = {"input": torch.ones(1, 3)}
-    program = torch.export.export(nn.Linear(3, 2).eval(), (), named)
+def test_program_without_inputs(tmp_path: Path) -> None:
+    """A program that was saved without example inputs is refused."""
+    program = torch.export.export(nn.Linear(3, 2).eval(), (torch.ones(1, 3),))
+    program.example_inputs = None
     torch.export.save(program, tmp_path / "model.pt2")
-    with pytest.raises(UsageError, match="example inputs"):
+    with pytest.raises(UsageError, match="holds no example inputs"):
         load_model(str(tmp_path / "model.pt2"))
 
 
