@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .compiler.capture.load import load_model
-from .compiler.errors import BadInput
+from .compiler.errors import BadInput, ButterflycError
 
 if TYPE_CHECKING:
     from .compiler.capture.arguments import Arguments
@@ -32,7 +33,9 @@ class Source:
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """The example inputs as arrays."""
-        return tuple(tensor.detach().cpu().numpy() for tensor in self.examples.tensors)
+        from .compiler.capture.results import array_of
+
+        return tuple(array_of(tensor) for tensor in self.examples.tensors)
 
     def eager(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """What PyTorch computes from other inputs, all else as in the example."""
@@ -93,29 +96,30 @@ def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[A
 def eager(
     module: Any, arrays: Sequence[np.ndarray], examples: Arguments | None = None
 ) -> tuple[np.ndarray, ...]:
-    """What PyTorch computes, as arrays.
+    """The results that PyTorch computes, as arrays, in the order of capture.
 
     ``examples`` are arguments with other inputs in the place of ``arrays``; without them, the
-    inputs are the arguments. Without PyTorch's fused encoder kernels, which leave out padded
-    tokens: capture sees none either.
+    inputs are the arguments. Raises BadInput if the module fails.
     """
     import torch
 
     from .compiler.capture.arguments import Arguments
+    from .compiler.capture.evaluating import evaluating
+    from .compiler.capture.results import arrays_of
 
     # Copies: a module may write to its inputs.
     inputs = tuple(torch.from_numpy(np.array(a, order="C")) for a in arrays)
     given = Arguments(inputs) if examples is None else examples.filled(inputs)
-    if isinstance(module, torch.export.ExportedProgram):
-        module = module.module()
-    else:
-        module.eval()
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    is_program = isinstance(module, torch.export.ExportedProgram)
+    module = module.module() if is_program else module
     try:
-        with torch.no_grad():
-            outputs = module(*given.places, **given.names)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    several = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    return tuple(y.detach().numpy() for y in several)
+        with nullcontext() if is_program else evaluating(module), torch.no_grad():
+            returned = module(*given.places, **given.names)
+    except ButterflycError:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"the model fails on inputs {given}: {type(error).__name__}: {error}",
+            help="pass inputs that the model runs on",
+        ) from error
+    return arrays_of(returned)

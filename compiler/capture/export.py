@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,19 +14,29 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..errors import BadInput, ButterflycError, Unsupported
-from ..ir.graph import Graph
+from ..ir.graph import RESULTS, Graph
 from ..ir.interpret import check_input
 from .arguments import WIDE, Arguments
+from .evaluating import evaluating
 from .fakes import DTYPES
 from .functional import is_in_place, made_functional
 from .idle import check_also_idle, check_writes
 from .number import NumberUsed
 from .quiet import quiet_torch
 from .reading import reading_numbers
+from .results import (
+    array_of,
+    check_some,
+    forward_of,
+    names_of,
+    places_in,
+    returning_results,
+)
 from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sorted_rows import unsort_rows
 from .sources import clean, every_user_line, user_frame
+from .structure import Place
 from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk, fixed_calls, is_known_and_pure
 
@@ -55,11 +64,12 @@ def capture(
     """The graph of ``model`` in eval mode, for inputs of the shapes of ``example_inputs``.
 
     ``example_inputs`` are the arguments of forward: a tuple, or a dict by their names. Tensors in
-    them are the inputs of the graph (order: `arguments`), what is no tensor is fixed. Constants
-    keep the names of the state dict, inputs those of forward's arguments, and every node the line
-    of the user's code it comes from. Raises BadInput for example inputs that are no float32,
-    integer or bool tensors and for weights that hold NaN; Unsupported, with every such place, for
-    what cannot be compiled.
+    them are the inputs of the graph (order: `arguments`), what is no tensor is fixed; the order of
+    its outputs: `results`. Constants keep the names of the state dict, inputs those of forward's
+    arguments, and every node the line of the user's code it comes from. Raises BadInput for example
+    inputs that are no float32, integer or bool tensors, for weights that hold NaN, and
+    for a model that fails on its example inputs; Unsupported, with every such place, for what
+    cannot be compiled.
     """
     examples = Arguments.of(example_inputs)
     examples.check()
@@ -70,10 +80,13 @@ def capture(
         traced: Any = model.module()
         model = torch.fx.GraphModule(traced, traced.graph)
     if isinstance(model, ExportedProgram):
+        places, where = places_in(model), ""
         program = _decomposed(model, progress)
     elif isinstance(model, nn.Module):
         _check_weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
-        program, asked = _exported(model, examples, progress)
+        program, places, asked = _exported(model, examples, progress)
+        # torch.export reads the module of an exported program, and does not call it.
+        places, where = places or places_in(program), forward_of(model)
         check_no_transforms(program)
         writes = any(is_in_place(node) for node in program.graph.nodes)
         if writes and progress is not None:
@@ -87,18 +100,22 @@ def capture(
             help="pass a torch.nn.Module, or what torch.export.export returned",
         )
     _check_weights({**program.constants, **program.state_dict}, set(program.state_dict))
-    _check_outputs(program)
+    check_some(places, where)
     if progress is not None:
         progress(f"lowering {len(program.graph.nodes)} calls")
     graph = share_rows(Walk(program, clean(name)).graph(progress))
     graph = share_rows(unsort_rows(graph))
     _check_fit(graph, examples.tensors)
+    if isinstance(model, nn.Module) and not asked:
+        _check_that_it_runs(model, examples)
     if asked or writes:
         assert isinstance(model, nn.Module), "only modules are traced here"
         if progress is not None:
             progress("comparing with the model" + (" where experts are idle" if asked else ""))
-        with _evaluating(model):
+        with evaluating(model):
             (check_also_idle if asked else check_writes)(model, graph, examples)
+    if names := names_of(places):
+        graph = replace(graph, notes={**graph.notes, RESULTS: names})
     return Captured(graph, tuple(program.state_dict), program)
 
 
@@ -118,7 +135,7 @@ def _check_fit(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
             help=f"pass {', '.join(f'{node.name}: {node.type}' for node in graph.inputs)}",
         )
     for node, value in zip(graph.inputs, inputs, strict=True):
-        check_input(node, value.detach().cpu().numpy())
+        check_input(node, array_of(value))
 
 
 def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) -> None:
@@ -150,44 +167,37 @@ def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) 
             )
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode without gradients or fused encoder kernels; afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module in training:
-            module.training = True
-
-
 def _exported(
     model: nn.Module, examples: Arguments, progress: Progress | None
-) -> tuple[ExportedProgram, bool]:
-    """The exported program, and whether questions about chosen rows were answered for it."""
+) -> tuple[ExportedProgram, list[Place], bool]:
+    """The exported program, the places of its results, whether it was asked about chosen rows."""
     if progress is not None:
         progress("exporting with torch.export")
-    with _evaluating(model), every_user_line(), vmap_written_out():
+    with (
+        evaluating(model),
+        returning_results(model) as places,
+        every_user_line(),
+        vmap_written_out(),
+    ):
         try:
             with quiet_torch():
                 program = torch.export.export(
                     model, examples.places, dict(examples.names), strict=False
                 )
-            if not _reads_numbers(program):
-                return program, False
+            asked = _reads_numbers(program)
+        except ButterflycError:
+            raise
         except Exception as error:
             _check_that_it_runs(model, examples)
             if not _hangs_on_data(error):
                 raise _refusal_of_export(error) from error
+            asked = True
+        if not asked:
+            return program, places, False
         try:
             if progress is not None:
                 progress("exporting as if every expert had tokens")
-            return _exported_as_if_in_use(model, examples), True
+            return _exported_as_if_in_use(model, examples), places, True
         except Exception as error:
             raise _refusal_of_export(error) from error
 
@@ -220,19 +230,25 @@ def _reads_numbers(program: ExportedProgram) -> bool:
 
 
 def _check_that_it_runs(model: nn.Module, examples: Arguments) -> None:
-    """BadInput if the model cannot run on its example inputs; errors of ours pass through."""
+    """BadInput if the model fails on its example inputs; errors of ours pass through."""
+    with evaluating(model):
+        try:
+            _run(model, examples)
+        except ButterflycError:
+            raise
+        except Exception as error:
+            where, _ = user_frame(error.__traceback__)
+            raise BadInput(
+                f"the model fails on its example inputs ({examples}): "
+                f"{type(error).__name__}: {_first_line(error)}",
+                where=where or None,
+                help="pass inputs that the model runs on",
+            ) from error
+
+
+def _run(model: nn.Module, examples: Arguments) -> Any:
     given = examples.copied()
-    try:
-        model(*given.places, **given.names)
-    except ButterflycError:
-        raise
-    except Exception as error:
-        where, _ = user_frame(error.__traceback__)
-        raise BadInput(
-            f"the model fails on its example inputs ({examples}): {_first_line(error)}",
-            where=where or None,
-            help="pass inputs that the model runs on",
-        ) from error
+    return model(*given.places, **given.names)
 
 
 def _first_line(error: BaseException) -> str:
@@ -310,24 +326,3 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
             program = program.run_decompositions(table)
     check_constants(program)
     return program
-
-
-def _check_outputs(program: ExportedProgram) -> None:
-    """Unsupported unless the result is a tensor or a flat tuple of tensors."""
-    spec = program.call_spec.out_spec
-    flat = spec.is_leaf() or (
-        issubclass(spec.type or object, tuple | list)
-        and all(child.is_leaf() for child in spec.children())
-    )
-    outputs = [
-        output.arg
-        for output in program.graph_signature.output_specs
-        if output.kind == torch.export.graph_signature.OutputKind.USER_OUTPUT
-    ]
-    tensors = all(isinstance(arg, torch.export.graph_signature.TensorArgument) for arg in outputs)
-    if not (flat and tensors and outputs):
-        kind = spec.type.__name__ if spec.type is not None else "value that is no tensor"
-        raise Unsupported(
-            f"the model returns a {kind}, not a tensor or a tuple of tensors",
-            help="wrap the model in a module whose forward returns a tensor or a tuple of tensors",
-        )

@@ -21,6 +21,7 @@ from ..ir.build import make, remake
 from ..ir.graph import Graph, Node, constant, rebuild
 from ..ir.interpret import interpret
 from .arguments import Arguments
+from .results import array_of, arrays_of
 
 _DOWN = -1e4
 _LIMIT = 1e-4
@@ -37,7 +38,7 @@ def check_also_idle(model: nn.Module, graph: Graph, examples: Arguments) -> None
             if wanted is None:
                 continue
             now = interpret(_with_pushed(graph, trial) if pushed else graph, *_arrays(given))
-            worst = max(_difference(a, b.numpy()) for a, b in zip(now, wanted, strict=True))
+            worst = max(_difference(a, b) for a, b in zip(now, wanted, strict=True))
             if worst > _LIMIT:
                 when = "where some experts get no token" if pushed else "on other inputs"
                 raise Unsupported(
@@ -59,7 +60,7 @@ def check_writes(model: nn.Module, graph: Graph, examples: Arguments) -> None:
         if wanted is None:
             continue
         now = interpret(graph, *_arrays(given))
-        worst.append(max(_difference(a, b.numpy()) for a, b in zip(now, wanted, strict=True)))
+        worst.append(max(_difference(a, b) for a, b in zip(now, wanted, strict=True)))
         if worst[-1] <= _LIMIT:
             return
     if worst:
@@ -70,7 +71,9 @@ def check_writes(model: nn.Module, graph: Graph, examples: Arguments) -> None:
         )
 
 
-def _of_model(model: nn.Module, given: Arguments, trial: int | None) -> tuple[Tensor, ...] | None:
+def _of_model(
+    model: nn.Module, given: Arguments, trial: int | None
+) -> tuple[np.ndarray, ...] | None:
     """What the model gives; nothing where it fails, as some models do for an idle expert."""
     given = given.copied()
     try:
@@ -78,11 +81,11 @@ def _of_model(model: nn.Module, given: Arguments, trial: int | None) -> tuple[Te
             wanted = model(*given.places, **given.names)
     except Exception:
         return None
-    return tuple(wanted) if isinstance(wanted, tuple | list) else (wanted,)
+    return arrays_of(wanted)
 
 
 def _arrays(given: tuple[Tensor, ...]) -> Iterator[np.ndarray]:
-    return (x.detach().cpu().numpy() for x in given)
+    return (array_of(x) for x in given)
 
 
 def _difference(now: np.ndarray, was: np.ndarray) -> float:

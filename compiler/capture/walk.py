@@ -66,6 +66,7 @@ from .claimed import Claims, results_of_registered, what_is_marked
 from .claims import MARK
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
 from .refusals import MASK_ADVICE, Refusals
+from .results import is_no_result, number_as_tensor
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
 from .stand_in import stand_in
@@ -150,11 +151,11 @@ class Walk:
             self.inputs.append(self.values[node])
 
     def _outputs(self, node: fx.Node) -> tuple[Node, ...]:
-        """The outputs of the user; a program that also changes its buffers is refused."""
+        """The results, in order; a program that also changes its buffers is refused."""
         found = []
         specs = self.program.graph_signature.output_specs
         for spec, value in zip(specs, node.args[0], strict=True):  # type: ignore[arg-type]
-            if spec.kind == OutputKind.TOKEN:
+            if spec.kind == OutputKind.TOKEN or is_no_result(value):
                 continue
             if spec.kind != OutputKind.USER_OUTPUT:
                 self.refusals.add(
@@ -162,13 +163,15 @@ class Walk:
                     source_of(value) if isinstance(value, fx.Node) else "",
                     "return the new value as an output, and pass the old one as an input",
                 )
+            elif not isinstance(value, fx.Node):
+                found.append(self._constant(number_as_tensor(value), "number", ""))
             elif self.marks.get(value) is not None:
                 advice = "return a tensor of one shape: zeros in the rows that were not chosen"
                 self.refusals.add("a result whose size the data chooses", source_of(value), advice)
-            elif isinstance(value, fx.Node) and is_complex(value.meta.get("val")):
+            elif is_complex(value.meta.get("val")):
                 advice = "return torch.view_as_real(x)"
                 self.refusals.add("a result of complex numbers", source_of(value), advice)
-            elif isinstance(value, fx.Node):
+            else:
                 found.append(self._operand(value))
         known = [value for value in found if value is not UNKNOWN]
         if len(known) < len(found) and not self.refusals:

@@ -70,7 +70,7 @@ KINDS: list[tuple[str, nn.Module, Any, list[str]]] = [
     ("one tensor twice", Many(), (X, X), ["x", "mask"]),
     ("none", Nothing(), (), []),
     ("a bool", Many(), {"x": X, "scale": True}, ["x"]),
-    ("turned round", Many(), (X, Y.t().contiguous().t()), ["x", "mask"]),
+    ("turned round", Many(), (torch._neg_view(X), Y.t().contiguous().t()), ["x", "mask"]),
     ("with gradients", Many(), (X.clone().requires_grad_(), nn.Parameter(Y)), ["x", "mask"]),
 ]
 EACH = [pytest.param(*kind[1:], id=kind[0]) for kind in KINDS]
@@ -140,3 +140,16 @@ def test_other_arguments_are_refused(given: Any, what: str) -> None:
     with pytest.raises(BadInput, match=what) as caught:
         capture(Many(), given)
     assert caught.value.help
+
+
+def test_the_model_fails_on_other_inputs() -> None:
+    """An error of the model is one of the inputs that it was given."""
+    with pytest.raises(BadInput, match=r"fails on inputs torch.float32\[3\]: RuntimeError"):
+        eager(nn.Linear(4, 4), (np.zeros(3, np.float32),))
+
+
+def test_a_model_that_export_takes_and_torch_does_not() -> None:
+    """A model that PyTorch cannot run is refused, though torch.export takes it."""
+    with pytest.raises(BadInput, match="fails on its example inputs") as caught:
+        capture(nn.Linear(4, 4), (torch.ones(2, 4, dtype=torch.int64),))
+    assert "RuntimeError: " in str(caught.value)

@@ -177,14 +177,12 @@ def test_a_result_without_a_value_is_refused() -> None:
     [
         (lambda x: x * 2 if x.sum() > 0 else x, "if x.sum", "torch.where"),
         (lambda x: x[: int(x.sum().item())], "a rounded number", "round the tensor"),
-        (lambda x: {"y": x}, "returns a dict", "wrap the model"),
-        (lambda x: [[x], x], "returns a list", "wrap the model"),
-        (lambda x: (x, 3), "returns a tuple", "wrap the model"),
+        (lambda x: x.cfloat(), "complex numbers", "view_as_real"),
         (lambda x: x.double() * 2, "f64", "float32"),
     ],
 )
 def test_refused(function: Callable[..., Any], what: str, help: str) -> None:
-    """Control flow on data, odd results and wide floats are refused with the way out."""
+    """Control flow on data, complex results and wide floats are refused with the way out."""
     error = unsupported(function)
     assert what in str(error)
     assert help in str(error.help)
@@ -265,6 +263,7 @@ def test_other_floats_are_refused(dtype: torch.dtype) -> None:
         (nn.Identity(), (np.zeros(3),), "ndarray"),
         (lambda x: x, (data(3),), "function"),
         (nn.Linear(3, 3), (data(2, 4),), "fails on its example inputs"),
+        (nn.ModuleList(), (data(3),), "NotImplementedError: .* is missing the required"),
         (nn.Identity(), (data(3), data(3)), "fails on its example inputs"),
     ],
 )
@@ -273,3 +272,9 @@ def test_bad_example_inputs(model: Any, inputs: Any, what: str) -> None:
     with pytest.raises(BadInput, match=what) as caught:
         capture(model, inputs)
     assert caught.value.help
+
+
+def test_a_module_of_an_exported_program() -> None:
+    """The module of an exported program, which has no other mode, is a module like others."""
+    program = torch.export.export(nn.Linear(3, 3).eval(), (data(2, 3),))
+    agree(program.module(), data(2, 3))
