@@ -51,5 +51,14 @@ def _kept(model: nn.Module) -> Iterator[None]:
                 x.detach().copy_(copy)
 
 
+def kept_by(model: nn.Module) -> dict[str, Any]:
+    """What the attributes of all modules are, for comparison with a later state."""
+    return {
+        f"{path}.{name}".strip("."): (id(value), len(value) if _grows(value) else 0)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+    }
+
+
 def _grows(value: Any) -> bool:
     return isinstance(value, list | dict | set)

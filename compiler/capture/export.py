@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -17,15 +18,17 @@ from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import RESULTS, Graph
 from ..ir.interpret import check_input
 from .arguments import WIDE, Arguments
-from .evaluating import evaluating
+from .evaluating import evaluating, kept_by
 from .fakes import DTYPES
 from .functional import is_in_place, made_functional
 from .idle import check_also_idle, check_writes
 from .number import NumberUsed
 from .quiet import quiet_torch
 from .reading import reading_numbers
+from .refusals import STATE_ADVICE, advice_for
 from .results import (
     array_of,
+    arrays_of,
     check_some,
     forward_of,
     names_of,
@@ -35,10 +38,11 @@ from .results import (
 from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sorted_rows import unsort_rows
-from .sources import clean, every_user_line, user_frame
+from .sources import clean, every_user_line, source_of, user_frame
 from .structure import Place
 from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk, fixed_calls, is_known_and_pure
+from .written import with_constants_as_buffers
 
 Progress = Callable[[str], None]
 _MOST_ROUNDS = 4
@@ -230,10 +234,14 @@ def _reads_numbers(program: ExportedProgram) -> bool:
 
 
 def _check_that_it_runs(model: nn.Module, examples: Arguments) -> None:
-    """BadInput if the model fails on its example inputs; errors of ours pass through."""
+    """BadInput if the model fails on its example inputs; errors of ours pass through.
+
+    Unsupported if forward leaves something behind that changes the result of a second call.
+    """
     with evaluating(model):
+        before = kept_by(model)
         try:
-            _run(model, examples)
+            first = _run(model, examples)
         except ButterflycError:
             raise
         except Exception as error:
@@ -244,11 +252,26 @@ def _check_that_it_runs(model: nn.Module, examples: Arguments) -> None:
                 where=where or None,
                 help="pass inputs that the model runs on",
             ) from error
+        now = kept_by(model)
+        changed = [name for name in now if now[name] != before.get(name)]
+        if changed and not _same(arrays_of(first), arrays_of(_run(model, examples))):
+            raise Unsupported(
+                f"forward changes '{changed[0]}', and a second call gives another result",
+                where=forward_of(model) or None,
+                help=STATE_ADVICE,
+            )
 
 
 def _run(model: nn.Module, examples: Arguments) -> Any:
     given = examples.copied()
     return model(*given.places, **given.names)
+
+
+def _same(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bool:
+    return len(first) == len(second) and all(
+        a.shape == b.shape and np.allclose(a, b, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -321,8 +344,25 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
             and target in known
             and not target._schema.is_mutable
         }
+        if any(is_in_place(node) for node in odd):
+            program = with_constants_as_buffers(program)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)
-            program = program.run_decompositions(table)
+            try:
+                program = program.run_decompositions(table)
+            except Exception as error:
+                raise _refusal_of_decomposition(odd, error) from error
     check_constants(program)
     return program
+
+
+def _refusal_of_decomposition(odd: Sequence[fx.Node], error: Exception) -> Unsupported:
+    """The first call that torch was to write out as others, and why it did not."""
+    node = next(node for node in odd if node.op == "call_function")
+    target = str(node.target)
+    return Unsupported(
+        f"torch cannot write {target} out as known calls: "
+        f"{type(error).__name__}: {_first_line(error)}",
+        where=source_of(node) or None,
+        help=advice_for(target),
+    )

@@ -19,6 +19,10 @@ MASK_ADVICE = (
     "keep all rows and select with torch.where(mask, ..., ...), or gather the parameters of the "
     "chosen expert by index"
 )
+STATE_ADVICE = (
+    "the results depend on what an earlier call wrote, and a compiled model keeps nothing between "
+    "calls: return the new value as an output, and pass the old one as an input"
+)
 _SIZE = f"the size of its result depends on the data: {MASK_ADVICE}"
 _RANDOM = "a compiled model draws no random numbers: pass them as an input, or call model.eval()"
 _CONTROL = "write the computation for all cases and select with torch.where"

@@ -65,11 +65,12 @@ from .chosen import Chosen, Marks, is_uniform
 from .claimed import Claims, results_of_registered, what_is_marked
 from .claims import MARK
 from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
-from .refusals import MASK_ADVICE, Refusals
+from .refusals import MASK_ADVICE, STATE_ADVICE, Refusals
 from .results import is_no_result, number_as_tensor
 from .site import Constants, Refused, Site, lowering_of
 from .sources import clean, name_of, source_of
 from .stand_in import stand_in
+from .written import Writes
 
 
 class Walk:
@@ -100,7 +101,10 @@ class Walk:
 
     def graph(self, progress: Callable[[str], None] | None = None) -> Graph:
         """The whole program. Raises Unsupported with everything that was refused."""
-        nodes = list(self.program.graph.nodes)
+        writes = Writes.of(self.program)
+        for target, value in writes.kept:
+            self.refusals.add(f"writes to '{target}'", source_of(value), STATE_ADVICE)
+        nodes = [node for node in self.program.graph.nodes if node not in writes.alone]
         for number, node in enumerate(nodes):
             if progress is not None and number % 1000 == 999:
                 progress(f"lowered {number + 1} of {len(nodes)} calls")
@@ -151,19 +155,13 @@ class Walk:
             self.inputs.append(self.values[node])
 
     def _outputs(self, node: fx.Node) -> tuple[Node, ...]:
-        """The results, in order; a program that also changes its buffers is refused."""
+        """The results, in order."""
         found = []
         specs = self.program.graph_signature.output_specs
         for spec, value in zip(specs, node.args[0], strict=True):  # type: ignore[arg-type]
-            if spec.kind == OutputKind.TOKEN or is_no_result(value):
+            if spec.kind != OutputKind.USER_OUTPUT or is_no_result(value):
                 continue
-            if spec.kind != OutputKind.USER_OUTPUT:
-                self.refusals.add(
-                    f"writes to '{spec.target}'",
-                    source_of(value) if isinstance(value, fx.Node) else "",
-                    "return the new value as an output, and pass the old one as an input",
-                )
-            elif not isinstance(value, fx.Node):
+            if not isinstance(value, fx.Node):
                 found.append(self._constant(number_as_tensor(value), "number", ""))
             elif self.marks.get(value) is not None:
                 advice = "return a tensor of one shape: zeros in the rows that were not chosen"

@@ -188,23 +188,6 @@ def test_refused(function: Callable[..., Any], what: str, help: str) -> None:
     assert help in str(error.help)
 
 
-def test_written_buffers_are_refused() -> None:
-    """A module that changes its buffers has a state that a compiled model cannot keep."""
-
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.count += 1  # written
-            return x * self.count
-
-    with pytest.raises(Unsupported, match="writes to 'count'") as caught:
-        capture(Counter(), (data(3),))
-    assert caught.value.where == line_of("written")
-
-
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_program_of_any_batch(batch: int) -> None:
     """A program exported for any batch size is compiled for that of the example inputs."""
