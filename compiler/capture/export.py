@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.parameter import is_lazy
 
 from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import RESULTS, Graph
@@ -71,7 +72,7 @@ def capture(
     them are the inputs of the graph (order: `arguments`), what is no tensor is fixed; the order of
     its outputs: `results`. Constants keep the names of the state dict, inputs those of forward's
     arguments, and every node the line of the user's code it comes from. Raises BadInput for example
-    inputs that are no float32, integer or bool tensors, for weights that hold NaN, and
+    inputs that are no float32, integer or bool tensors, for weights that hold NaN or no values, and
     for a model that fails on its example inputs; Unsupported, with every such place, for what
     cannot be compiled.
     """
@@ -86,7 +87,8 @@ def capture(
     if isinstance(model, ExportedProgram):
         places, where = places_in(model), ""
         program = _decomposed(model, progress)
-    elif isinstance(model, nn.Module):
+    else:
+        _check_kind(model)
         _check_weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
         program, places, asked = _exported(model, examples, progress)
         # torch.export reads the module of an exported program, and does not call it.
@@ -98,11 +100,6 @@ def capture(
         # What the user exported stays as it is; this program is ours to rewrite.
         if not (writes and made_functional(program)):
             program = _decomposed(program, progress)
-    else:
-        raise BadInput(
-            f"the model is a {type(model).__name__}",
-            help="pass a torch.nn.Module, or what torch.export.export returned",
-        )
     _check_weights({**program.constants, **program.state_dict}, set(program.state_dict))
     check_some(places, where)
     if progress is not None:
@@ -131,6 +128,24 @@ def _is_open(program: ExportedProgram) -> bool:
     return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
+def _check_kind(model: Any) -> None:
+    """BadInput unless ``model`` is a module that can be traced."""
+    help = "pass a torch.nn.Module, or what torch.export.export returned"
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        help = "pass the torch.nn.Module that it was made of: TorchScript cannot be traced"
+    elif isinstance(model, type):
+        kind = f"class ({model.__name__})"
+        help = f"pass a module of the class: {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        help = "these are weights without code: module.load_state_dict(...), and pass the module"
+    elif isinstance(model, nn.Module):
+        return
+    elif callable(model):
+        help = "make it the forward of a torch.nn.Module, and pass the module"
+    raise BadInput(f"the model is a {kind}", help=help)
+
+
 def _check_fit(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
     """BadInput unless the example inputs are those that a program was exported for."""
     if len(inputs) != len(graph.inputs):
@@ -147,11 +162,22 @@ def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) 
 
     A table in double precision is taken: what is computed from it, and from no input, is constant.
     """
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise BadInput(
+                f"'{name}' has no shape yet: it belongs to a lazy module that never ran",
+                help="run the model once, model(*example_inputs), and load or train its weights",
+            )
     floats = [t for t in tensors.values() if isinstance(t, Tensor) and t.is_floating_point()]
     only_wide = all(tensor.dtype in WIDE for tensor in floats if tensor.numel())
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
+        if tensor.is_meta:
+            raise BadInput(
+                f"'{name}' is on the meta device, which holds no values",
+                help="load them: module.load_state_dict(torch.load(path), assign=True)",
+            )
         real = tensor.dtype.to_real()
         if real not in DTYPES or (real in WIDE and only_wide):
             raise Unsupported(
@@ -295,6 +321,7 @@ _LOOP_FREE = (
     "gather each row's parameters by its expert's index (angles[experts]) and drop the loop; "
     "or keep all rows in the loop and weigh them with torch.where(mask, ..., 0)"
 )
+_PLAIN = "write it with plain calls of torch, which torch.export.export(model, inputs) takes"
 
 
 def _hangs_on_data(error: Exception) -> bool:
@@ -309,12 +336,13 @@ def _refusal_of_export(error: Exception) -> Unsupported:
     if isinstance(error, NumberUsed):
         shown = f", in `{line}`" if line else ""
         return Unsupported(f"{error}{shown}", where=where or None, help=error.advice or _LOOP_FREE)
-    rewrite = next((advice for part, advice in _REWRITES if part in line), _LOOP_FREE)
-    shown = f" in `{line}`" if line else ""
     is_data = _hangs_on_data(error)
+    otherwise = _LOOP_FREE if is_data else _PLAIN
+    rewrite = next((advice for part, advice in _REWRITES if part in line), otherwise)
+    shown = f" in `{line}`" if line else ""
     what = "Python control flow hangs on data" if is_data else "torch.export refuses the model"
     reason = "" if is_data else f": {type(error).__name__}: {_first_line(error)}"
-    help = f"{rewrite}\n        {_LOOP_FREE}" if rewrite != _LOOP_FREE else rewrite
+    help = f"{rewrite}\n        {otherwise}" if rewrite != otherwise else rewrite
     return Unsupported(f"{what}{shown}{reason}", where=where or None, help=help)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,9 +245,12 @@ def test_other_floats_are_refused(dtype: torch.dtype) -> None:
         (nn.Identity(), data(3), "not a tuple"),
         (nn.Identity(), [data(3)], "not a tuple"),
         (nn.Identity(), (np.zeros(3),), "ndarray"),
-        (lambda x: x, (data(3),), "function"),
-        (nn.Linear(3, 3), (data(2, 4),), "fails on its example inputs"),
+        (lambda x: x, (data(3),), "a function"),
+        (nn.Linear, (data(3),), r"a class \(Linear\)"),
+        (nn.Linear(3, 3).state_dict(), (data(3),), "OrderedDict"),
+        (None, (data(3),), "NoneType"),
         (nn.ModuleList(), (data(3),), "NotImplementedError: .* is missing the required"),
+        (nn.Linear(3, 3), (data(2, 4),), "fails on its example inputs"),
         (nn.Identity(), (data(3), data(3)), "fails on its example inputs"),
     ],
 )
@@ -257,7 +261,48 @@ def test_bad_example_inputs(model: Any, inputs: Any, what: str) -> None:
     assert caught.value.help
 
 
+@pytest.mark.parametrize("made", [torch.jit.script, lambda m: torch.jit.trace(m, data(2, 3))])
+def test_torchscript_is_refused(made: Callable[[nn.Module], Any]) -> None:
+    """A model in TorchScript is refused, with the module in its place as the way out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = made(nn.Linear(3, 3))
+    with pytest.raises(BadInput, match=r"the model is a .*Module\n") as caught:
+        capture(model, (data(2, 3),))
+    assert "torch.nn.Module that it was made of" in str(caught.value.help)
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        (nn.Linear(3, 3, device="meta"), "'1.weight' is on the meta device"),
+        (nn.BatchNorm1d(3, device="meta", affine=False), "'1.running_mean' is on the meta"),
+        (nn.LazyLinear(3), "'1.weight' has no shape yet"),
+        (nn.LazyBatchNorm1d(affine=False), "'1.running_mean' has no shape yet"),
+    ],
+)
+def test_weights_without_values(layer: nn.Module, what: str) -> None:
+    """A parameter or buffer that has no values yet is named, with what to do."""
+    with pytest.raises(BadInput, match=what) as caught:
+        capture(nn.Sequential(nn.Linear(3, 3), layer), (data(2, 3),))
+    assert caught.value.help
+
+
 def test_a_module_of_an_exported_program() -> None:
     """The module of an exported program, which has no other mode, is a module like others."""
     program = torch.export.export(nn.Linear(3, 3).eval(), (data(2, 3),))
     agree(program.module(), data(2, 3))
+
+
+def test_what_torch_export_refuses() -> None:
+    """Where torch.export fails for no reason of data, its own is told."""
+
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert not torch.compiler.is_exporting(), "not while exporting"  # asking
+            return x
+
+    with pytest.raises(Unsupported, match="AssertionError: not while exporting") as caught:
+        capture(Asking(), (data(2, 3),))
+    assert caught.value.where == line_of("asking")
+    assert "plain calls of torch" in str(caught.value.help)
