@@ -20,6 +20,7 @@ from .compiler.capture.recognise_claims import check_claims
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.interpret import interpret
+from .compiler.ir.views import root_of
 from .compiler.lower.model_c import check_name
 from .compiler.tensors import pack_arrays
 from .explain import Record
@@ -168,21 +169,19 @@ def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:
 
 def _samples_are_independent(source: Source) -> bool:
     """Whether two batches computed at once give what each gives alone."""
-    arrays = source.arrays
-    if any(a.ndim == 0 for a in arrays):
+    arrays, alone = source.arrays, source.eager(source.arrays)
+    if any(a.ndim == 0 for a in (*arrays, *alone)):
         return False
     other = tuple(np.roll(a, 1, axis=-1) for a in arrays)
     both = tuple(np.concatenate(pair) for pair in zip(arrays, other, strict=True))
     try:
-        together = source.eager(both)
+        together, apart = source.eager(both), zip(alone, source.eager(other), strict=True)
     except Exception:  # the model, or its exported program, takes no other batch size
         return False
-    apart = zip(source.eager(arrays), source.eager(other), strict=True)
     return all(
         y.shape == (len(a) + len(b), *a.shape[1:])
         and np.allclose(y, np.concatenate((a, b)), rtol=1e-4, atol=1e-4 * float(np.abs(a).max()))
         for y, (a, b) in zip(together, apart, strict=True)
-        if a.ndim
     )
 
 
@@ -239,17 +238,18 @@ def _ports(names: Sequence[str], nodes: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _routing(graph: Graph) -> list[dict[str, Any]]:
-    """Where the chosen experts of each routed layer lie after a run."""
-    return [
-        {
-            "name": node.name,
-            "at": node.notes["at"][1],  # type: ignore[index]
-            "dtype": node.types[1].dtype,
-            "shape": list(node.types[1].shape),
-        }
-        for node in graph.nodes
-        if node.op == "top_k" and "at" in node.notes and node.notes["at"][1] >= 0  # type: ignore[index, operator]
-    ]
+    """Where the chosen experts of each routed layer lie after a run: in the arena, or an output."""
+    leaving = {root_of(node): i for i, node in reversed(list(enumerate(graph.outputs)))}
+    found: list[dict[str, Any]] = []
+    for node in graph.nodes:
+        if node.op == "top_k" and "at" in node.notes:
+            at = node.notes["at"][1]  # type: ignore[index]
+            place = {"output": leaving[node, 1]} if (node, 1) in leaving else {"at": at}
+            type = node.types[1]
+            found.append(
+                {"name": node.name, "dtype": type.dtype, "shape": list(type.shape), **place}
+            )
+    return found
 
 
 def tool_versions() -> dict[str, str]:

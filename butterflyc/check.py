@@ -83,8 +83,9 @@ def split_batches(program: Program, samples: Sequence[np.ndarray]) -> list[tuple
     types = program.inputs
     if len(samples) != len(types):
         raise BadInput(f"{program.name} takes {len(types)} inputs, got {len(samples)} arrays")
-    sizes = {len(x) // t.shape[0] for x, t in zip(samples, types, strict=True)}
-    fits = all(
+    ranked = [(x, t) for x, t in zip(samples, types, strict=True) if x.ndim == t.rank >= 1]
+    sizes = {len(x) // t.shape[0] for x, t in ranked}
+    fits = len(ranked) == len(types) and all(
         x.shape[1:] == t.shape[1:] and len(x) % t.shape[0] == 0 and x.dtype == t.storage
         for x, t in zip(samples, types, strict=True)
     )

@@ -169,9 +169,11 @@ class Program:
 
     def routing(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The experts that the compiled model chooses, one array [..., k] a routed layer."""
-        self.native(*inputs)
+        outputs = self.native(*inputs)
         return tuple(
-            self.native.peek(place["at"], Type(place["dtype"], tuple(place["shape"])))
+            outputs[place["output"]].reshape(place["shape"])
+            if "output" in place
+            else self.native.peek(place["at"], Type(place["dtype"], tuple(place["shape"])))
             for place in self.manifest["routing"]
         )
 

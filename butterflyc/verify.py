@@ -188,7 +188,7 @@ def verify(
         against=against,
         samples=len(cases),
         limit=limit,
-        max_abs=float(np.abs(got - wanted).max()),
+        max_abs=float(np.abs(got.astype(np.float64) - wanted).max()),
         max_rel=max_rel,
         rel_p90=float(np.quantile(errors, 0.9)),
         model_rel_p99=float(np.quantile(relative_errors(got, model), 0.99)),
