@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class Program:
     """A compiled model. ``fresh_stages`` are the graphs with all constants, if just compiled.
 
-    ``program(*inputs)`` takes NumPy arrays or torch tensors and returns the same kind. Another
-    number of rows in the first axis is split into runs of the compiled size.
+    ``program(*inputs)`` takes NumPy arrays or torch tensors and returns the same kind: in the order
+    and under the names of the manifest's ``inputs`` and ``outputs``. Another number of rows in the
+    first axis is split into runs of the compiled size.
     """
 
     artefact: Artefact
@@ -116,17 +117,62 @@ class Program:
             self.manifest["cpu_features"],
         )
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The outputs: one, or a tuple. Raises BadInput if an input does not fit."""
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The outputs: one, or a tuple, in the order of the manifest's ``outputs``.
+
+        Inputs are in the order of its ``inputs``, or by their names. Raises BadInput if one does
+        not fit.
+        """
+        values = self._in_order(inputs, named)
         torch = sys.modules.get("torch")
-        tensors = torch is not None and any(isinstance(x, torch.Tensor) for x in inputs)
-        outputs = self.run(
-            *(x.detach().cpu().numpy() if tensors else np.asarray(x) for x in inputs)
-        )
+        tensors = [x for x in values if torch is not None and isinstance(x, torch.Tensor)]
+        outputs = self.run(*(self._array(i, x) for i, x in enumerate(values)))
         if tensors:
             assert torch is not None
-            outputs = tuple(torch.from_numpy(y).to(inputs[0].device) for y in outputs)
+            outputs = tuple(torch.from_numpy(y).to(tensors[0].device) for y in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _in_order(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
+        """All inputs in their order. Raises BadInput if one is missing or one too many."""
+        names = [port["name"] for port in self.manifest["inputs"]]
+        for name in named:
+            if name not in names:
+                raise unknown_name("input", name, names)
+        rest = names[len(inputs) :]
+        if len(inputs) > len(names) or set(rest) != set(named):
+            missing = [name for name in rest if name not in named]
+            got = f"{len(inputs)} by place" + (f" and {', '.join(named)}" if named else "")
+            raise BadInput(
+                f"{self.name} takes {len(names)} inputs, got {got}",
+                help=(f"pass {', '.join(missing)} too; " if missing else "")
+                + f"inputs are tensors alone: {self._signature()}; what else forward takes was "
+                "fixed when the model was compiled",
+            )
+        return [*inputs, *(named[name] for name in rest)]
+
+    def _array(self, place: int, x: Any) -> np.ndarray:
+        """An input as an array. Raises BadInput for what is none."""
+        torch = sys.modules.get("torch")
+        try:
+            if torch is not None and isinstance(x, torch.Tensor):
+                return x.detach().cpu().resolve_conj().resolve_neg().numpy()
+            array = np.asarray(x)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise self._no_array(place, x, f": {error}") from error
+        if array.dtype == object:
+            raise self._no_array(place, x)
+        return array
+
+    def _no_array(self, place: int, x: Any, reason: str = "") -> BadInput:
+        return BadInput(
+            f"input {place} is a {type(x).__name__}, which is no array of numbers{reason}",
+            help=f"{self.name} takes one dense tensor or array an input: {self._signature()}",
+        )
+
+    def _signature(self) -> str:
+        names = (port["name"] for port in self.manifest["inputs"])
+        pairs = zip(names, self.inputs, strict=True)
+        return ", ".join(f"{name} {type}" for name, type in pairs) or "none"
 
     def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """All outputs as arrays. Rows beyond the compiled batch are run in turn."""

@@ -96,7 +96,8 @@ def _fitting(index: int, array: np.ndarray, type: Type) -> np.ndarray:
     if array.dtype != type.storage or array.shape != type.shape:
         raise BadInput(
             f"input {index} is {array.dtype}{list(array.shape)}, "
-            f"the model wants {type.storage}{list(type.shape)}"
+            f"the model wants {type.storage}{list(type.shape)}",
+            help=f"pass x.astype('{type.storage}'), or a tensor of that dtype",
         )
     return np.ascontiguousarray(array)
 
