@@ -51,7 +51,7 @@ def compile(
     ``model`` is a torch module or exported program with ``example_inputs``, or a string:
     ``model.pt2``, ``file.py:function`` or ``checkpoint.safetensors``. ``example_inputs`` are the
     arguments of forward, a tuple, or a dict by their names: tensors in them are the inputs of the
-    program, anything else is fixed. ``mode`` is a numeric mode of the
+    program, anything else is fixed (docs/inputs_and_outputs.md). ``mode`` is a numeric mode of the
     target. ``dump_ir`` names a folder that gets the text of each stage as it is made, so that a
     failed pass leaves something to look at; ``record`` gets what was recognised and each stage,
     also of a compilation that fails.
