@@ -81,9 +81,7 @@ def capture(
     examples = examples.copied()  # torch.export takes a tensor that is given twice for one input
     asked = writes = False
     if isinstance(model, ExportedProgram) and _is_open(model):
-        # Traced again, for inputs of one shape; its own module would refuse eval().
-        traced: Any = model.module()
-        model = torch.fx.GraphModule(traced, traced.graph)
+        model = model.module()  # traced again, for inputs of one shape
     if isinstance(model, ExportedProgram):
         places, where = places_in(model), ""
         program = _decomposed(model, progress)
