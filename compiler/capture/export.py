@@ -166,8 +166,9 @@ def _check_weights(tensors: Mapping[str, Any], weights: set[str] | None = None) 
                 f"'{name}' has no shape yet: it belongs to a lazy module that never ran",
                 help="run the model once, model(*example_inputs), and load or train its weights",
             )
-    floats = [t for t in tensors.values() if isinstance(t, Tensor) and t.is_floating_point()]
-    only_wide = all(tensor.dtype in WIDE for tensor in floats if tensor.numel())
+    own = (t for name, t in tensors.items() if weights is None or name in weights)
+    floats = [t for t in own if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+    only_wide = bool(floats) and all(tensor.dtype in WIDE for tensor in floats)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue

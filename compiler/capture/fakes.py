@@ -23,10 +23,18 @@ DTYPES = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
     torch.float32: "f32",
-    torch.float64: "f64",
+    torch.float64: "f32",  # what hangs on data is computed in float32, and compared with the model
 }
 UNKNOWN = object()  # the value of a call that was refused, and of what reads it
 _DROPPED = frozenset({"device", "layout", "memory_format", "pin_memory"})
+
+
+def as_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, where what is finite stays finite: a mask may hold float64's largest."""
+    if x.dtype == torch.float32:
+        return x
+    limit = torch.finfo(torch.float32).max
+    return torch.where(x.isfinite(), x.clamp(-limit, limit), x).float()
 
 
 class Sizes:

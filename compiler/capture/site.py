@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 Lowering = Callable[..., Any]
+_LARGEST = float(np.finfo(np.float32).max)
 _Lowering = TypeVar("_Lowering", bound=Lowering)
 
 # By the name of the operator ("aten.add"), or of one overload of it ("aten.add.Tensor").
@@ -110,7 +111,10 @@ class Site:
 
     def constant(self, value: Any, dtype: str, name: str = "") -> Node:
         """A constant that the call itself brings: a scalar, an order of elements."""
-        array = np.asarray(value).astype(STORAGE[dtype])
+        array = np.asarray(value)
+        if dtype == "f32" and np.isfinite(array).all():
+            array = array.clip(-_LARGEST, _LARGEST)  # float64's largest number stands for any
+        array = array.astype(STORAGE[dtype])
         if not name and array.ndim == 0:
             return self.constants.hold(array, dtype, "scalar")
         return self.constants.hold(array, dtype, name or f"{self.name}.constant", self.source)

@@ -64,7 +64,7 @@ from .calls import is_known_and_pure as is_known_and_pure
 from .chosen import Chosen, Marks, is_uniform
 from .claimed import Claims, results_of_registered, what_is_marked
 from .claims import MARK
-from .fakes import DTYPES, UNKNOWN, Sizes, contains_unknown, plain
+from .fakes import DTYPES, UNKNOWN, Sizes, as_float32, contains_unknown, plain
 from .refusals import MASK_ADVICE, STATE_ADVICE, Refusals
 from .results import is_no_result, number_as_tensor
 from .site import Constants, Refused, Site, lowering_of
@@ -169,6 +169,8 @@ class Walk:
             elif is_complex(value.meta.get("val")):
                 advice = "return torch.view_as_real(x)"
                 self.refusals.add("a result of complex numbers", source_of(value), advice)
+            elif getattr(value.meta.get("val"), "dtype", None) == torch.float64:
+                self.refusals.add("a result in float64", source_of(value), "return x.float()")
             else:
                 found.append(self._operand(value))
         known = [value for value in found if value is not UNKNOWN]
@@ -327,8 +329,7 @@ class Walk:
         return Complex(real, self._constant(tensor.imag, f"{label}.imag", source))
 
     def _constant(self, tensor: Tensor, label: str, source: str) -> Node:
-        tensor = tensor.float() if self.narrow and tensor.is_floating_point() else tensor
-        dtype = DTYPES[tensor.dtype]
+        dtype = "f32" if self.narrow and tensor.is_floating_point() else DTYPES[tensor.dtype]
         # Repeated axes (stride 0) are held once.
         repeated = [n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         whole = tuple(tensor.shape)
@@ -336,7 +337,8 @@ class Walk:
             tensor = tensor.narrow(axis, 0, 1) if again else tensor
         if all(n == 1 for n in tensor.shape) and any(repeated):
             tensor = tensor.reshape(())
-        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has none
+        if dtype in ("f32", "bf16"):  # NumPy has no bfloat16
+            tensor = as_float32(tensor)
         array = tensor.detach().cpu().contiguous().resolve_neg().numpy()
         node = self.constants.hold(array, dtype, clean(label), source)
         return Site("", clean(label), source, node.type, self.constants).broadcast(node, whole)

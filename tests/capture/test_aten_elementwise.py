@@ -173,3 +173,17 @@ def test_modules_of_activations() -> None:
     """Activation modules, parameters included, nest in Sequential."""
     model = nn.Sequential(nn.PReLU(4), nn.Dropout(0.5), nn.GELU(), nn.Identity(), nn.SiLU())
     agree(model, data(2, 4, 3))
+
+
+def test_float64_inside_a_model() -> None:
+    """What a model computes in float64 between its inputs and results is computed in float32."""
+    table = data(9, 4, seed=1).double()
+
+    def wide(x: Tensor, i: Tensor) -> Tensor:
+        angles = table[i] + x.double().mean()
+        largest = torch.finfo(torch.float64).max
+        scores = torch.where(x > 0, x.double(), -largest).softmax(-1)
+        return (angles.cos() * scores).to(x.dtype)
+
+    graph = agree(Function(wide), data(5, 4), numbers(5, below=9)).graph
+    assert {node.type.dtype for node in graph.nodes} <= {"f32", "i32", "i64", "bool"}

@@ -44,7 +44,6 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: F.dropout(x, 0.5, training=True), "dropout while training", "model.eval()"),
     (lambda x: x.view(torch.int32), "bits of f32 read as i32", ".to(dtype)"),
     (lambda x: F.pad(x, (-1, 2), mode="replicate"), "negative replicate", "slice"),
-    (lambda x: x.double() * 2, "in f64", "float32"),
     (lambda x: x.nonzero(), "a result whose size the data chooses", "zeros"),
     (lambda x: x.masked_select(x > 0), "whose size the data chooses", "zeros"),
     (lambda x: torch.bincount((x > 0).long().flatten()), "bincount", "one_hot"),

@@ -179,7 +179,8 @@ def test_a_result_without_a_value_is_refused() -> None:
         (lambda x: x * 2 if x.sum() > 0 else x, "if x.sum", "torch.where"),
         (lambda x: x[: int(x.sum().item())], "a rounded number", "round the tensor"),
         (lambda x: x.cfloat(), "complex numbers", "view_as_real"),
-        (lambda x: x.double() * 2, "f64", "float32"),
+        (lambda x: x.double() * 2, "a result in float64", "float()"),
+        (lambda x: (x.half() * 2).float(), "f16", "float32"),
     ],
 )
 def test_refused(function: Callable[..., Any], what: str, help: str) -> None:
