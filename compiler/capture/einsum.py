@@ -27,6 +27,17 @@ def einsum(site: Site, equation: str, operands: Sequence[Node], **_: object) -> 
     return site.transpose(x, [labels.index(label) for label in result])
 
 
+@lowers("aten.tensordot")
+def tensordot(site: Site, a: Node, b: Node, of_a: Sequence[int], of_b: Sequence[int]) -> Node:
+    first = [f"a{axis}" for axis in range(a.type.rank)]
+    second = [f"b{axis}" for axis in range(b.type.rank)]
+    for one, other in zip(of_a, of_b, strict=True):
+        second[other] = first[one]
+    rest = [label for label in (*first, *second) if (label in first) != (label in second)]
+    y, labels = contract(site, (a, tuple(first)), (b, tuple(second)), set(rest))
+    return site.transpose(y, [labels.index(label) for label in rest])
+
+
 def parse(equation: str, ranks: Sequence[int]) -> tuple[list[Labels], Labels]:
     """The labels of each operand and of the result; ``...`` becomes labels of its own."""
     left, arrow, right = equation.replace(" ", "").partition("->")

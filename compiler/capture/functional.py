@@ -25,7 +25,7 @@ aten: Any = torch.ops.aten
 Inverse = Callable[[fx.Graph, fx.Node, fx.Node, tuple[Any, ...]], fx.Node]
 # Calls that torch writes by other calls, of which none returns what it was given.
 NEVER_SHARE = frozenset({"conv1d", "conv2d", "layer_norm", "linear", "log_softmax", "matmul"}) | {
-    "one_hot", "rms_norm", "scaled_dot_product_attention", "softmax",
+    "one_hot", "rms_norm", "scaled_dot_product_attention", "softmax", "tensordot",
 }  # fmt: skip
 
 

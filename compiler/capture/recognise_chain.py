@@ -308,8 +308,11 @@ def views(
         given = region.force(experts, gates)
         view = learnt(region, View(experts, lit, given, np.zeros(t, int), {}, {}), root, end, rng)
         rows = places(range(t), view.owners[end[0]])
-        idle = np.unique(shown[(view.owners[end[0]].reshape(-1)[y] == NONE).all(1)])
-        if 0 < len(idle) < len(np.unique(shown)):
+        still = (view.owners[end[0]].reshape(-1)[y] == NONE).all(1)
+        idle = np.unique(shown[still])
+        # Where only some slots follow the root, it is the slots that do nothing.
+        by_expert = k == 1 or bool(np.isin(lit[still], lit[~still]).any())
+        if by_expert and 0 < len(idle) < len(np.unique(shown)):
             numbers = ", ".join(str(number) for number in idle[:4])
             raise NotRecognised(f"of {count} experts, {len(idle)} do nothing: {numbers}", 4)
         if rows is None or not np.array_equal(np.sort(rows, 1), np.sort(y, 1)):

@@ -169,3 +169,13 @@ def test_any_einsum(draw: st.DataObject) -> None:
     size = {"a": 2, "b": 3, "c": 1, "d": 4}
     operands = (data(*(size[label] for label in side)) for side in (left, right))
     agree(Function(lambda x, y: torch.einsum(equation, x, y)), *operands)
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2, ([0, 2], [1, 2]), ([-1], [0])])
+def test_tensordot(dims: Any) -> None:
+    """Axes of two tensors, multiplied and summed over."""
+    shapes = {0: ((2, 3), (4,)), 1: ((2, 3, 4), (4, 5)), 2: ((2, 3, 4), (3, 4, 5))}
+    first, second = shapes.get(dims if isinstance(dims, int) else 3, ((2, 3, 4), (4, 2, 4)))
+    agree(
+        Function(lambda a, b: torch.tensordot(a, b, dims=dims)), data(*first), data(*second, seed=1)
+    )
