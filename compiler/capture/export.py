@@ -236,7 +236,7 @@ def _exported_as_if_in_use(model: nn.Module, examples: Arguments) -> ExportedPro
     files: set[str] = set()
     least = 1
     while True:
-        mode = SomeRows(least)
+        mode = SomeRows(least, files)
         try:
             with quiet_torch(), mode, reading_numbers(mode, files):
                 return torch.export.export(

@@ -24,16 +24,20 @@ class NumberUsed(TypeError):
     def __init__(self, what: str, advice: str = "", file: str = "") -> None:
         super().__init__(f"a number that only the data tells is used as {what}")
         self.advice = advice
-        self.file = file  # the module whose `int` and `float` cannot take numbers yet
+        self.file = file  # the module whose `int`, `float` and `len` cannot take numbers yet
 
 
 def converted(kind: str) -> NumberUsed:
     """What is raised where a file's own ``kind``, int or float, is called with a number."""
+    return NumberUsed(f"a Python {kind}", "keep the value a tensor", calling_file())
+
+
+def calling_file() -> str:
+    """The name of the module of the user that is running."""
     frame = sys._getframe(1)
     while frame.f_back is not None and not is_of_user(frame.f_code.co_filename):
         frame = frame.f_back
-    file = str(frame.f_globals.get("__name__", ""))
-    return NumberUsed(f"a Python {kind}", "keep the value a tensor", file)
+    return str(frame.f_globals.get("__name__", ""))
 
 
 class Answers(Protocol):
@@ -148,7 +152,7 @@ class Number:
 
 
 class Array:
-    """What stands for the NumPy array of a tensor."""
+    """What stands for the NumPy array of a tensor, or for a list as long as only data tells."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -160,10 +164,20 @@ class Array:
     def _of(self, x: Tensor) -> Any:
         return x.item() if not x.dim() else Array(x)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether only data tells how long it is."""
+        return not isinstance(self.tensor.shape[0], int)
+
     def __len__(self) -> int:
-        return int(self.tensor.shape[0])
+        return len(self.tensor)
+
+    def __bool__(self) -> bool:
+        return self.is_open or len(self) > 0  # as if there were some
 
     def __iter__(self) -> Iterator[Any]:
+        if self.is_open:
+            raise NumberUsed("the length of a list", "compute all its rows at once, as a tensor")
         return (self[place] for place in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:

@@ -1,8 +1,8 @@
 """What Python does with numbers that only data tells, by other means than PyTorch's calls.
 
 `int(x)` must give an int, and a list of modules wants one as its index. While a model is traced,
-`int` and `float` in the files of its modules give a `Number`, and a ModuleList at such a number
-computes all its modules and selects by it.
+`int` and `float` in the files of its modules give a `Number`, `len` a size that is open, and a
+ModuleList at such a number computes all its modules and selects by it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ def reading_numbers(mode: SomeRows, names: set[str]) -> Iterator[None]:
                 name = kind.__name__.strip("_").lower()
                 if name not in vars(file):
                     stack.enter_context(patch.object(file, name, kind, create=True))
+            if "len" not in vars(file):
+                stack.enter_context(patch.object(file, "len", _len, create=True))
         stack.enter_context(patch.object(Tensor, "numpy", _numpy(Tensor.numpy)))
         stack.enter_context(patch.object(torch, "from_numpy", _from_numpy(torch.from_numpy)))
+        for fake in (FakeTensor, FunctionalTensor):  # their own methods ask no mode
+            stack.enter_context(patch.object(fake, "tolist", lambda x: mode.as_list(x)))
         for lists in (nn.ModuleList, nn.ParameterList):
             before = lists.__getitem__
             stack.enter_context(patch.object(lists, "__getitem__", _getitem(before, mode)))
@@ -71,6 +75,12 @@ class _Int(int, metaclass=_LikeBuiltin):
 
 class _Float(float, metaclass=_LikeBuiltin):
     builtin = builtins.float
+
+
+def _len(x: Any) -> Any:
+    """The length of a tensor, or of a list, that only data tells, as torch.export writes it."""
+    x = x.tensor if isinstance(x, Array) else x
+    return x.shape[0] if isinstance(x, Tensor) and x.dim() else builtins.len(x)
 
 
 def _numpy(before: Any) -> Any:

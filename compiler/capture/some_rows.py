@@ -13,7 +13,7 @@ torch's transformers ask one more: whether a mask is the causal one, which only 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from .known import Facts, Numbers, Places, Sums, changed, each, memory_of
 from .learn import learn, writes
-from .number import Array, Number, NumberUsed, converted
+from .number import Array, Number, NumberUsed, calling_file, converted
 from .pieces import Pieces
 
 Args = Sequence[Any]
@@ -56,12 +56,14 @@ class SomeRows(TorchFunctionMode):
     """While it lasts, sizes that hang on data count as positive, and so do sums over masks.
 
     ``least`` is what such a size is at least: 2 where PyTorch asks whether it is 1, because it
-    repeats a single row where others must match.
+    repeats a single row where others must match. In the modules ``files``, `len` is one that
+    takes tensors.
     """
 
-    def __init__(self, least: int = 1) -> None:
+    def __init__(self, least: int = 1, files: Collection[str] = ()) -> None:
         super().__init__()
         self.least = least
+        self.files = files
         self.facts = Facts()
         self._pieces = Pieces(self.facts)
         self._truths: dict[int, tuple[Tensor, bool]] = {}  # the tensor keeps its number alive
@@ -153,7 +155,13 @@ class SomeRows(TorchFunctionMode):
             return Number(x.reshape(()) if x.dim() else x, self)
 
     def _tolist(self, args: Args, _: Named) -> Any:
-        x = self._all_places(args[0])
+        return self.as_list(args[0])
+
+    def as_list(self, x: Tensor) -> Any:
+        """What ``x.tolist()`` gives: numbers in lists, or an array as long as data tells."""
+        x = self._all_places(x)
+        if x.dim() == 1 and not isinstance(x.shape[0], int):
+            return Array(x)
         if not all(isinstance(size, int) for size in x.shape):
             raise NumberUsed("the length of a list", "loop over all experts")
         with self:
@@ -201,8 +209,11 @@ class SomeRows(TorchFunctionMode):
         raise converted("float")
 
     def _len(self, args: Args, _: Named) -> Any:
-        # Python wants a number here; one that is compared with 0.
-        return 1 if isinstance(args[0].shape[0], SymInt) else _NOT_HERE
+        if not isinstance(args[0].shape[0], SymInt):
+            return _NOT_HERE
+        if calling_file() not in self.files:
+            raise converted("length")
+        return 1  # PyTorch's own code wants a number here; one that it compares with 0
 
     def _tensor(self, args: Args, named: Named) -> Any:
         """A tensor of numbers."""

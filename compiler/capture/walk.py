@@ -104,7 +104,7 @@ class Walk:
         writes = Writes.of(self.program)
         for target, value in writes.kept:
             self.refusals.add(f"writes to '{target}'", source_of(value), STATE_ADVICE)
-        nodes = [node for node in self.program.graph.nodes if node not in writes.alone]
+        nodes = [node for node in self.program.graph.nodes if node in writes.needed]
         for number, node in enumerate(nodes):
             if progress is not None and number % 1000 == 999:
                 progress(f"lowered {number + 1} of {len(nodes)} calls")

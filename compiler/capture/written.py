@@ -7,13 +7,16 @@ always, of what the model keeps where no result depends on it, as with counters 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+
+from .claims import MARK
 
 _WRITES = frozenset(
     {OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION}
@@ -34,27 +37,27 @@ def with_constants_as_buffers(program: ExportedProgram) -> ExportedProgram:
 
 @dataclass(frozen=True)
 class Writes:
-    """``kept``: what results depend on, with the values written to it; ``alone``: calls that serve
-    no result, but only a write that is left out.
+    """``kept``: what results depend on, with the values written to it; ``needed``: the nodes that
+    serve a result, a mark or such a write, and all inputs.
     """
 
     kept: tuple[tuple[str, fx.Node], ...]
-    alone: frozenset[fx.Node]
+    needed: frozenset[fx.Node]
 
     @classmethod
     def of(cls, program: ExportedProgram) -> Writes:
         specs = program.graph_signature.output_specs
         (returned,) = program.graph.output_node().args
         assert isinstance(returned, tuple | list), "torch.export returns a tuple"
-        ends = list(zip(specs, returned, strict=True))
-        writes = [(spec, node) for spec, node in ends if spec.kind in _WRITES]
-        others = [node for spec, node in ends if spec.kind not in _WRITES]
-        needed = _needed_by(others)
-        read = _kept_in(program, needed)
+        results = list(zip(specs, returned, strict=True))
+        writes = [(spec, node) for spec, node in results if spec.kind in _WRITES]
+        others = [node for spec, node in results if spec.kind not in _WRITES]
+        read = _kept_in(program, _needed_by(others, _read_by))
         kept = tuple((str(spec.target), node) for spec, node in writes if spec.target in read)
-        needed |= _needed_by(node for _, node in kept)
-        alone = _needed_by(node for _, node in writes) - needed
-        return cls(kept, frozenset(node for node in alone if node.op != "placeholder"))
+        marks = [node for node in program.graph.nodes if str(node.target) == MARK]
+        needed = _needed_by([*others, *marks, *(node for _, node in kept)])
+        ends = [node for node in program.graph.nodes if node.op != "call_function"]
+        return cls(kept, frozenset({*needed, *ends}))
 
 
 def _kept_in(program: ExportedProgram, nodes: Iterable[fx.Node]) -> set[str]:
@@ -67,7 +70,10 @@ def _kept_in(program: ExportedProgram, nodes: Iterable[fx.Node]) -> set[str]:
     }
 
 
-def _needed_by(values: Iterable[Any]) -> set[fx.Node]:
+def _needed_by(
+    values: Iterable[Any],
+    read_by: Callable[[fx.Node], list[fx.Node]] = attrgetter("all_input_nodes"),
+) -> set[fx.Node]:
     """The nodes whose values ``values`` depend on, themselves among them."""
     found: set[fx.Node] = set()
     stack = [value for value in values if isinstance(value, fx.Node)]
@@ -75,11 +81,12 @@ def _needed_by(values: Iterable[Any]) -> set[fx.Node]:
         node = stack.pop()
         if node not in found:
             found.add(node)
-            stack += _read_by(node)
+            stack += read_by(node)
     return found
 
 
 def _read_by(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose numbers a call reads, not their shapes alone."""
     bare = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
     if bare not in _SHAPE_ONLY:
         return node.all_input_nodes

@@ -307,3 +307,13 @@ def test_what_torch_export_refuses() -> None:
         capture(Asking(), (data(2, 3),))
     assert caught.value.where == line_of("asking")
     assert "plain calls of torch" in str(caught.value.help)
+
+
+def test_what_serves_no_result_is_left_out() -> None:
+    """A call that has no lowering is no fault where nothing returned depends on it."""
+
+    def forward(x: Tensor) -> Tensor:
+        torch.linalg.svd(x)
+        return x * 2
+
+    assert [node.op for node in agree(Function(forward), data(3, 3)).graph.nodes][-1] == "mul"

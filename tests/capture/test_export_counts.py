@@ -226,10 +226,31 @@ def token_by_list(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tenso
     return y
 
 
+def lists_of_rows(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for e in range(EXPERTS):
+        slot, token = torch.where(F.one_hot(index, EXPERTS).permute(2, 1, 0)[e])
+        tokens, slots = token.tolist(), slot.tolist()
+        if not tokens or len(slots) == 0:
+            continue
+        part = m.experts[e](x[None, tokens].reshape(-1, WIDTH))
+        y.index_add_(0, token, part * weight[tokens, slots, None])
+    return y
+
+
+def views_of_a_length(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    order = index.flatten().argsort(stable=True)
+    parts = x[order // K].split(torch.bincount(index.flatten(), minlength=EXPERTS).tolist())
+    done = [m.experts[e](p.view(len(p), 2, -1).flatten(1)) for e, p in enumerate(parts) if len(p)]
+    weighted = torch.cat(done) * weight.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, order // K, weighted)
+
+
 FORMS = [
     skip_by_sum, skip_by_any, skip_by_numel, skip_by_length, over_unique, over_unique_list,
     split_list, split_back, split_inverse, slices_of_each, moe_infer, moe_infer_ends,
     slices_by_tensors, numpy_counts, each_count_alone, token_by_token, token_by_item, token_by_list,
+    lists_of_rows, views_of_a_length,
 ]  # fmt: skip
 
 
@@ -314,6 +335,17 @@ def by_numpy_method(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Ten
     return x * index.flatten().numpy().mean()  # method
 
 
+def over_a_list(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    for token in torch.where(index == 0)[0].tolist():  # row by row
+        x = x + x[token]
+    return x
+
+
+def mean_by_length(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    rows = x[index[:, 0] == 0]
+    return x + rows.sum(0) / len(rows)  # number of rows
+
+
 def counts_in_use(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     return x * len(index.unique().tolist())
 
@@ -332,6 +364,8 @@ REFUSED: list[tuple[Callable[..., Tensor], str, str]] = [
     (zeros_of_a_size, r"zeros\(\)", "# size"),
     (by_numpy, "numpy.median", "# numpy"),
     (by_numpy_method, "'mean'", "# method"),
+    (over_a_list, "the length of a list", "# row by row"),
+    (mean_by_length, "the number of chosen rows", "# number of rows"),
     (counts_in_use, "differs by", ""),
 ]
 
