@@ -94,3 +94,18 @@ def test_questions_that_do_more(step: Callable[..., Tensor], tokens: int) -> Non
     with pytest.raises(Unsupported) as caught:
         capture(Asking(step), (data(tokens, 6),))
     assert caught.value.help
+
+
+def scaled(x: Tensor, y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    """The largest number of a row is no score."""
+    return any_of(x / x.abs().amax(-1, keepdim=True), y, mask, w)
+
+
+def ordered(x: Tensor, y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    return any_of(x.sort().values + x.min(-1, keepdim=True).values, y, mask, w)
+
+
+@pytest.mark.parametrize("step", [scaled, ordered])
+def test_what_takes_the_largest_but_routes_nothing(step: Callable[..., Tensor]) -> None:
+    """Models that also scale by a largest number, or sort upwards, are compared as they are."""
+    agree(Asking(step), data(3, 6))
