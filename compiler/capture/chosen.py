@@ -94,14 +94,34 @@ def row_axis(node: Node, axes: Axes) -> int | None:
 
 def same(a: Node, b: Node) -> bool:
     """Whether two nodes compute the same, whatever their names."""
-    if a is b or a == b:
-        return True
-    alike = a.op == b.op and a.op != "input" and a.types == b.types
+    leaders: dict[Node, Node] = {}  # of nodes taken for the same: what two share is seen once
+
+    def leader(node: Node) -> Node:
+        while node in leaders:
+            above = leaders[node]
+            leaders[node] = leaders.get(above, above)
+            node = above
+        return node
+
+    pairs = [(a, b)]
+    while pairs:
+        a, b = map(leader, pairs.pop())
+        if a is b:
+            continue
+        if not _same_but_for_operands(a, b):
+            return False
+        leaders[a] = b
+        pairs.extend(zip(a.operands, b.operands, strict=True))
+    return True
+
+
+def _same_but_for_operands(a: Node, b: Node) -> bool:
     return (
-        alike
+        a.op == b.op
+        and a.op != "input"
+        and a.types == b.types
         and dict(a.attributes) == dict(b.attributes)
         and len(a.operands) == len(b.operands)
-        and all(same(x, y) for x, y in zip(a.operands, b.operands, strict=True))
     )
 
 

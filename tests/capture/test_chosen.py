@@ -12,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from butterflyc.compiler.capture.chosen import same
 from butterflyc.compiler.capture.export import capture
 from butterflyc.compiler.errors import Unsupported
+from butterflyc.compiler.ir.build import input_node, make
+from butterflyc.compiler.ir.graph import Node
 from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.compiler.ir.types import Type
 
 from .agreement import Function, agree, check, data
 
@@ -233,3 +237,38 @@ def test_rows_that_mix(function: Callable[[Tensor], Any], what: str) -> None:
         capture(Function(function), (data(8, 6),))
     assert "test_chosen.py:" in str(caught.value.where)
     assert caught.value.help
+
+
+X = input_node("x", Type("f32", (2,)))
+
+
+def doubled(x: Node, times: int, last: str = "add") -> Node:
+    """x + x, the result of that plus itself, and so on; ``last`` stands in place of the first."""
+    for i in range(times):
+        x = make(last if i == 0 else "add", x, x)
+    return x
+
+
+def test_sums_of_sums_are_compared_in_time() -> None:
+    """Two graphs of 60 doublings, and chains of 5000, are the same; with one other op they differ.
+
+    There are 2**60 paths through such a graph.
+    """
+    assert same(doubled(X, 60), doubled(X, 60))
+    assert not same(doubled(X, 60), doubled(X, 60, "mul"))
+    assert not same(doubled(X, 60), doubled(X, 61))
+    assert same(doubled(X, 5000), doubled(X, 5000))
+
+
+def test_what_is_the_same() -> None:
+    """Names do not tell values apart; ops, attributes, operands, their order and inputs do."""
+    other = input_node("x", Type("f32", (2,)))
+    y = make("neg", X, name="y")
+    assert same(y, make("neg", X, name="z"))
+    assert same(make("sub", y, X), make("sub", make("neg", X), X))
+    assert not same(make("sub", y, X), make("sub", X, y))
+    assert not same(make("sub", y, y), make("sub", y, X))
+    assert not same(y, make("abs", X))
+    assert not same(make("sum", X, axes=(0,)), make("sum", X, axes=(0,), keep=True))
+    assert not same(X, other)
+    assert not same(make("neg", X), make("neg", other))
