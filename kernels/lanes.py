@@ -63,10 +63,14 @@ class Lanes:
         return total + left * right
 
     def maximum(self, left: Any, right: Any) -> Any:
-        """The larger one; any number of lanes. T.max is miscompiled by TVM's C target."""
+        """The larger one, ``right`` where one is NaN or both are equal; any number of lanes.
+
+        T.max is miscompiled by TVM's C target.
+        """
         return T.Select(left > right, left, right)
 
     def minimum(self, left: Any, right: Any) -> Any:
+        """The smaller one, ``right`` where one is NaN or both are equal."""
         return T.Select(left < right, left, right)
 
     def absolute(self, value: Any) -> Any:
@@ -98,7 +102,7 @@ class Lanes:
         return self.as_float(self.round_to_int32(value))
 
     def power_of_two(self, exponent: Any) -> Any:
-        """2**exponent for an int32 ``exponent`` in -126..127, exactly."""
+        """2**exponent for an int32 ``exponent`` in -126..127, exactly; 0 at -127, inf at 128."""
         lanes = self.float_lanes
         biased = exponent + broadcast(T.int32(127), lanes)
         bits = T.shift_left(biased, broadcast(T.int32(23), lanes))

@@ -65,14 +65,9 @@ class Unit:
 Expression = Callable[..., Any]
 
 
-def by_lanes(function: Callable[..., Any], keep_nan: bool = False) -> Expression:
+def by_lanes(function: Callable[..., Any]) -> Expression:
     """A function of lanes and floats as an expression."""
-
-    def expression(u: Unit, *values: Any) -> Any:
-        result = function(u.lanes, *values)
-        return T.Select(is_nan(values[0], u.width), values[0], result) if keep_nan else result
-
-    return expression
+    return lambda u, *values: function(u.lanes, *values)
 
 
 def larger(u: Unit, a: Any, b: Any) -> Any:
@@ -89,7 +84,7 @@ def first_nan(choose: Expression) -> Expression:
 
 
 def sign(u: Unit, x: Any) -> Any:
-    below = T.Select(x < u.number(0), u.number(-1), x)  # zero and NaN stay
+    below = T.Select(x < u.number(0), u.number(-1), u.number(0))
     return T.Select(x > u.number(0), u.number(1), below)
 
 
@@ -176,9 +171,9 @@ FLOATS: dict[str, Expression] = {
     "sin": by_lanes(vector_math.sin),
     "cos": by_lanes(vector_math.cos),
     "atan2": by_lanes(vector_math.arctan2),
-    "tanh": by_lanes(pointwise_math.tanh, keep_nan=True),
-    "erf": by_lanes(pointwise_math.erf, keep_nan=True),
-    "sigmoid": by_lanes(pointwise_math.sigmoid, keep_nan=True),
+    "tanh": by_lanes(pointwise_math.tanh),
+    "erf": by_lanes(pointwise_math.erf),
+    "sigmoid": by_lanes(pointwise_math.sigmoid),
     "silu": by_lanes(pointwise_math.silu),
     "gelu": by_lanes(pointwise_math.gelu),
     "gelu_tanh": by_lanes(pointwise_math.gelu_tanh),

@@ -2,6 +2,9 @@
 
 Every function takes a vector of ``lanes.float_lanes`` float32 and gives one. The errors stated are
 the largest found over a dense sweep of the range (tests/kernels/test_pointwise_math.py).
+
+NaN stays NaN, at no cost: ``lanes.maximum`` and ``lanes.minimum`` give their second operand where
+one of the two is NaN. What becomes an integer takes it as the first, since no integer is NaN.
 """
 
 from __future__ import annotations
@@ -72,9 +75,9 @@ def polynomial(lanes: Lanes, x: Any, coefficients: Sequence[float]) -> Any:
 
 
 def clamp(lanes: Lanes, x: Any, low: float, high: float) -> Any:
-    """``x`` limited to [low, high]."""
+    """``x`` limited to [low, high]; NaN stays."""
     width = lanes.float_lanes
-    return lanes.maximum(let(lanes.minimum(x, constant(high, width)), width), constant(low, width))
+    return lanes.maximum(constant(low, width), let(lanes.minimum(constant(high, width), x), width))
 
 
 def _scaled(lanes: Lanes, fraction: Any, power: Any) -> Any:
@@ -82,21 +85,24 @@ def _scaled(lanes: Lanes, fraction: Any, power: Any) -> Any:
 
 
 def exp2(lanes: Lanes, x: Any) -> Any:
-    """2**x, relative error 2e-7; x is taken as -126 below that and as 127 above."""
+    """2**x for x < 127.5, relative error 2e-7; 0 below -126.5."""
     width = lanes.float_lanes
-    x = let(clamp(lanes, let(x, width), -126.0, 127.0), width)
-    power = let(lanes.round_to_int32(x), width, "int32")
-    return _scaled(lanes, let(x - lanes.as_float(power), width), power)
+    x, low = let(x, width), constant(-127.0, width)
+    power = let(lanes.round_to_int32(let(lanes.maximum(x, low), width)), width, "int32")
+    fraction = lanes.maximum(low, x) - lanes.as_float(power)
+    return _scaled(lanes, let(fraction, width), power)
 
 
 def exp(lanes: Lanes, x: Any) -> Any:
-    """e**x, relative error 2e-7; x is taken as -87.3 below that and as 88.3 above."""
+    """e**x, relative error 2e-7; infinity above 88.38, and x is taken as -87.3 below that."""
     width = lanes.float_lanes
-    x = let(clamp(lanes, let(x, width), -87.3, 88.3), width)
-    power = let(lanes.round_to_int32(x * constant(LOG2_E, width)), width, "int32")
+    low = constant(-87.3, width)
+    x = let(lanes.minimum(constant(88.7, width), let(x, width)), width)
+    number = let(lanes.maximum(x, low), width)
+    power = let(lanes.round_to_int32(number * constant(LOG2_E, width)), width, "int32")
     whole = let(lanes.as_float(power), width)
     # x - whole * ln 2, in two steps, so that a large x loses nothing.
-    rest = lanes.multiply_add(x, whole, constant(-LN2_HIGH, width))
+    rest = lanes.multiply_add(lanes.maximum(low, x), whole, constant(-LN2_HIGH, width))
     rest = lanes.multiply_add(rest, whole, constant(-LN2_LOW, width))
     return _scaled(lanes, let(rest * constant(LOG2_E, width), width), power)
 
@@ -151,7 +157,7 @@ def silu(lanes: Lanes, x: Any) -> Any:
 
 def relu(lanes: Lanes, x: Any) -> Any:
     """max(x, 0)."""
-    return lanes.maximum(let(x, lanes.float_lanes), constant(0.0, lanes.float_lanes))
+    return lanes.maximum(constant(0.0, lanes.float_lanes), let(x, lanes.float_lanes))
 
 
 def none(lanes: Lanes, x: Any) -> Any:

@@ -1,7 +1,12 @@
-"""``softmax`` over the last axis: exp(x - max) / sum, for rows of any length."""
+"""``softmax`` over the last axis: exp(x - max) / sum, for rows of any length.
+
+A row that holds NaN or infinity, or nothing but -infinity, becomes NaN by the arithmetic itself:
+infinity less infinity is NaN, and so is the sum, by which every element is divided.
+"""
 
 from __future__ import annotations
 
+import math
 from math import prod
 from operator import add
 from typing import Any
@@ -26,8 +31,8 @@ from .tir import (
     store_lanes,
 )
 
-# Below every finite score, and finite itself: exp2 of it is 1e-38, and it makes no NaN.
-LOWEST = -3.0e38
+# The score of what does not count: e**LOWEST is 0.
+LOWEST = -math.inf
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:
@@ -81,8 +86,9 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 def exponentials(lanes: Lanes, size: int, scale: float, scores: Any, keep: Any) -> Any:
     """Store e**(scale * (score - max)) of one row, zero beyond ``size``; return their sum.
 
-    ``scores(first, valid)`` reads a vector, with a very low score in the lanes beyond ``valid``;
-    ``keep(vector, first, valid)`` stores one. The sum is a scalar and at least 1.
+    ``scores(first, valid)`` reads a vector, with LOWEST in the lanes beyond ``valid``;
+    ``keep(vector, first, valid)`` stores one. The sum is a scalar, at least 1 or NaN. ``scale`` is
+    positive.
     """
     width = lanes.float_lanes
     largest = Registers(1, width)

@@ -84,6 +84,10 @@ def divide(a: Array, b: Array) -> Array:
     return np.where(b == 0, a.dtype.type(0), (quotient + cut).astype(a.dtype))
 
 
+def sign(x: Array) -> Array:
+    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
+
+
 def cast(x: Array, dtype: str) -> Array:
     if dtype == "bf16":  # round to nearest even on the upper half of a float32
         bits = np.asarray(x, np.float32).view(np.uint32)
@@ -106,7 +110,7 @@ OPS = [
     op("minimum", "a b", same, np.minimum, "the smaller; NaN if either is"),
     op("neg", "x", same, lambda x: -x, "-x"),
     op("abs", "x", same, np.abs, "|x|"),
-    op("sign", "x", same, np.sign, "-1, 0 or 1"),
+    op("sign", "x", same, sign, "-1, 0 or 1; 0 of NaN"),
     op("round", "x", floating, np.rint, "to the nearest integer, ties to even"),
     op("floor", "x", floating, np.floor, "the largest integer <= x"),
     op("ceil", "x", floating, np.ceil, "the smallest integer >= x"),
