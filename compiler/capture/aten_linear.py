@@ -115,8 +115,21 @@ def _repeat_heads(site: Site, x: Node, times: int) -> Node:
 def _masked_attention(site: Site, q: Node, k: Node, v: Node, mask: Node, scale: float) -> Node:
     scores = site.make("matmul", q, site.swap(k, -1, -2))
     scores = site.make("mul", scores, site.constant(scale, q.type.dtype))
+    lowest = site.constant(-math.inf, q.type.dtype)
     if mask.type.dtype == "bool":
-        scores = site.make("where", mask, scores, site.constant(-math.inf, q.type.dtype))
+        scores = site.make("where", mask, scores, lowest)
     else:
         scores = site.make("add", scores, mask)
-    return site.make("matmul", site.make("softmax", scores, axis=-1), v)
+    y = site.make("matmul", site.make("softmax", scores, axis=-1), v)
+    seen = _sees_a_key(site, mask, lowest)
+    return y if seen is None else site.make("where", seen, y, site.constant(0, y.type.dtype))
+
+
+def _sees_a_key(site: Site, mask: Node, lowest: Node) -> Node | None:
+    """Whether each query sees a key, for torch gives 0 to one that sees none; None: they all do."""
+    is_bool = mask.type.dtype == "bool"
+    value = site.value(mask)
+    if value is not None and (value if is_bool else value != -math.inf).any(-1).all():
+        return None
+    allowed = mask if is_bool else site.make("not_equal", mask, lowest)
+    return site.make("max", allowed, axes=(allowed.type.rank - 1,), keep=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -13,13 +14,22 @@ from .aten_reduce import variance_of
 from .site import Site, lowers
 
 
-@lowers("aten.softmax", "aten._softmax", "aten._safe_softmax", "aten.special_softmax")
+@lowers("aten.softmax", "aten._softmax", "aten.special_softmax")
 def softmax(site: Site, x: Node, axis: int, *_: Any, **__: Any) -> Node:
     x = site.cast(x, site.out.dtype)
     # Kernels take rows: another axis becomes the last.
     if not x.type.rank or axis % x.type.rank == x.type.rank - 1:
         return site.make("softmax", x, axis=axis)
     return site.move(site.make("softmax", site.move(x, axis, -1), axis=-1), -1, axis)
+
+
+@lowers("aten._safe_softmax")
+def safe_softmax(site: Site, x: Node, axis: int, *_: Any, **__: Any) -> Node:
+    """The softmax, but 0 in a row of -inf alone."""
+    y = softmax(site, x, axis)
+    there = site.make("not_equal", x, site.constant(-math.inf, x.type.dtype))
+    there = site.make("max", there, axes=(axis % max(1, x.type.rank),), keep=True)
+    return site.make("where", there, y, site.constant(0, y.type.dtype))
 
 
 @lowers("aten.log_softmax", "aten._log_softmax", "aten.special_log_softmax")

@@ -10,7 +10,7 @@ import numpy as np
 from ..ir.graph import Node
 from ..ir.types import FLOATS, STORAGE
 from .aten_elementwise import compare
-from .aten_reduce import in_order
+from .aten_reduce import in_order, log_of_sum
 from .site import Site, accept, lowers, promoted
 
 
@@ -121,8 +121,5 @@ def running_log_sum(site: Site, x: Node, axis: int) -> Node:
     ahead = site.constant(np.triu(np.ones((size, size), bool), 1), "bool", f"{site.name}.ahead")
     spread = site.reshape(rows, (*rows.type.shape[:-1], 1, size))
     spread = site.make("where", ahead, site.constant(-math.inf, x.type.dtype), spread)
-    last = (spread.type.rank - 1,)
-    largest = site.make("max", spread, axes=last, keep=True)
-    total = site.sum(site.make("exp", site.make("sub", spread, largest)), last)
-    y = site.make("add", site.make("log", total), site.reshape(largest, rows.type.shape))
+    y = site.reshape(log_of_sum(site, spread, (spread.type.rank - 1,)), rows.type.shape)
     return site.move(y, -1, axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -127,11 +128,17 @@ def variance(
 
 @lowers("aten.logsumexp")
 def logsumexp(site: Site, x: Node, axes: Any, keep: bool = False) -> Node:
-    axes = axes_of(x, axes)
+    return site.reshape(log_of_sum(site, x, axes_of(x, axes)), site.out.shape)
+
+
+def log_of_sum(site: Site, x: Node, axes: tuple[int, ...]) -> Node:
+    """log(sum(exp(x))), the axes kept; infinite where a row is, or nothing but -infinity."""
+    infinity, zero = (site.constant(value, x.type.dtype) for value in (math.inf, 0))
     largest = site.make("max", x, axes=axes, keep=True)
-    shifted = site.make("exp", site.make("sub", x, largest))
-    y = site.make("add", site.make("log", site.make("sum", shifted, axes=axes, keep=True)), largest)
-    return site.reshape(y, site.out.shape)
+    is_infinite = site.make("equal", site.make("abs", largest), infinity)
+    largest = site.make("where", is_infinite, zero, largest)
+    total = site.sum(site.make("exp", site.make("sub", x, largest)), axes, keep=True)
+    return site.make("add", site.make("log", total), largest)
 
 
 @lowers("aten.linalg_vector_norm", "aten.norm")
