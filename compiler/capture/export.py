@@ -22,7 +22,7 @@ from .arguments import WIDE, Arguments
 from .evaluating import evaluating, kept_by
 from .fakes import DTYPES
 from .functional import is_in_place, made_functional
-from .idle import check_also_idle, check_writes
+from .idle import check_also_idle, check_same
 from .number import NumberUsed
 from .quiet import quiet_torch
 from .reading import reading_numbers
@@ -107,12 +107,14 @@ def capture(
     _check_fit(graph, examples.tensors)
     if isinstance(model, nn.Module) and not asked:
         _check_that_it_runs(model, examples)
-    if asked or writes:
-        assert isinstance(model, nn.Module), "only modules are traced here"
-        if progress is not None:
-            progress("comparing with the model" + (" where experts are idle" if asked else ""))
-        with evaluating(model):
-            (check_also_idle if asked else check_writes)(model, graph, examples)
+    if progress is not None:
+        progress("comparing with the model" + (" where experts are idle" if asked else ""))
+    runs: nn.Module = model.module() if isinstance(model, ExportedProgram) else model
+    with evaluating(runs):
+        if asked:
+            check_also_idle(runs, graph, examples)
+        else:
+            check_same(runs, graph, examples, writes=writes)
     if names := names_of(places):
         graph = replace(graph, notes={**graph.notes, RESULTS: names})
     return Captured(graph, tuple(program.state_dict), program)

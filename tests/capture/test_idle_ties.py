@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from butterflyc.compiler.capture.arguments import Arguments
 from butterflyc.compiler.capture.doubled import Doubled
 from butterflyc.compiler.capture.export import capture
-from butterflyc.compiler.capture.idle import check_also_idle, check_writes, lasting_difference
+from butterflyc.compiler.capture.idle import check_also_idle, check_same, lasting_difference
 from butterflyc.compiler.capture.pushed import Push, PushedCalls, with_pushed
+from butterflyc.compiler.capture.site import LOWERINGS
 from butterflyc.compiler.errors import Unsupported
 from butterflyc.compiler.ir.graph import Graph
 from butterflyc.compiler.ir.interpret import interpret
@@ -65,8 +67,8 @@ def test_a_tie_that_rounding_decides_is_no_difference() -> None:
     graph, model = graph_of(routed(twins), x), routed(rounded_up(twins, ROUNDING))
     (now,) = interpret(graph, x.numpy())
     assert np.abs(now - model(x).numpy()).max() > 0.1
-    check_also_idle(model, graph, (x,))
-    check_writes(model, graph, (x,))
+    check_also_idle(model, graph, Arguments((x,)))
+    check_same(model, graph, Arguments((x,)), writes=True)
 
 
 def test_rows_sent_elsewhere_by_more_are_a_difference() -> None:
@@ -74,9 +76,9 @@ def test_rows_sent_elsewhere_by_more_are_a_difference() -> None:
     x = data(TOKENS, WIDTH)
     graph, model = graph_of(routed(plain), x), routed(rounded_up(plain, 0.5))
     with pytest.raises(Unsupported, match="asks whether an expert has tokens"):
-        check_also_idle(model, graph, (x,))
+        check_also_idle(model, graph, Arguments((x,)))
     with pytest.raises(Unsupported, match="writes in place"):
-        check_writes(model, graph, (x,))
+        check_same(model, graph, Arguments((x,)), writes=True)
 
 
 def quantised(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -91,7 +93,7 @@ def test_a_number_on_the_edge_of_rounding_is_no_difference() -> None:
     on_edge = x / 1.1
     (now,) = interpret(graph, on_edge.numpy())
     assert np.abs(now - model(on_edge).numpy()).max() > 0.1
-    assert lasting_difference(model, graph, (on_edge,)) < 1e-4
+    assert lasting_difference(model, graph, Arguments((on_edge,))) < 1e-4
 
 
 @pytest.mark.parametrize("by", [1e-3, 0.1, 10.0])
@@ -102,7 +104,7 @@ def test_a_real_difference_lasts(by: float) -> None:
     one = torch.zeros(TOKENS, WIDTH)
     one[3, 2] = by
     base = routed(plain)
-    found = lasting_difference(Function(lambda x: base(x) + one), graph, (x,))
+    found = lasting_difference(Function(lambda x: base(x) + one), graph, Arguments((x,)))
     assert found == pytest.approx(by / (base(x) + one).abs().max().item(), rel=0.1)
 
 
@@ -118,15 +120,17 @@ def test_questions_about_exact_numbers_are_kept(special: str) -> None:
     x[:2, 1] = {"equal": 0.3, "whole": 2.0, "zero": 0.0}[special]
     x[1, 1] = x[1, 1] if special == "equal" else 7.7
     graph = graph_of(Function(lambda x: x * 1.0), x)
-    assert lasting_difference(Function(asks), graph, (x,)) > 0.1
+    assert lasting_difference(Function(asks), graph, Arguments((x,))) > 0.1
 
 
 def test_infinity_is_no_nan() -> None:
     """A result that is infinite in the model and not a number in the graph differs."""
     x = data(3, 4)
     graph = graph_of(Function(lambda x: x * 0 + float("nan")), x)
-    assert lasting_difference(Function(lambda x: x + float("inf")), graph, (x,)) == float("inf")
-    assert lasting_difference(Function(lambda x: x * float("nan")), graph, (x,)) == 0
+    assert lasting_difference(
+        Function(lambda x: x + float("inf")), graph, Arguments((x,))
+    ) == float("inf")
+    assert lasting_difference(Function(lambda x: x * float("nan")), graph, Arguments((x,))) == 0
 
 
 CHOICES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
@@ -206,3 +210,14 @@ def test_models_run_in_double_whatever_they_ask_for() -> None:
     phase = torch.polar(torch.ones(3).double(), torch.ones(3).double())
     turned = torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (3, 2))) * phase)
     check(got.numpy(), (turned.flatten(-2) + y.mean(0)).detach().numpy(), 1e-12, "in double")
+
+
+def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in a lowering, a result other than PyTorch's is never compiled."""
+    module = Function(lambda x: x.sin() + 1)
+    monkeypatch.setitem(LOWERINGS, "aten.sin", LOWERINGS["aten.cos"])
+    with pytest.raises(Unsupported, match="differs by") as caught:
+        capture(module, (data(3, 4),))
+    assert "report" in str(caught.value.help)
+    with pytest.raises(Unsupported, match="differs by"):
+        capture(torch.export.export(module, (data(3, 4),)), (data(3, 4),))
