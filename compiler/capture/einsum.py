@@ -81,14 +81,10 @@ def contract(
     site: Site, a: tuple[Node, Labels], b: tuple[Node, Labels], needed: set[str]
 ) -> tuple[Node, Labels]:
     """The product of two operands, summed over what is not ``needed`` any more."""
+    a, b = _squeezed(site, a, b), _squeezed(site, b, a)
     x, x_labels = _sum_out(site, *a, needed | set(b[1]))
     y, y_labels = _sum_out(site, *b, needed | set(a[1]))
-    size = {**dict(zip(y_labels, y.type.shape, strict=True))}
-    size |= {
-        label: n
-        for label, n in zip(x_labels, x.type.shape, strict=True)
-        if n != 1 or label not in size
-    }
+    size = dict(zip((*x_labels, *y_labels), (*x.type.shape, *y.type.shape), strict=True))
     shared = [label for label in x_labels if label in y_labels]
     batch = [label for label in shared if label in needed]
     inner = [label for label in shared if label not in needed]
@@ -101,6 +97,16 @@ def contract(
     z = site.make("matmul", x, y)
     labels = (*batch, *rows, *columns)
     return site.reshape(z, [size[label] for label in labels]), labels
+
+
+def _squeezed(
+    site: Site, a: tuple[Node, Labels], other: tuple[Node, Labels]
+) -> tuple[Node, Labels]:
+    """An operand without the axes of size 1 that the other one has larger: it is no batch of it."""
+    x, labels = a
+    sizes = dict(zip(other[1], other[0].type.shape, strict=True))
+    kept = [i for i, label in enumerate(labels) if x.type.shape[i] > 1 or sizes.get(label, 1) == 1]
+    return site.reshape(x, [x.type.shape[i] for i in kept]), tuple(labels[i] for i in kept)
 
 
 def _sum_out(site: Site, x: Node, labels: Labels, needed: set[str]) -> tuple[Node, Labels]:
@@ -128,7 +134,6 @@ def _matrix(
     x, labels = a
     order = [label for group in groups for label in group]
     x = site.transpose(x, [labels.index(label) for label in order])
-    x = site.broadcast(x, [size[label] for label in order])
     batch, *pair = groups
     sides = [prod(size[label] for label in group) for group in pair]
     return site.reshape(x, [*(size[label] for label in batch), *sides])

@@ -142,6 +142,8 @@ EQUATIONS = [
     ("ij,kl->ik", (3, 4), (2, 5)),
     ("ab,bc,cd->da", (2, 3), (3, 4), (4, 5)),
     ("bnhd,bmhd->bhnm", (1, 3, 2, 4), (2, 5, 2, 4)),
+    ("ij,ij->i", (3, 1), (3, 4)),
+    ("...j,...ji->...i", (5, 4), (3, 1, 4, 6)),
     ("ijk->ki", (2, 3, 4)),
     ("ij->", (2, 3)),
 ]
@@ -155,6 +157,15 @@ def test_einsum(case: tuple[Any, ...]) -> None:
         Function(lambda *x: torch.einsum(equation, *x)),
         *(data(*shape, seed=i) for i, shape in enumerate(shapes)),
     )
+
+
+def test_an_axis_of_size_one_is_not_repeated() -> None:
+    """Where one operand has size 1 and the other more, no row of the one is there twice."""
+    equation = "...j,...ji->...i"
+    captured = agree(
+        Function(lambda x, w: torch.einsum(equation, x, w)), data(5, 4), data(3, 1, 4, 6)
+    )
+    assert max(node.type.size for node in captured.graph.nodes) == 5 * 3 * 6
 
 
 @given(st.data())
