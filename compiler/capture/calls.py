@@ -6,7 +6,7 @@ import operator
 from collections.abc import Container
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -56,6 +56,8 @@ NAMELESS = frozenset(
 PRODUCTS = frozenset({"bmm", "einsum", "linear", "matmul", "mm"})
 # Calls that move the elements of such products, whole.
 MOVES = NAMELESS | {"cat", "index", "stack"}
+# Calls that take some of the elements along an axis.
+CUTS = frozenset({"narrow", "slice"})
 # Calls that take sizes as sizes, and compute nothing with them.
 SHAPED = frozenset({"_unsafe_view", "broadcast_to", "expand", "reshape", "unflatten", "view"})
 
@@ -92,6 +94,16 @@ def is_check_of_constants(node: fx.Node, fixed: Container[fx.Node]) -> bool:
     return str(node.target) == "with_effects" and all(
         arg in fixed for arg in node.args[2:] if isinstance(arg, fx.Node)
     )
+
+
+def is_part_of_rotation(bare: str, whole: object, part: object) -> bool:
+    """Whether a call cuts rows or columns off square matrices as wide as a padded rotation."""
+    if bare not in CUTS or not isinstance(whole, Tensor) or not isinstance(part, Tensor):
+        return False
+    if whole.dim() < 2 or whole.shape[-1] != whole.shape[-2] or not whole.is_floating_point():
+        return False
+    width = whole.shape[-1]
+    return width > 1 and width & (width - 1) == 0 and part.shape[-2:] != whole.shape[-2:]
 
 
 def is_about_sizes(node: fx.Node) -> bool:

@@ -65,13 +65,34 @@ def flaws(layer: Layer) -> list[str]:
     for side, steps in (("input", layer.rotation_in), ("output", layer.middle)):
         if not any(isinstance(step, Blocks) for step in steps):
             found.append(f"the experts do not rotate their {side}")
-        for step in steps:
+        for step, live in zip(steps, _live_groups(steps), strict=True):
             if isinstance(step, Blocks) and _kind(step.blocks) != GIVENS:
                 found.append(f"the {side} blocks are {_kind(step.blocks)}")
-            elif isinstance(step, Blocks) and (idle := _idle(step.blocks)):
+            elif isinstance(step, Blocks) and (idle := _idle(step.blocks[:, live])):
                 count = step.blocks.shape[1]
                 found.append(f"{idle} of {count} pairs of an {side} layer are never rotated")
     return list(dict.fromkeys(found))
+
+
+def _live_groups(steps: list[Step]) -> list[Array]:
+    """Of each step that is blocks, the groups whose result is not dropped; nothing of the others.
+
+    A part of a padded rotation has some more, which turn nothing that anybody reads.
+    """
+    found: list[Array] = []
+    live: set[int] | None = None  # the channels that are read behind a step; None for all
+    for step in reversed(steps):
+        groups = np.zeros(0, np.int64)
+        if isinstance(step, Blocks):
+            count, size = step.blocks.shape[1:3]
+            groups = np.unique(
+                [c // size for c in range(count * size) if live is None or c in live]
+            )
+            live = {size * int(group) + channel for group in groups for channel in range(size)}
+        elif isinstance(step, Shuffle):
+            live = {int(c) for place, c in enumerate(step.order) if live is None or place in live}
+        found.append(groups)
+    return found[::-1]
 
 
 def _kind(blocks: Array) -> str:

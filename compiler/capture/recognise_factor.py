@@ -3,13 +3,25 @@
 Layers are peeled from the columns of B. Where two columns are a pair of the first layer, each row
 depends on one of the two turned channels only, so the rows (B[i, left], B[i, right]) lie on two
 orthogonal lines, and the same rows on the same line for every expert. The lines are the angle.
+
+Of a padded rotation rows and columns may be cut off, which are zeros here. What is left of a pair's
+rows still lies on its lines, and where one of them is empty, it stands across the other.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .recognise_network import Layer, Network, absorbed, as_steps, idle, side_by_side, transposed
+from .recognise_network import (
+    Layer,
+    Network,
+    absorbed,
+    as_steps,
+    idle,
+    side_by_side,
+    transposed,
+    with_free_signs,
+)
 from .recognise_rotation import Array, Blocks, Shuffle, run_step
 
 NOISE = 1e-14  # round-off of a product of ten layers is a few 1e-16 of a column of length 1
@@ -17,6 +29,7 @@ AGREES = 100  # the layers agree with the blocks within so many times the noise:
 # Cosines and sines in float32 make [c, -s; s, c] longer or shorter by 6e-8, and ten layers of them
 # up to ten times that. A line stays exact; two of them are orthogonal only so far.
 SKEW = 1e-6
+FLOAT32 = 1e-7  # by about so much a line may be off the one across it
 PEAKS = 4  # rows of a column that are looked at first
 SAMPLE = 32  # rows that tell which pairs split the rows alike
 CODES = 2048  # ways to split the rows that are compared with one another
@@ -29,18 +42,24 @@ def givens_layers(blocks: Array, noise: float = NOISE) -> list[Shuffle | Blocks]
 
     At most log2 b layers [E, groups b / 2, 2, 2], the same pairs for all experts, every block a
     rotation within 1e-6. The composition is that of the given values, within 100 ``noise``: how far
-    each of them may be off. Empty for the identity; None where there is no such form, or none was
-    found. What turns the orientation for every expert is a rotation and an exchange of channels.
+    each of them may be off; rows and columns of zeros are of no account. Empty for the identity;
+    None where there is no such form, or none was found. What turns the orientation for every expert
+    is a rotation and an exchange of channels.
     """
     experts, groups, b = blocks.shape[:3]
     if blocks.shape[3] != b or b < 2 or b & (b - 1) or not blocks.size:
         return None
+    cut = is_cut(blocks)
     length = np.square(blocks).sum(2)
-    if not (np.abs(length - 1) <= 10 * (SKEW + noise)).all():  # ordinary weights end here, and NaN
+    off = np.where(cut[:, None], np.maximum(length - 1, 0), np.abs(length - 1))
+    if not (off <= 10 * (SKEW + noise)).all():  # ordinary weights end here, and NaN
         return None
     networks = []
     for group in range(groups):
-        network = _factor(np.asarray(blocks[:, group], np.float64), noise)
+        matrices = np.asarray(blocks[:, group], np.float64)
+        if not matrices.any():
+            return None
+        network = _factor(matrices, noise, bool(cut[group]))
         if network is None:
             return None
         networks.append(network)
@@ -48,14 +67,20 @@ def givens_layers(blocks: Array, noise: float = NOISE) -> list[Shuffle | Blocks]
     return steps if _agree(steps, blocks, noise) else None
 
 
-def _factor(matrices: Array, noise: float) -> Network | None:
+def is_cut(blocks: Array) -> Array:
+    """Of which groups of blocks [E, groups, b, b] rows or columns are zero: a mask [groups]."""
+    used = (blocks != 0).any(0)
+    return ~(used.any(1).all(1) & used.any(2).all(1))
+
+
+def _factor(matrices: Array, noise: float, cut: bool) -> Network | None:
     """The network of matrices [E, n, n], from the columns or, where these are unclear, the rows."""
     for attempt in range(TRIES):
         rng = np.random.default_rng(attempt) if attempt else None
-        network = _peel(np.array(matrices.swapaxes(1, 2), order="C"), noise, rng)
+        network = _peel(np.array(matrices.swapaxes(1, 2), order="C"), noise, rng, cut)
         if network is not None:
             return network
-        network = _peel(np.array(matrices, order="C"), noise, rng)
+        network = _peel(np.array(matrices, order="C"), noise, rng, cut)
         if network is not None:
             break
     if network is None:
@@ -63,7 +88,9 @@ def _factor(matrices: Array, noise: float) -> Network | None:
     return transposed(network)
 
 
-def _peel(columns: Array, noise: float, rng: np.random.Generator | None) -> Network | None:
+def _peel(
+    columns: Array, noise: float, rng: np.random.Generator | None, cut: bool
+) -> Network | None:
     """The network of columns [E, n, n] (expert, column, row), which are used up."""
     experts, n = columns.shape[:2]
     depth = n.bit_length() - 1
@@ -71,21 +98,23 @@ def _peel(columns: Array, noise: float, rng: np.random.Generator | None) -> Netw
     while True:
         mask = np.abs(columns).max(0) > noise
         reach = mask.sum(1)
-        if reach.max() > 1 << (depth - len(layers)) or reach.min() == 0:
+        if reach.max() > 1 << (depth - len(layers)) or (reach.min() == 0 and not cut):
             return None
-        if reach.max() == 1:
+        if reach.max() <= 1 and mask.sum(0).max() <= 1:
             break
-        pairs, turns = _peel_layer(columns, mask, noise, rng)
+        pairs, turns = _peel_layer(columns, mask, noise, rng, cut)
         if not len(pairs):
             return None
         rest = np.setdiff1d(np.arange(n), pairs).reshape(-1, 2)
         turns = np.concatenate([turns, idle(experts, len(rest))], 1)
         layers.append((np.concatenate([pairs, rest]), turns))
-    place = mask.argmax(1)
+    place = _places(mask)
     order = np.argsort(place)
     if not np.array_equal(place[order], np.arange(n)):
         return None
     values = columns[:, np.arange(n), place]
+    if cut:
+        values = with_free_signs(values, layers, free=~mask.any(1))
     for stride in range(depth - len(layers) + 1):
         network = absorbed(layers, order, values, noise)
         if network is not None:
@@ -97,8 +126,17 @@ def _peel(columns: Array, noise: float, rng: np.random.Generator | None) -> Netw
     return None
 
 
+def _places(mask: Array) -> Array:
+    """The row of each column: the one where it is not zero, or one that no column has."""
+    place = mask.argmax(1)
+    empty = ~mask.any(1)
+    left = np.setdiff1d(np.arange(len(mask)), place[~empty])
+    place[empty] = left[: empty.sum()]
+    return place
+
+
 def _peel_layer(
-    columns: Array, mask: Array, noise: float, rng: np.random.Generator | None
+    columns: Array, mask: Array, noise: float, rng: np.random.Generator | None, cut: bool
 ) -> tuple[Array, Array]:
     """Pairs [K, 2] of a first layer and their blocks [E, K, 2, 2], taken out of ``columns``."""
     found = [np.zeros((0, 2), np.int64)]
@@ -125,7 +163,7 @@ def _peel_layer(
             earliest = np.zeros(len(mask), np.int64)
             earliest[channel] = first // 2
             chosen = (earliest[pairs] == np.arange(len(pairs))[:, None]).all(1)
-            good, blocks = _turn(columns, pairs[chosen], mask, noise)
+            good, blocks = _turn(columns, pairs[chosen], mask, noise, cut)
             found.append(good)
             turns.append(blocks)
             free[good] = False
@@ -192,7 +230,9 @@ def _leaning(columns: Array, pairs: Array, rows: Array) -> tuple[Array, Array]:
     return z, total
 
 
-def _turn(columns: Array, pairs: Array, mask: Array, noise: float) -> tuple[Array, Array]:
+def _turn(
+    columns: Array, pairs: Array, mask: Array, noise: float, cut: bool
+) -> tuple[Array, Array]:
     """Those of disjoint pairs that are of a first layer, and their blocks, taken out of columns."""
     left, right = pairs.T
     support = mask[left] | mask[right]
@@ -201,19 +241,34 @@ def _turn(columns: Array, pairs: Array, mask: Array, noise: float) -> tuple[Arra
     square, first = z * z, lean > 0
     one = np.exp(0.5j * np.angle((square * first).sum(2)))  # [E, K]: unit vectors along the lines
     two = np.exp(0.5j * np.angle((square * ~first).sum(2)))
+    if cut:
+        one, two = _across(
+            one, two, (np.abs(square) * first).sum(2), (np.abs(square) * ~first).sum(2), noise
+        )
     two = np.where((one.conj() * two).imag < 0, -two, two)
     along = z * np.where(first, one[..., None], two[..., None]).conj()
     energy = (along.real**2 * first).sum(2)
     other_energy = (along.real**2 * ~first).sum(2)
     good = (np.abs(along.imag).max(2) <= 4 * noise).all(0)
     good &= (np.abs((one.conj() * two).real) <= SKEW + noise).all(0)
-    good &= (np.maximum(abs(energy - 1), abs(other_energy - 1)) <= 10 * (SKEW + noise)).all(0)
+    energies = np.stack([energy, other_energy])
+    off = np.maximum(energies - 1, 0) if cut else np.abs(energies - 1)
+    good &= (off <= 10 * (SKEW + noise)).all((0, 1))
     rows, first, along = rows[good], first[good], along.real[:, good]
     columns[:, pairs[good]] = 0
     columns[:, left[good][:, None], rows] = along * first
     columns[:, right[good][:, None], rows] = along * ~first
     lines = np.stack([one, two], 2)[:, good]
     return pairs[good], np.stack([lines.real, lines.imag], 3)
+
+
+def _across(
+    one: Array, two: Array, energy: Array, other: Array, noise: float
+) -> tuple[Array, Array]:
+    """Both lines, where that of less energy is too short to be seen across the other."""
+    short = (4 * noise / FLOAT32) ** 2
+    two = np.where((other <= energy) & (other < short), 1j * one, two)
+    return np.where((energy < other) & (energy < short), -1j * two, one), two
 
 
 def _agree(steps: list[Shuffle | Blocks], blocks: Array, noise: float) -> bool:
@@ -223,6 +278,9 @@ def _agree(steps: list[Shuffle | Blocks], blocks: Array, noise: float) -> bool:
     x = np.random.default_rng(0).standard_normal((len(owners), groups * b))
     parts = x.reshape(experts, 4, groups, b).swapaxes(1, 2)  # no copy of the blocks for each row
     wanted = (parts @ blocks.swapaxes(2, 3)).swapaxes(1, 2).reshape(x.shape)
+    rows = (blocks != 0).any((0, 3)).reshape(-1)
+    columns = (blocks != 0).any((0, 2)).reshape(-1)
+    x = x * columns
     for step in steps:
         x = run_step(step, x, owners)
         if isinstance(step, Blocks):
@@ -231,4 +289,4 @@ def _agree(steps: list[Shuffle | Blocks], blocks: Array, noise: float) -> bool:
                 return False
             if np.linalg.det(step.blocks).min() < 0:
                 return False
-    return bool(np.abs(x - wanted).max() <= AGREES * noise * np.abs(wanted).max())
+    return bool(np.abs((x - wanted)[:, rows]).max() <= AGREES * noise * np.abs(wanted).max())

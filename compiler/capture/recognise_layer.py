@@ -248,7 +248,7 @@ def _behind(chain: Chain, places: list[Cut], rng: np.random.Generator) -> tuple[
             break
         found = _classified(chain, current, cut, rng)
         if isinstance(found, Unknown):
-            if _has_rotation_or_activation(steps):
+            if _has_rotation_or_activation(steps) and not found.part:
                 break  # perhaps W_down in another form; `find_down` will tell
             raise NotRecognised(_sentence(current, cut, found), 5)
         steps = [*steps, *found]
@@ -311,8 +311,8 @@ def _classified(
     if isinstance(found, Unknown):
         square = found.linear and start.channels == end.channels
         layers = as_dense(probe, start.channels, count) if square else None
-        if layers is None:
-            return found
+        if layers is None or isinstance(layers, Unknown):
+            return layers or found
         found = layers
     return [replace(step, source=node.source) for step in in_pairs(found)]
 

@@ -87,6 +87,25 @@ def absorbed(layers: list[Layer], order: Array, values: Array, noise: float) -> 
     return Network([*signed[:-1], (pairs, turns)], label[order])
 
 
+def with_free_signs(values: Array, layers: list[Layer], free: Array) -> Array:
+    """``values`` [E, n] with a sign for each ``free`` channel, by which all signs can be absorbed.
+
+    That is so where an even number of them is negative among the channels that blocks connect.
+    """
+    values = np.where(free, 1.0, values)
+    label, before = np.arange(len(free)), None
+    while before is None or (label != before).any():
+        before = label.copy()
+        for pairs, _ in layers:
+            label[pairs] = label[pairs].min(1, keepdims=True)
+    for part in np.unique(label):
+        channels = np.flatnonzero(label == part)
+        spare = channels[free[channels]]
+        if len(spare):
+            values[:, spare[0]] = np.where((values[:, channels] < 0).sum(1) % 2, -1.0, 1.0)
+    return values
+
+
 def side_by_side(networks: list[Network], experts: int, b: int) -> Network:
     """Networks of b channels each as one; shallow ones end in idle layers."""
     rest = np.arange(b).reshape(-1, 2), idle(experts, b // 2)

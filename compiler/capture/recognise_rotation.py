@@ -84,10 +84,14 @@ Step = Shuffle | Blocks | Scale | Bias | Activation
 
 @dataclass(frozen=True)
 class Unknown:
-    """None of these; ``reason`` ends the sentence "the map ...". It may be ``linear``."""
+    """None of these; ``reason`` ends the sentence "the map ...". It may be ``linear``.
+
+    ``part``: some rotation, of which not enough is left to tell it.
+    """
 
     reason: str
     linear: bool = False
+    part: bool = False
 
 
 def classify(
@@ -285,8 +289,6 @@ def _read_blocks(
         results = np.concatenate([groups[m][0] for m in members])
         order_in[g * size : g * size + len(inputs)] = inputs
         order_out[results] = g * size + np.arange(len(results))
-        for spare in range(max(len(inputs), len(results)), size):
-            blocks[:, g, spare, spare] = 1  # dead channels, which leave the block orthogonal
     place = np.flatnonzero(order_out >= 0)
     for i in range(size):
         chosen = order_in[i::size]
@@ -296,7 +298,20 @@ def _read_blocks(
         column = np.zeros((experts, len(slots) * size))
         column[:, order_out[place]] = response[:, place]
         blocks[:, :, :, i] += column.reshape(experts, len(slots), size)
-    return [Shuffle(order_in), Blocks(blocks), Shuffle(order_out)]
+    return [Shuffle(order_in), Blocks(_with_dead(blocks)), Shuffle(order_out)]
+
+
+def _with_dead(blocks: Array) -> Array:
+    """Blocks [E, groups, b, b] in which a channel on neither side is passed on to itself.
+
+    That leaves an orthogonal block orthogonal. One that is not stays cut off.
+    """
+    used = (blocks != 0).any(0)
+    dead = ~(used.any(1) | used.any(2))  # [groups, b]
+    whole = blocks + np.eye(blocks.shape[2]) * dead[:, None]
+    gram = np.swapaxes(whole, 2, 3) @ whole
+    is_orthogonal = np.abs(gram - np.eye(blocks.shape[2])).max((0, 2, 3)) <= ROUNDED
+    return np.where(is_orthogonal[:, None, None], whole, blocks)
 
 
 def _packed(groups: list[tuple[Array, Array]], size: int) -> list[list[int]]:

@@ -185,7 +185,9 @@ class _Writer:
     def take(self, node: Node) -> Factors | None:
         x, numbers = node.operands
         if node["axis"] >= x.type.rank - 2:
-            return None
+            if numbers.op != "constant" or numbers.type.rank != 1:
+                return None
+            return self._picked(node, self.store[str(numbers["digest"])])
         return tuple(
             factor if is_shared(factor) else make("take", factor, numbers, axis=node["axis"])
             for factor in self._whole(x)
@@ -199,13 +201,17 @@ class _Writer:
                 factor if is_shared(factor) else make("slice", factor, **cut)
                 for factor in self._whole(x)
             )
-        known = self.factors[x]
-        size = x.type.shape[axis]
-        picked = np.eye(size)[node["start"] : node["stop"] : node["step"]]
+        places = np.arange(x.type.shape[axis])
+        return self._picked(node, places[node["start"] : node["stop"] : node["step"]])
+
+    def _picked(self, node: Node, places: np.ndarray) -> Factors:
+        """The factors of ``node``, which has the rows or columns of a product at those places."""
+        x, axis = node.operands[0], node["axis"]
         columns = axis == x.type.rank - 1
+        picked = np.eye(x.type.shape[axis])[places]
         matrix = (picked.T if columns else picked).astype(x.type.storage)
         pick = constant(self.store, np.ascontiguousarray(matrix), f"{node.name}.pick")
-        return (*known, pick) if columns else (pick, *known)
+        return (*self.factors[x], pick) if columns else (pick, *self.factors[x])
 
     def concat(self, node: Node) -> Factors | None:
         each = [self._whole(x) for x in node.operands]

@@ -55,6 +55,7 @@ from .calls import (
     SHAPED,
     is_about_sizes,
     is_check_of_constants,
+    is_part_of_rotation,
     is_repeatable,
 )
 
@@ -86,7 +87,7 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}  # IR nodes, tuples of them, sizes
         self.marks: dict[fx.Node, Any] = {}  # which values hold rows that the data chose
         self.fixed: dict[fx.Node, Any] = {}  # tensors that depend on no input
-        self.products: set[fx.Node] = set()  # what is fixed and a product of matrices
+        self.products: set[fx.Node] = set()  # what is fixed, and a product or a part of matrices
         self.narrow = False  # whether a product is taken apart, all of whose parts become float32
         self.labels: dict[fx.Node, str] = {}  # names of what is fixed
         self.claims = Claims()
@@ -266,9 +267,8 @@ class Walk:
         with torch.no_grad():
             self.fixed[node] = function(*args, **named)
         self.sizes.learn(node.meta.get("val"), self.fixed[node])
-        if bare in PRODUCTS or (
-            bare in MOVES and not self.products.isdisjoint(node.all_input_nodes)
-        ):
+        moves = bare in MOVES and not self.products.isdisjoint(node.all_input_nodes)
+        if moves or bare in PRODUCTS or is_part_of_rotation(bare, args[0], self.fixed[node]):
             self.products.add(node)
         roots = {self._root(n) for n in node.all_input_nodes} - {""}
         if len(roots) != 1:

@@ -18,6 +18,8 @@ from .test_recognise_styles import (
     ternary,
 )
 
+NARROW = 24
+
 
 class Matrices(Gathered):
     """Whole rotations as dense matrices of each expert, gathered by its number."""
@@ -110,6 +112,58 @@ class Blocked(Gathered):
             u = F.gelu(self.multiply(x @ self.block(self.wide[e]).T))
             y = y + weight * self.down(self.rotate(u, self.phi[e]))
         return y
+
+
+class Narrow(Gathered):
+    """Of 24 channels behind the ternary product, rotations of 32 as whole matrices."""
+
+    depth = LAYERS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(NARROW, WIDTH) * 0.2)
+        self.down = nn.Linear(NARROW, WIDTH)
+        self.register_buffer("whole", self.matrices(torch.randn(EXPERTS, self.depth, 16) * 0.4))
+
+    def matrices(self, angles: Tensor) -> Tensor:
+        x = torch.eye(32).expand(EXPERTS, 32, 32)
+        for i in range(self.depth):
+            x = layer(x, angles[:, None, i].cos(), angles[:, None, i].sin())
+        return x
+
+    def turn(self, u: Tensor, whole: Tensor) -> Tensor:
+        return u @ whole[:NARROW, :NARROW]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            weight = torch.where(experts == e, gates, 0.0).sum(-1, keepdim=True)
+            u = F.gelu(self.multiply(self.rotate(x, self.theta[e])))
+            y = y + weight * self.down(self.turn(u, self.whole[e]))
+        return y
+
+
+class Sliced(Narrow):
+    """A buffer of whole padded rotations, of which the leading block is applied."""
+
+    depth = 5
+
+
+class SlicedColumns(Narrow):
+    """Padded rows times the leading columns of a whole padded rotation."""
+
+    depth = 5
+
+    def turn(self, u: Tensor, whole: Tensor) -> Tensor:
+        return F.pad(u, (0, 32 - NARROW)) @ whole[:, :NARROW]
+
+
+class CutOff(Narrow):
+    """A buffer with the leading blocks of padded rotations, and nothing else of them."""
+
+    def matrices(self, angles: Tensor) -> Tensor:
+        return super().matrices(angles)[:, :NARROW, :NARROW].clone()
 
 
 class Complex(Gathered):

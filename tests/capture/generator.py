@@ -269,15 +269,18 @@ class Pick(Protocol):
 
 # Rows chosen by the data: as many as there are tokens of an expert.
 SOME_ROWS = ("selected_rows", "selected_mask", "split_counts")
+CUT_UNSEEN = ("one_hot", "vmapped")
 
 
 def rotation(pick: Pick, width: int, every: bool, dispatch: str) -> Rotation:
     """How one side of so many channels is rotated."""
-    # The leading part of a padded rotation as a matrix is not factored in general.
-    styles = STYLES if padded(width) == width else tuple(s for s in STYLES if s not in WHOLE)
+    styles = STYLES
     if dispatch in SOME_ROWS:
         # Writing slices of rows chosen by the data is refused: zeros of their shape have no mask.
         styles = tuple(style for style in styles if style != "writes")
+    if dispatch in CUT_UNSEEN and padded(width) != width:
+        # Deep rotations as matrices are recognised only where what is cut off them is seen.
+        styles = tuple(style for style in styles if style not in WHOLE)
     return Rotation(
         style=pick(*styles),
         shuffle=pick(*SHUFFLES),

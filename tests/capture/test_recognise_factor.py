@@ -261,3 +261,40 @@ def test_rounded_matrices_need_their_noise(kind):
     steps = givens_layers(blocks, noise=1e-7)
     assert_same(steps, blocks, 2e-6)
     assert len(layers_of(steps)) == 6
+
+
+def cut_off(matrices, n):
+    """The matrices with zeros in the rows and columns from ``n`` on."""
+    matrices = matrices.copy()
+    matrices[:, n:] = matrices[:, :, n:] = 0
+    return matrices
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("n", "layers"), [(24, 1), (24, 2), (20, 1), (40, 2), (48, 3)])
+def test_rotations_come_back_of_which_channels_are_cut_off(n, layers, order):
+    """Rows and columns that are cut off are made up, so that the others come out as they were."""
+    rng = np.random.default_rng(n)
+    wide = 1 << n.bit_length()
+    for before, transposed, experts in itertools.product((False, True), (False, True), (1, 4)):
+        angles = some_angles(rng, "wide", experts, layers, wide)
+        matrices = butterfly(angles, order, before)
+        blocks = cut_off(matrices.swapaxes(1, 2) if transposed else matrices, n)[:, None]
+        steps = givens_layers(blocks)
+        assert steps is not None
+        assert len(layers_of(steps)) == layers
+        rows = np.broadcast_to(np.eye(wide), (experts, wide, wide))
+        for step in steps:
+            rows = applied(step, rows)
+        read, kept = (blocks != 0).any((0, 1, 2)), (blocks != 0).any((0, 1, 3))
+        off = np.abs(rows - blocks[:, 0].swapaxes(1, 2))
+        assert off[:, read][:, :, kept].max() <= 1e-12
+
+
+def test_other_matrices_of_which_channels_are_cut_off_are_refused():
+    """Parts of other rotations, and parts of a rotation that is scaled, are None."""
+    rng = np.random.default_rng(1)
+    blocks = butterfly(some_angles(rng, "wide", 3, 2, 32))
+    for other in (rotations(rng, 3, 32), 0.999 * blocks, blocks * rng.uniform(0.9, 1, 32)):
+        assert givens_layers(cut_off(other, 24)[:, None]) is None
+    assert givens_layers(cut_off(blocks, 24)[:, None]) is not None

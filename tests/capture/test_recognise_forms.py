@@ -14,8 +14,11 @@ from .forms_of_rotations import (
     BySums,
     ChosenMatrices,
     Complex,
+    CutOff,
     DeepMatrices,
     Matrices,
+    Sliced,
+    SlicedColumns,
     Strides,
     WholeExperts,
 )
@@ -285,8 +288,8 @@ FORMS: dict[str, list[type[Gathered]]] = {
     ],
     "axes": [ChannelsFirst, Pointwise],
     "rotations": [
-        Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Complex,
-        Strides,
+        Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Sliced,
+        SlicedColumns, CutOff, Complex, Strides,
     ],
     "matrices, scales and biases": [CodesThenScale, ScaledDown, LateScale, LateBias, ScaledInput],
 }  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .forms_of_rotations import CutOff
 from .test_recognise_styles import (
     CHOSEN,
     EXPERTS,
@@ -315,7 +316,14 @@ class UnusedNumbers(Gathered):
         return self.gate(x).topk(CHOSEN, -1).values
 
 
+class DeepCutOff(CutOff):
+    """Leading blocks of padded rotations of five layers, which do not determine these."""
+
+    depth = 5
+
+
 NONE = [
+    (DeepCutOff, "may be 24 channels of a padded rotation of 32"),
     (OwnUpBias, "do not share the bias"),
     (OneExpert, "reach 1 of 4 experts"),
     (MissingExpert, "of 4 experts, 1 do nothing: 3"),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .forms_of_rotations import NARROW, CutOff
 from .test_recognise_styles import (
     EXPERTS,
     LAYERS,
@@ -74,7 +75,19 @@ class OutputOnly(Gathered):
         return y
 
 
+class CutOffBlocks(CutOff):
+    """Leading channels of orthogonal 4x4 blocks that no rotations of pairs make."""
+
+    def matrices(self, angles: Tensor) -> Tensor:
+        skew = torch.randn(EXPERTS, 8, 4, 4)
+        blocks = torch.matrix_exp(skew - skew.mT)
+        whole = torch.stack([torch.block_diag(*expert) for expert in blocks])
+        order = torch.arange(32).reshape(8, 4).T.reshape(-1)
+        return whole[:, :NARROW, order[:NARROW]].clone()
+
+
 PARTIAL = [
+    (CutOffBlocks, "not orthogonal"),
     (Reflection, "determinant -1"),
     (Gain, "not orthogonal"),
     (PartlyRotated, "4 of 8 pairs of an input layer are never rotated"),

@@ -48,6 +48,7 @@ PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "batched": lambda x, u, w, v: torch.matmul(u @ w @ v, x.T),
     "chosen": lambda x, u, w, v: torch.bmm((u @ w @ v)[numbers(x)], x[..., None]),
     "cut": lambda x, u, w, v: x[:, :2] @ (u[1] @ w @ v[1])[1:3, :2].T,
+    "in another order": lambda x, u, w, v: x[:, [2, 0, 1]] @ (u[0] @ w @ v[0])[:, [5, 3, 1]].T,
     "cut in the batch": lambda x, u, w, v: torch.matmul((u @ w @ v)[1:], x.T),
     "turned": lambda x, u, w, v: torch.matmul(x, (u @ w @ v).mT),
     "turned in the batch": lambda x, u, w, v: torch.matmul((u @ w @ v)[None].transpose(0, 1), x.T),
