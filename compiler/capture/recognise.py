@@ -20,6 +20,7 @@ from .recognise_check import Residual, residual, routes_by_order
 from .recognise_claims import Claim, claimed_first, judged, without_claims
 from .recognise_evidence import describe, flaws
 from .recognise_layer import Layer, parse
+from .recognise_masks import BY_MASK, choices_by_mask, routers_within, with_masks, without
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
 from .recognise_routers import with_one_router, with_top_k
 from .recognise_routing import NotRecognised, find_mixtures
@@ -82,44 +83,92 @@ def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) 
     return max(found, other, key=lambda each: sum(layer.rank for layer in each.layers))
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one routing op; ``mixes``: whether a mixture of any kind lies behind it."""
+
+    report: LayerReport
+    layer: Layer | None
+    mixes: bool
+
+
 def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised:
     """What is found in ``graph`` as it is."""
     graph = with_one_router(with_top_k(fold_constants(graph)))
-    store = dict(graph.constants)
-    probe = Probe(store)
+    choices = choices_by_mask(graph)
+    told: dict[str, LayerReport] = {}
+    while True:
+        masked = with_masks(graph, choices)
+        found = _outcomes(masked, seed, progress)
+        false = {
+            str(top_k.notes[BY_MASK]): outcome
+            for top_k, outcome in found.items()
+            if BY_MASK in top_k.notes and outcome.layer is None
+        }
+        if not false:
+            true = {name for choice in choices for name in routers_within(choice)}
+            rest = {name: report for name, report in told.items() if name not in true}
+            return _recognised(masked, found, rest)
+        # Such masks stay as they are, and are spoken of only where they weigh experts.
+        for choice in choices:
+            if choice.router in false and false[choice.router].mixes:
+                told |= dict.fromkeys(routers_within(choice), false[choice.router].report)
+        choices = without(choices, false)
+
+
+def _outcomes(graph: Graph, seed: int, progress: Progress | None) -> dict[Node, _Outcome]:
+    """What becomes of each routing op of ``graph``."""
+    probe = Probe(dict(graph.constants))
     rng = np.random.default_rng(seed)
     # What sorts whole numbers puts rows in order: it chooses no experts.
     routers = [n for n in graph.nodes if n.op == "top_k" and n.operands[0].type.is_float]
-    reports: list[LayerReport] = []
-    found: dict[Node, tuple[str, Layer]] = {}
+    found: dict[Node, _Outcome] = {}
     for number, top_k in enumerate(routers):
         start = time.perf_counter()
-        report, layer = _recognise_layer(graph, probe, top_k, rng)
+        outcome = _recognise_layer(graph, probe, top_k, rng)
+        report, layer = outcome.report, outcome.layer
         if layer is not None:
             path = _path(layer) or (graph.name if len(routers) == 1 else layer.y.name)
             report = replace(report, path=path)
-            found[layer.y] = path, layer
-        reports.append(report)
+        found[top_k] = replace(outcome, report=report)
         if progress is not None:
             verdict = report.recognised + (f": {report.reason}" if report.reason else "")
             place = f"{number + 1}/{len(routers)} {report.path}"
             progress(f"recognise {place}: {verdict} ({time.perf_counter() - start:.1f} s)")
-    paths = {y: path for y, (path, _) in found.items()}
-    claims = judged(graph, dict(zip(routers, reports, strict=True)), paths)
-    return Recognised(without_claims(_replaced(graph, found, store)), tuple(reports), claims)
+    return found
 
 
-def _recognise_layer(
-    graph: Graph, probe: Probe, top_k: Node, rng: np.random.Generator
-) -> tuple[LayerReport, Layer | None]:
+def _recognised(
+    graph: Graph, found: Mapping[Node, _Outcome], told: Mapping[str, LayerReport]
+) -> Recognised:
+    """The graph with the layers that were found, and what is said of them and others.
+
+    ``told``: reports on masks that stay, by the routing ops that make these.
+    """
+    reports = {top_k: outcome.report for top_k, outcome in found.items()}
+    layers = {
+        outcome.layer.y: (outcome.report.path, outcome.layer)
+        for outcome in found.values()
+        if outcome.layer is not None
+    }
+    claims = judged(graph, reports, {y: path for y, (path, _) in layers.items()})
+    new = _replaced(graph, layers, dict(graph.constants))
+    apart = [r for top_k, r in reports.items() if r.rank or top_k.name not in told]
+    others = {report.path: report for report in told.values()}
+    return Recognised(without_claims(new), (*apart, *others.values()), claims)
+
+
+def _recognise_layer(graph: Graph, probe: Probe, top_k: Node, rng: np.random.Generator) -> _Outcome:
     """The layer behind one routing op: the first mixture that proves equal, or why none does."""
     count, k = top_k.operands[0].type.shape[-1], int(top_k["k"])
     none = LayerReport(top_k.name, top_k.source, "none", {}, None, "", 0, count, k)
     refused: list[tuple[int, LayerReport]] = []
-    best: tuple[LayerReport, Layer | None] | None = None
+    best: tuple[LayerReport, Layer] | None = None
+    mixes = False
     try:
         mixtures = find_mixtures(graph, probe, top_k, rng)
         for region, y, y_rows in claimed_first(graph, mixtures):
+            mixes = True
             try:
                 layer = parse(region, y, y_rows, rng)
                 report = _report(layer, none, rng)
@@ -133,9 +182,10 @@ def _recognise_layer(
                 stage = stage if len(region.gates.parts) == 1 else min(stage, GUESSED)
                 refused.append((stage, report))
                 continue
-            best = best or (report, layer)
+            if best is None or report.recognised == "full":
+                best = report, layer
             if report.recognised == "full":
-                return report, layer
+                break
     except NotRecognised as reason:
         refused.append((0, replace(none, reason=str(reason))))
     except IndexError:
@@ -144,7 +194,9 @@ def _recognise_layer(
         if there >= count:
             there, text = 0, "with gates of any size, something is looked up that does not exist"
         refused.append((DIFFERS, replace(none, reason=text, experts_found=there)))
-    return best or (max(refused, key=lambda pair: pair[0], default=(0, none))[1], None)
+    if best is not None:
+        return _Outcome(*best, mixes)
+    return _Outcome(max(refused, key=lambda pair: pair[0], default=(0, none))[1], None, mixes)
 
 
 def _report(layer: Layer, none: LayerReport, rng: np.random.Generator) -> LayerReport:
@@ -215,7 +267,9 @@ def _replaced(
             new[node] = build(layer, *ends, store, path)
         else:
             operands = tuple(new[operand] for operand in node.operands)
-            new[node] = replace(node, operands=operands) if operands != node.operands else node
+            notes = {key: value for key, value in node.notes.items() if key != BY_MASK}
+            same = operands == node.operands and len(notes) == len(node.notes)
+            new[node] = node if same else replace(node, operands=operands, notes=notes)
     inputs = tuple(new[node] for node in graph.inputs)
     outputs = tuple(new[node] for node in graph.outputs)
     return with_used_constants(Graph(graph.name, inputs, outputs, store, graph.notes))

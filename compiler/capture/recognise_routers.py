@@ -1,6 +1,7 @@
 """Routing ops that are not written as a top k, written as one: the same numbers, fewer forms.
 
 argmax(x), max(x), along any axis    ->  top_k(x, that axis last) {k = 1}
+argmax(-x), min(x)                   ->  top_k(-x) {k = 1}
 top_k(x) {k = E}, of which 0..k read ->  top_k(x) {k = k}
 top_k(x) {k = a}, top_k(x without the chosen) {k = b}  ->  top_k(x) {k = a + b}
 """
@@ -25,7 +26,7 @@ SHAPES = frozenset({"reshape", "broadcast", "cast", "transpose", "concat", "neg"
 def with_top_k(graph: Graph) -> Graph:
     """The graph whose routing is all by top_k; argmax that chooses nothing stays as it is."""
     chosen = {
-        (node.operands[0], _axis_of_extreme(node))
+        (node.operands[0], extreme(node))
         for node in graph.nodes
         if node.op == "argmax" and _chooses(graph, node)
     }
@@ -35,7 +36,15 @@ def with_top_k(graph: Graph) -> Graph:
         if node.op == "top_k" and len(sizes := _read_sizes(graph, node)) == 1
     }
     original = dict(zip((node.name for node in graph.nodes), graph.nodes, strict=True))
-    made: dict[tuple[Node, int | None], Node] = {}
+    lowest = {(scores.operands[0], axis) for scores, axis in chosen if scores.op == "neg"}
+    made: dict[tuple[Node, int | None, bool], Node] = {}
+
+    def router(x: Node, axis: int, least: bool) -> Node:
+        if (x, axis, least) not in made:
+            scores = make("neg", x, name=f"{x.name}.neg") if least else x
+            last = _with_last(scores, axis)
+            made[x, axis, least] = make("top_k", last, name=f"{x.name}.top", k=1)
+        return made[x, axis, least]
 
     def change(node: Node) -> Node:
         was = original[node.name]
@@ -45,16 +54,19 @@ def with_top_k(graph: Graph) -> Graph:
             return result(node.operands[0], node["index"], node.name)
         if was.op == "slice" and _source(was) in narrow:
             return replace(node.operands[0], name=node.name)
-        axis = _axis_of_extreme(was)
-        if axis is not None and (was.operands[0], axis) in chosen:
+        largest, smallest = extreme(was), _least(was)
+        if largest is not None and (was.operands[0], largest) in chosen:
             scores = node.operands[0]
-            if (scores, axis) not in made:
-                last = _with_last(scores, axis)
-                made[scores, axis] = make("top_k", last, name=f"{scores.name}.top", k=1)
-            best = result(made[scores, axis], int(was.op == "argmax"), f"{node.name}.best")
-            shape = node.type.shape
-            return make("reshape", best, name=node.name, source=node.source, shape=shape)
-        return node
+            least = scores.op == "neg"
+            top_k = router(scores.operands[0] if least else scores, largest, least)
+            best = result(top_k, int(was.op == "argmax"), f"{node.name}.best")
+        elif smallest is not None and (was.operands[0], smallest) in lowest:
+            value = result(router(node.operands[0], smallest, True), 0, f"{node.name}.best")
+            best = make("neg", value)
+        else:
+            return node
+        shape = node.type.shape
+        return make("reshape", best, name=node.name, source=node.source, shape=shape)
 
     return rebuild(graph, change) if chosen or narrow else graph
 
@@ -63,13 +75,21 @@ def _is_last(node: Node, axis: int) -> bool:
     return axis % node.operands[0].type.rank == node.operands[0].type.rank - 1
 
 
-def _axis_of_extreme(node: Node) -> int | None:
+def extreme(node: Node) -> int | None:
     """The axis along which ``node`` is the largest, or where it is; None if it is neither."""
     if node.op == "argmax":
         return int(node["axis"]) % node.operands[0].type.rank
-    if node.op == "max" and len(node["axes"]) == 1:
-        return int(node["axes"][0]) % node.operands[0].type.rank
-    return None
+    return _only_axis(node) if node.op == "max" else None
+
+
+def _least(node: Node) -> int | None:
+    """The axis along which ``node`` is the smallest; None if it is not."""
+    return _only_axis(node) if node.op == "min" else None
+
+
+def _only_axis(node: Node) -> int | None:
+    axes = node["axes"]
+    return int(axes[0]) % node.operands[0].type.rank if len(axes) == 1 else None
 
 
 def _with_last(x: Node, axis: int) -> Node:

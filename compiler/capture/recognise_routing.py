@@ -15,6 +15,7 @@ import numpy as np
 from ..ir.build import result
 from ..ir.graph import Graph, Node
 from .recognise_gates import Gates, gate_candidates
+from .recognise_masks import BY_MASK
 from .recognise_probe import OutOfReach, Probe, ancestors
 from .recognise_rotation import close
 from .recognise_rows import Rows, layouts
@@ -51,7 +52,7 @@ class Region:
     count: int
     h: Node
     positive: bool = False  # whether it is only said of gates that are never below zero
-    by_value: bool = False  # whether experts are chosen by their scores, where no number is used
+    by_value: bool = False  # whether experts are chosen by their scores, and not by numbers
 
     @property
     def forced(self) -> frozenset[Node]:
@@ -93,12 +94,13 @@ def find_mixtures(
     numbers = [node for node in results if node["index"] == 1]
     # A threshold at the last value chosen needs no numbers.
     experts = numbers[0] if numbers else result(top_k, 1, f"{top_k.name}.experts")
+    by_value = not numbers or BY_MASK in top_k.notes
     router = ancestors(top_k)
     found = False
     partly = ""
     for gates in gate_candidates(graph, top_k, values, tokens, count):
         for h, candidates in _dependents(graph, router, top_k, gates).items():
-            region = Region(probe, top_k, experts, gates, tokens, k, count, h, by_value=not numbers)
+            region = Region(probe, top_k, experts, gates, tokens, k, count, h, by_value=by_value)
             region, mixtures = _any_mixtures(region, candidates, rng)
             if not mixtures:
                 continue

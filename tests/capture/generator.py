@@ -18,7 +18,7 @@ from .generated_rotation import SHUFFLES, STYLES, WHOLE, WRITTEN, Rotation, padd
 ROUTINGS = ("softmax", "topk_softmax", "renormalised", "sigmoid", "raw")
 CHOICES = ("topk", "sort", "argsort")
 ONE_CHOICES = ("max", "argmax")
-DENSE = ("scatter", "mask", "threshold", "equal")
+DENSE = ("scatter", "mask", "threshold", "equal", "rank")
 QUANTISERS = ("absmean", "threshold", "codes_before", "codes_after", "straight", "function")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda u: u,
@@ -192,6 +192,8 @@ class Generated(nn.Module):
         mask = F.one_hot(experts, self.count).sum(-2) > 0
         if self.c.dense == "threshold":
             mask = scores >= values[..., -1:]
+        if self.c.dense == "rank":
+            mask = scores.argsort(-1, descending=True).argsort(-1) < self.c.chosen
         if self.c.routing == "topk_softmax":
             return scores.masked_fill(~mask, float("-inf")).softmax(-1)
         gates = torch.where(mask, scores, torch.zeros_like(scores))
@@ -298,9 +300,7 @@ def routing(pick: Pick, chosen: int, dispatch: str) -> dict[str, str]:
         # Joined numbers are not known to be below the count, so counting them is refused.
         choices += ("double_argmax",)
     choice = pick(*choices)
-    # A maximum without its place counts as no routing, and there is nothing to report.
-    dense = tuple(d for d in DENSE if d != "threshold") if choice == "max" else DENSE
-    return {"routing": pick(*ROUTINGS), "choice": choice, "dense": pick(*dense)}
+    return {"routing": pick(*ROUTINGS), "choice": choice, "dense": pick(*DENSE)}
 
 
 def config(pick: Pick, every: bool = False) -> Config:

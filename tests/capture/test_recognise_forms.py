@@ -22,6 +22,19 @@ from .forms_of_rotations import (
     Strides,
     WholeExperts,
 )
+from .forms_of_routers import (
+    AboveNext,
+    BestByThreshold,
+    ByRank,
+    DenseArgmax,
+    DenseGates,
+    KthValue,
+    Nearest,
+    RowsOfTheBest,
+    Threshold,
+    Twice,
+    Unbeaten,
+)
 from .test_recognise_styles import (
     CHOSEN,
     EXPERTS,
@@ -34,57 +47,6 @@ from .test_recognise_styles import (
     recognised,
     ternary,
 )
-
-# --- routing ---
-
-
-class DenseGates(Gathered):
-    """All experts run, weighed by the scores of all experts times a mask of the chosen."""
-
-    def weights(self, x: Tensor) -> Tensor:
-        scores = self.gate(x).softmax(-1)
-        chosen = F.one_hot(scores.topk(CHOSEN, -1).indices, EXPERTS).sum(-2)
-        return scores * chosen.to(x.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        every = self.expert(x, self.theta[:, None], self.phi[:, None])  # [E, T, d]
-        return torch.einsum("te,etd->td", self.weights(x), every)
-
-
-class Threshold(DenseGates):
-    """The gates are the scores that reach the k-th largest; no expert numbers are used."""
-
-    def weights(self, x: Tensor) -> Tensor:
-        scores = self.gate(x).sigmoid()
-        return torch.where(scores >= scores.topk(CHOSEN, -1).values[:, -1:], scores, 0.0)
-
-
-class DenseArgmax(DenseGates):
-    """The winner is picked with a one-hot of the argmax, weighed by a sigmoid."""
-
-    def weights(self, x: Tensor) -> Tensor:
-        scores = self.gate(x)
-        return F.one_hot(scores.argmax(-1), EXPERTS) * scores.sigmoid()
-
-
-class Twice(Gathered):
-    """The best expert by argmax, the next by argmax of what is left; rows sent where gates are."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.gate(x).softmax(-1)
-        first = F.one_hot(scores.argmax(-1), EXPERTS).to(x.dtype)
-        second = F.one_hot((scores * (1 - first)).argmax(-1), EXPERTS).to(x.dtype)
-        gates = [(scores * mask).sum(-1) for mask in (first, second)]
-        both = torch.stack(gates, -1).sum(-1)
-        room = torch.eye(TOKENS)
-        back = sum(
-            torch.einsum("t,te,tc->tec", gate / both, mask, room)
-            for gate, mask in zip(gates, (first, second), strict=True)
-        )
-        rows = torch.einsum("tec,td->ecd", (back > 0).to(x.dtype), x)
-        out = self.expert(rows, self.theta[:, None], self.phi[:, None])
-        return torch.einsum("tec,ecd->td", back, out)
-
 
 # --- dispatch ---
 
@@ -281,7 +243,10 @@ class ScaledInput(Gathered):
 
 # As FULL of test_recognise_styles.
 FORMS: dict[str, list[type[Gathered]]] = {
-    "routing": [DenseGates, Threshold, DenseArgmax, Twice],
+    "routing": [
+        DenseGates, Threshold, KthValue, AboveNext, BestByThreshold, RowsOfTheBest, ByRank,
+        Unbeaten, Nearest, DenseArgmax, Twice,
+    ],
     "dispatch": [
         SlotsTimesExperts, PartsTimesExperts, Selected, Slabs, Bins, DispatchTensors,
         Vmapped,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .forms_of_rotations import CutOff
+from .lookalikes_of_routers import OwnDownByThreshold
 from .test_recognise_styles import (
     CHOSEN,
     EXPERTS,
@@ -323,6 +324,7 @@ class DeepCutOff(CutOff):
 
 
 NONE = [
+    (OwnDownByThreshold, "no matrix that all experts share"),
     (DeepCutOff, "may be 24 channels of a padded rotation of 32"),
     (OwnUpBias, "do not share the bias"),
     (OneExpert, "reach 1 of 4 experts"),

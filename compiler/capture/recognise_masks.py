@@ -1,0 +1,211 @@
+"""Experts chosen by a mask of their scores, written as a top_k whose numbers make the mask.
+
+scores >= max(scores)  ->  numbers of top_k(scores) {k = 1} == 0 .. E - 1
+
+A mask is known by what it does: of any scores it holds for the k largest of each row, or for all
+but them. Where scores are equal the two differ: the numbers are those of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from ..ir.build import make, result
+from ..ir.graph import Graph, Node, constant, rebuild
+from .recognise_probe import OutOfReach, Probe, ancestors
+from .recognise_routers import extreme
+from .recognise_signs import is_never_negative
+
+Array = np.ndarray
+BY_MASK = "by_mask"  # the note of a top_k that stands for a mask: its `Choice.router`
+COMPARISONS = frozenset(
+    {"equal", "greater", "greater_equal", "less", "less_equal", "not_equal"}
+)  # fmt: skip
+NEAREST = 40  # nodes in front of a mask among which its scores are looked for
+MOST_EXPERTS = 4096
+MOST_SCORES = 6
+SIZES = (1, 1, 1, 30, 30, 0.05)
+ROWS = 64  # random rows on which a mask must hold for the same places, at least
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A mask that holds for the k largest scores, or for all others where it is ``inverted``.
+
+    It tells of all experts, or of the one ``expert`` alone. ``least``: for the k smallest scores.
+    """
+
+    mask: Node
+    scores: Node
+    k: int
+    inverted: bool
+    expert: int | None
+    least: bool = False
+
+    @property
+    def router(self) -> str:
+        """What the choices of one routing op have in common."""
+        return f"{self.k} {'least' if self.least else 'largest'} of {self.scores.name}"
+
+    def mirrored(self) -> Choice:
+        """The same mask by the scores that the other one leaves out."""
+        k = self.scores.type.shape[-1] - self.k
+        return replace(self, k=k, inverted=not self.inverted, least=not self.least)
+
+
+def choices_by_mask(graph: Graph) -> tuple[Choice, ...]:
+    """The masks that choose experts by nothing but their scores."""
+    probe = Probe(dict(graph.constants))
+    found = []
+    for node in graph.nodes:
+        scores = _scores_before(node) if node.op in COMPARISONS else []
+        choices = (_choice(probe, node, each) for each in scores)
+        found += [choice for choice in choices if choice is not None][:1]
+    return tuple(found)
+
+
+def routers_within(choice: Choice) -> list[str]:
+    """What the routing ops that make the mask are called, and the mask itself."""
+    made = ancestors(choice.mask) - ancestors(choice.scores)
+    return [node.name for node in made if node.op == "top_k"] + [choice.mask.name]
+
+
+def without(choices: Sequence[Choice], routers: Container[str]) -> tuple[Choice, ...]:
+    """``choices`` without those of ``routers``: what they leave out may be what is chosen."""
+    kept = [choice for choice in choices if choice.router not in routers]
+    false = [choice for choice in choices if choice.router in routers]
+    return (*kept, *(choice.mirrored() for choice in false if choice.inverted))
+
+
+def _scores_before(mask: Node) -> list[Node]:
+    """The values that may be the scores, nearest first; none where numbers of experts are read."""
+    found = []
+    for node in _in_front(mask):
+        if node.op == "argmax" or (node.op == "result" and _chooses(node)):
+            return []
+        sizes = node.type.shape if len(node.types) == 1 and node.type.is_float else ()
+        if sizes and 1 < sizes[-1] <= MOST_EXPERTS and node.op != "constant":
+            found.append(node)
+    return found[:MOST_SCORES]
+
+
+def _in_front(mask: Node) -> Iterator[Node]:
+    """The nodes that ``mask`` needs, those first that are fewest steps away."""
+    seen = {mask}
+    left = [mask]
+    while left and len(seen) < NEAREST:
+        operands = dict.fromkeys(operand for node in left for operand in node.operands)
+        left = [operand for operand in operands if operand not in seen]
+        seen.update(left)
+        yield from left
+
+
+def _chooses(node: Node) -> bool:
+    """Whether a result of a top_k is the numbers of some of many."""
+    top_k = node.operands[0]
+    return node["index"] == 1 and top_k["k"] < top_k.operands[0].type.shape[-1]
+
+
+def _choice(probe: Probe, mask: Node, scores: Node) -> Choice | None:
+    """What ``mask`` says of the largest of ``scores``, tried on many random ones."""
+    count = scores.type.shape[-1]
+    tokens = scores.type.size // count
+    if mask.type.size == tokens * count:
+        experts: Sequence[int | None] = (None,)
+    elif mask.type.size == tokens:
+        experts = range(count)
+    else:
+        return None
+    every = product(range(1, count), (False, True), experts)
+    left = [Choice(mask, scores, *each) for each in every]
+    rng = np.random.default_rng(0)
+    positive = is_never_negative(probe, scores)
+    for size in SIZES * max(1, ROWS // (len(SIZES) * tokens)):
+        value = rng.uniform(0, 1, scores.type.shape)
+        if not positive:
+            value = size * rng.standard_normal(scores.type.shape)
+        try:
+            holds = probe.run([mask], {scores: value})[0]
+        except OutOfReach:
+            return None
+        rank = np.argsort(np.argsort(-value.reshape(tokens, count), -1), -1)
+        left = [
+            choice for choice in left if np.array_equal(_wanted(choice, rank), holds.reshape(-1))
+        ]
+        if not left:
+            return None
+    return left[0] if len(left) == 1 else None
+
+
+def _wanted(choice: Choice, rank: Array) -> Array:
+    """Where the mask of ``choice`` holds, by the ranks [T, E] of the scores."""
+    rank = rank if choice.expert is None else rank[:, choice.expert]
+    return np.asarray((rank < choice.k) != choice.inverted).reshape(-1)
+
+
+def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
+    """The graph in which the masks of ``choices`` are made by the numbers that a top_k chooses."""
+    if not choices:
+        return graph
+    by_name = {choice.mask.name: choice for choice in choices}
+    known = {choice.router: choice for choice in choices}
+    best = {choice.scores.name: choice for choice in choices if choice.k == 1 and not choice.least}
+    store = dict(graph.constants)
+    routers: dict[str, Node] = {}
+    masks: dict[str, Node] = {}
+    new: dict[str, Node] = {}
+
+    def router(choice: Choice) -> Node:
+        if choice.router not in routers:
+            scores = new[choice.scores.name]
+            scores = make("neg", scores, name=f"{scores.name}.neg") if choice.least else scores
+            name, notes = f"{scores.name}.top", {BY_MASK: choice.router}
+            top_k = make("top_k", scores, name=name, source=scores.source, notes=notes, k=choice.k)
+            routers[choice.router] = top_k
+        return routers[choice.router]
+
+    def whole(choice: Choice) -> Node:
+        if choice.router not in masks:
+            count = choice.scores.type.shape[-1]
+            every = constant(store, np.arange(count), f"{choice.scores.name}.numbers")
+            masks[choice.router] = _hot(result(router(choice), 1), every)
+        return masks[choice.router]
+
+    def change(node: Node) -> Node:
+        new[node.name] = node
+        if node.name in by_name:
+            choice = by_name[node.name]
+            return _mask(node, choice, whole(choice))
+        scores = node.operands[0] if node.operands else node
+        if node.op == "top_k" and f"{node['k']} largest of {scores.name}" in known:
+            return router(known[f"{node['k']} largest of {scores.name}"])
+        if node.op == "max" and scores.name in best and extreme(node) == scores.type.rank - 1:
+            value = result(router(best[scores.name]), 0)
+            return make("reshape", value, name=node.name, source=node.source, shape=node.type.shape)
+        return node
+
+    return rebuild(graph, change, store)
+
+
+def _hot(numbers: Node, every: Node) -> Node:
+    """Which of ``every`` [E] are among ``numbers`` [..., k]: [..., E]."""
+    found: Node | None = None
+    last = numbers.type.rank - 1
+    for slot in range(numbers.type.shape[-1]):
+        one = make("slice", numbers, axis=last, start=slot, stop=slot + 1)
+        here = make("equal", one, every)
+        found = here if found is None else make("logical_or", found, here)
+    assert found is not None, "a routing op chooses at least one expert"
+    return found
+
+
+def _mask(node: Node, choice: Choice, whole: Node) -> Node:
+    """The mask that ``node`` is, of the mask [..., E] of the experts that are chosen."""
+    e, last = choice.expert, whole.type.rank - 1
+    part = whole if e is None else make("slice", whole, axis=last, start=e, stop=e + 1)
+    part = make("logical_not", part) if choice.inverted else part
+    return make("reshape", part, name=node.name, source=node.source, shape=node.type.shape)
