@@ -16,7 +16,7 @@ from ..ir.graph import Node
 from .recognise_layer import Layer
 from .recognise_probe import OutOfReach
 from .recognise_rotation import Activation, Blocks
-from .recognise_routing import Region
+from .recognise_routing import Region, leaves_out_others
 from .recognise_rows import layouts
 from .recognise_ternary import as_ternary, product_of
 
@@ -114,14 +114,20 @@ def routes_by_h(region: Region) -> bool:
 def _trials(region: Region, rng: np.random.Generator) -> Iterator[tuple[str, dict[Node, Any]]]:
     """Named sets of given values: natural routing at several scales, then forced routing."""
     shape, t, k = region.h.type.shape, region.tokens, region.k
-    if routes_by_h(region):
+    natural = routes_by_h(region)
+    # Scores of experts that are not chosen must count for nothing, which natural routing shows.
+    is_open = region.gates.is_dense and not natural and not leaves_out_others(region, rng)
+
+    def forced(numbers: Array) -> dict[Node, Any]:
+        others = rng.uniform(0.3, 1.5, (t, region.count)) if is_open else None
+        return region.force(numbers, region.random_gates(rng), others)
+
+    if natural:
         yield "natural routing", {region.h: rng.standard_normal(shape)}
         yield "natural routing of inputs times 5", {region.h: 5 * rng.standard_normal(shape)}
         yield "natural routing of small inputs", {region.h: 0.05 * rng.standard_normal(shape)}
     for first in range(0, region.count, max(1, t * k)):
         numbers = (first + np.arange(t * k).reshape(t, k)) % region.count
-        given = region.force(numbers, region.random_gates(rng))
-        yield "every expert forced", {**given, region.h: rng.standard_normal(shape)}
+        yield "every expert forced", {**forced(numbers), region.h: rng.standard_normal(shape)}
     only = np.broadcast_to(rng.permutation(region.count)[:k], (t, k))
-    given = region.force(only, region.random_gates(rng))
-    yield "all other experts idle", {**given, region.h: rng.standard_normal(shape)}
+    yield "all other experts idle", {**forced(only), region.h: rng.standard_normal(shape)}

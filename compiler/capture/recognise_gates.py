@@ -53,12 +53,15 @@ class Gates:
         """Whether there is a factor for each expert."""
         return self.parts[0].is_dense
 
-    def write(self, experts: Array, gates: Array, count: int) -> dict[Node, Array]:
-        """The nodes' values where ``experts`` [T, k], of ``count``, have the factors ``gates``."""
+    def write(self, experts: Array, gates: Array, others: Array) -> dict[Node, Array]:
+        """The nodes' values where ``experts`` [T, k] have the factors ``gates``.
+
+        Where there is a factor for each expert, the others have those of ``others`` [T, E].
+        """
         found: dict[Node, Array] = {}
         for part in self.parts:
             if part.slots is None:
-                row = np.zeros((len(experts), count))
+                row = others.astype(np.float64)
                 np.put_along_axis(row, experts, gates.astype(np.float64), 1)
             else:
                 row = gates[:, part.slots].astype(np.float64)
@@ -106,6 +109,25 @@ def gate_candidates(
         for chosen in islice(combinations(nodes, k), MOST_CHOICES):
             if _are_parallel(chosen):
                 yield Gates(tuple(_one_slot(node, tokens, i) for i, node in enumerate(chosen)))
+    for node in _scores(graph, top_k, behind):
+        for rows in layouts(node.type.shape, tokens, 1):
+            yield Gates((Part((node,), rows, None),))
+
+
+def _scores(graph: Graph, top_k: Node, behind: set[Node]) -> list[Node]:
+    """Scores of all experts in front of the routing or beside it, nearest first.
+
+    Their factors for those that were not chosen count for nothing where a mask leaves these out.
+    """
+    shape = top_k.operands[0].type.shape
+    before = ancestors(top_k)
+    found: dict[Node, None] = {}
+    for node in graph.nodes:
+        like = len(node.types) == 1 and node.type.is_float and node.type.shape == shape
+        beside = not found.keys().isdisjoint(node.operands)
+        if like and node not in behind and node.op != "input" and (node in before or beside):
+            found[node] = None
+    return list(found)[::-1]
 
 
 def _are_parallel(nodes: Sequence[Node]) -> bool:

@@ -59,15 +59,17 @@ class Region:
         """The nodes that `force` sets."""
         return frozenset((self.top_k, *self.gates.nodes))
 
-    def force(self, experts: Array, gates: Array) -> dict[Node, Any]:
+    def force(self, experts: Array, gates: Array, others: Array | None = None) -> dict[Node, Any]:
         """Given values by which tokens go to ``experts`` [T, k] with factors ``gates`` [T, k].
 
         The values of the routing op become NaN, so that no use of them beside the gates hides.
+        Experts that are not chosen have a factor of zero, or that of ``others`` [T, E], if any.
         """
         values, numbers = self.top_k.types
         numbered = experts.reshape(numbers.shape).astype(np.int64)
         given: dict[Node, Any] = {self.top_k: (np.full(values.shape, np.nan), numbered)}
-        return given | self.gates.write(experts, gates, self.count)
+        rest = np.zeros((self.tokens, self.count)) if others is None else others
+        return given | self.gates.write(experts, gates, rest)
 
     def random_gates(self, rng: np.random.Generator) -> Array:
         """Gates [T, k] of either sign where both may be, none near zero."""
@@ -149,6 +151,27 @@ def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -
         gates = region.gates.read(region.probe.run(region.gates.heads, given), chosen)
         found.update(chosen[gates != 0].tolist())
     return len(found)
+
+
+def leaves_out_others(region: Region, rng: np.random.Generator) -> bool:
+    """Whether gates of all experts are zero for those not chosen, whatever the scores are."""
+    values, numbers = region.top_k.types
+    chosen = region.spread(rng)
+    given: dict[Node, Any] = {
+        part: rng.uniform(0.1, 1, part.type.shape)
+        for part in ancestors(region.top_k)
+        if part.op != "constant" and len(part.types) == 1 and part.type.is_float
+    }
+    scores = rng.uniform(0.1, 1, values.shape)
+    given[region.top_k] = scores, chosen.reshape(numbers.shape).astype(np.int64)
+    try:
+        heads = region.probe.run(region.gates.heads, given)
+    except OutOfReach:
+        return False
+    others = np.ones((region.tokens, region.count), bool)
+    np.put_along_axis(others, chosen, False, 1)
+    parts = zip(region.gates.parts, heads, strict=True)
+    return all(not part.rows.read(value)[:, 0][others].any() for part, value in parts)
 
 
 def _never_weighed(region: Region, rng: np.random.Generator) -> set[int]:

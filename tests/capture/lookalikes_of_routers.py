@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .forms_of_routers import BestByThreshold
-from .test_recognise_styles import WIDTH
+from .test_recognise_forms import WiderRouter
+from .test_recognise_styles import CHOSEN, EXPERTS, WIDTH, Gathered
+
+
+class Leaking(Gathered):
+    """Experts that are not chosen count for a thousandth of their scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).softmax(-1)
+        experts = scores.topk(CHOSEN, -1).indices
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            part = scores[:, e, None] * self.expert(x, self.theta[e], self.phi[e])
+            y = y + torch.where((experts == e).any(-1, keepdim=True), part, 0.001 * part)
+        return y
+
+
+class LeakingMask(WiderRouter):
+    """A mask that leaves a thousandth, of a router that reads more than the experts do."""
+
+    def weights(self, x: Tensor, norm: Tensor) -> Tensor:
+        scores = (self.gate(norm) + x[:, :EXPERTS]).softmax(-1)
+        chosen = F.one_hot(scores.topk(CHOSEN, -1).indices, EXPERTS).sum(-2)
+        return scores * (0.001 + 0.999 * chosen.to(x.dtype))
 
 
 class OwnDownByThreshold(BestByThreshold):

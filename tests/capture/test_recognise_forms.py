@@ -92,6 +92,20 @@ class Selected(Gathered):
         return y
 
 
+class ByColumns(Gathered):
+    """Rows chosen by a mask, weighed by their expert's column of the scores of all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).softmax(-1)
+        experts = scores.topk(CHOSEN, -1).indices
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            rows = (experts == e).any(-1).nonzero()[:, 0]
+            part = self.expert(x[rows], self.theta[e], self.phi[e])
+            y = y.index_add(0, rows, scores[rows, e, None] * part)
+        return y
+
+
 class Slabs(Gathered):
     """(Token, slot) rows sorted by expert, in slabs of one size, and put back."""
 
@@ -241,6 +255,23 @@ class ScaledInput(Gathered):
         return super().chosen(x * 0.5, experts)
 
 
+# --- around the layer ---
+
+
+class WiderRouter(Gathered):
+    """A router that reads more than the experts do: x as well as a norm of it."""
+
+    def weights(self, x: Tensor, norm: Tensor) -> Tensor:
+        scores = (self.gate(norm) + x[:, :EXPERTS]).softmax(-1)
+        chosen = F.one_hot(scores.topk(CHOSEN, -1).indices, EXPERTS).sum(-2)
+        return scores * chosen.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = F.layer_norm(x, (WIDTH,))
+        every = self.expert(norm, self.theta[:, None], self.phi[:, None])  # [E, T, d]
+        return torch.einsum("te,etd->td", self.weights(x, norm), every)
+
+
 # As FULL of test_recognise_styles.
 FORMS: dict[str, list[type[Gathered]]] = {
     "routing": [
@@ -248,9 +279,10 @@ FORMS: dict[str, list[type[Gathered]]] = {
         Unbeaten, Nearest, DenseArgmax, Twice,
     ],
     "dispatch": [
-        SlotsTimesExperts, PartsTimesExperts, Selected, Slabs, Bins, DispatchTensors,
+        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, Slabs, Bins, DispatchTensors,
         Vmapped,
     ],
+    "around the layer": [WiderRouter],
     "axes": [ChannelsFirst, Pointwise],
     "rotations": [
         Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Sliced,

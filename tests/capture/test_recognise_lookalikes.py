@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .forms_of_rotations import CutOff
-from .lookalikes_of_routers import OwnDownByThreshold
+from .lookalikes_of_routers import Leaking, LeakingMask, OwnDownByThreshold
 from .test_recognise_styles import (
     CHOSEN,
     EXPERTS,
@@ -324,6 +324,8 @@ class DeepCutOff(CutOff):
 
 
 NONE = [
+    (Leaking, "rebuilt, it differs by"),
+    (LeakingMask, "rebuilt, it differs by"),
     (OwnDownByThreshold, "no matrix that all experts share"),
     (DeepCutOff, "may be 24 channels of a padded rotation of 32"),
     (OwnUpBias, "do not share the bias"),
