@@ -45,6 +45,10 @@ _SOME = frozenset(
     {"__getitem__", "expand", "gather", "index_select", "masked_select", "permute", "select", "t"}
     | {"take", "transpose", "swapaxes", "mT", "movedim", "chunk", "split", "unbind"}
 )
+# All of the numbers of several tensors.
+_JOINED = frozenset(
+    {"cat", "column_stack", "concat", "concatenate", "dstack", "hstack", "stack", "vstack"}
+)
 # Affine functions: sums and differences of counts are sums of counts.
 _AFFINE = frozenset(
     {"__add__", "__getitem__", "__radd__", "__rsub__", "__sub__", "add", "cat", "clone", "concat"}
@@ -105,11 +109,24 @@ def _fact_of(
     if name in _MADE or name in _MADE_LIKE:
         return _made(name, function, args, named, result)
     known = facts[args[0]] if args and isinstance(args[0], Tensor) else None
+    if name in _JOINED:
+        joined = _joined(facts, args[0] if args else named.get("tensors"), result)
+        if joined is not None:
+            return joined
     rule: _Rule = _RULES.get(type(known), _of_nothing)
     found = rule(facts, known, name, args, named, result)
     if found is None and name in _AFFINE and result.dtype in _WIDE:
         return apply(function, args, named, facts)
     return found
+
+
+def _joined(facts: Facts, parts: Any, result: Tensor) -> Numbers | None:
+    """Numbers of several choices in one tensor, which are below the largest bound."""
+    known = [facts[part] for part in parts] if isinstance(parts, tuple | list) else []
+    bounds = [fact.bound for fact in known if isinstance(fact, Numbers)]
+    if not bounds or len(bounds) < len(known) or result.dtype not in _WIDE:
+        return None
+    return Numbers(max(bounds), _origin(result, max(bounds)))
 
 
 def _learn_parts(facts: Facts, args: Args, named: Named, result: Sequence[Tensor]) -> None:

@@ -293,12 +293,10 @@ def rotation(pick: Pick, width: int, every: bool, dispatch: str) -> Rotation:
     )
 
 
-def routing(pick: Pick, chosen: int, dispatch: str) -> dict[str, str]:
+def routing(pick: Pick, chosen: int) -> dict[str, str]:
     """How experts are chosen and weighed, in words of `Config`."""
     choices = CHOICES + (ONE_CHOICES if chosen == 1 else ())
-    if chosen == 2 and dispatch != "split_counts":
-        # Joined numbers are not known to be below the count, so counting them is refused.
-        choices += ("double_argmax",)
+    choices += ("double_argmax",) if chosen == 2 else ()
     choice = pick(*choices)
     return {"routing": pick(*ROUTINGS), "choice": choice, "dense": pick(*DENSE)}
 
@@ -332,7 +330,7 @@ def config(pick: Pick, every: bool = False) -> Config:
         down_bias="none" if down == "absent" else pick("none", "weighted", "once"),
         layout=pick(*LAYOUTS),
         seed=pick(*range(100)),
-        **routing(pick, chosen, dispatch),
+        **routing(pick, chosen),
         **{name: pick(False, True) for name in flags},
     )
 

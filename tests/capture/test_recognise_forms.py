@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .forms_of_dispatch import JoinedCounts
 from .forms_of_rotations import (
     Blocked,
     BySums,
@@ -279,8 +280,8 @@ FORMS: dict[str, list[type[Gathered]]] = {
         Unbeaten, Nearest, DenseArgmax, Twice,
     ],
     "dispatch": [
-        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, Slabs, Bins, DispatchTensors,
-        Vmapped,
+        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, JoinedCounts, Slabs, Bins,
+        DispatchTensors, Vmapped,
     ],
     "around the layer": [WiderRouter],
     "axes": [ChannelsFirst, Pointwise],
