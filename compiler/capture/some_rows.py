@@ -69,16 +69,17 @@ class SomeRows(TorchFunctionMode):
         self._truths: dict[int, tuple[Tensor, bool]] = {}  # the tensor keeps its number alive
         self._views: dict[int, Tensor] = {}  # the memory of pieces, which are no views here
         self._positive: set[Any] = set()
+        self._asked: list[Any] = []  # one for each time that it is entered, also within itself
 
     def __enter__(self) -> SomeRows:
-        self._asked = getattr(transformer, _IS_CAUSAL)
+        self._asked.append(getattr(transformer, _IS_CAUSAL))
         setattr(transformer, _IS_CAUSAL, lambda mask, is_causal=None, size=None: is_causal is True)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        setattr(transformer, _IS_CAUSAL, self._asked)
+        setattr(transformer, _IS_CAUSAL, self._asked.pop())
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

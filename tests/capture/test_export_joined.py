@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules import transformer
 
 from butterflyc.compiler.capture.export import capture
 from butterflyc.compiler.ir.interpret import interpret
@@ -63,3 +64,10 @@ def test_counts_of_joined_numbers_are_captured(form: Send) -> None:
             want = double(x.double()).numpy()
         assert got.shape == (TOKENS, WIDTH)
         assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
+
+
+def test_torch_is_left_as_it_was() -> None:
+    """What torch asks of masks is asked by its own function again once a model is captured."""
+    before = vars(transformer)["_detect_is_causal_mask"]
+    capture(Mixture(slot_after_slot).eval(), (inputs()[0],))
+    assert vars(transformer)["_detect_is_causal_mask"] is before
