@@ -148,6 +148,8 @@ def select(site: Site, x: Node, axis: int, index: int) -> Node:
 )
 def split(site: Site, x: Node, _: Any, axis: int = 0) -> tuple[Node, ...]:
     axis %= x.type.rank
+    advice = "count with torch.bincount(index, minlength=...), and split by its running sum"
+    accept(all(part is not None for part in site.out), "parts as long as the data tells", advice)
     parts, start = [], 0
     for part in site.out:
         stop = start + part.shape[axis]

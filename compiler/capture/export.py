@@ -19,6 +19,7 @@ from ..errors import BadInput, ButterflycError, Unsupported
 from ..ir.graph import RESULTS, Graph
 from ..ir.interpret import check_input
 from .arguments import WIDE, Arguments
+from .calls import fixed_calls, is_known_and_pure
 from .evaluating import evaluating, kept_by
 from .fakes import DTYPES
 from .functional import is_in_place, made_functional
@@ -42,7 +43,7 @@ from .sorted_rows import unsort_rows
 from .sources import clean, every_user_line, source_of, user_frame
 from .structure import Place
 from .vmap import check_constants, check_no_transforms, vmap_written_out
-from .walk import Walk, fixed_calls, is_known_and_pure
+from .walk import Walk
 from .written import with_constants_as_buffers
 
 Progress = Callable[[str], None]
@@ -256,7 +257,7 @@ def _exported_as_if_in_use(model: nn.Module, examples: Arguments) -> ExportedPro
 
 def _reads_numbers(program: ExportedProgram) -> bool:
     """Whether Python numbers, or counts as long as a number that data tells, are in the program."""
-    names = ("aten.item", "aten._local_scalar_dense", "aten.bincount")
+    names = ("aten.item", "aten._local_scalar_dense", "aten.bincount", "aten.tensor_split.tensor")
     return any(str(node.target).startswith(names) for node in program.graph.nodes)
 
 

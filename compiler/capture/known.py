@@ -39,6 +39,8 @@ class Numbers:
     origin: Origin | None = None
     distinct: int | None = None  # an axis along which no number occurs twice
     is_moved: bool = False  # whether it holds the numbers of the origin in another order
+    is_sorted: bool = False  # whether that is from the lowest number to the highest
+    sorts: Origin | None = None  # the origin that is sorted by taking it at these places
 
 
 @dataclass(frozen=True)

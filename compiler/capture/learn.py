@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -37,7 +38,7 @@ _MADE_LIKE = {
 }  # fmt: skip
 # The same numbers in the same order.
 _SAME = frozenset(
-    {"clone", "contiguous", "cpu", "detach", "flatten", "int", "long", "ravel", "reshape"}
+    {"clone", "contiguous", "cpu", "detach", "flatten", "float", "int", "long", "ravel", "reshape"}
     | {"squeeze", "to", "type", "unflatten", "unsqueeze", "view"}
 )
 # Some of the same numbers, or all of them in another order.
@@ -52,6 +53,7 @@ _JOINED = frozenset(
 # Affine functions: sums and differences of counts are sums of counts.
 _AFFINE = frozenset(
     {"__add__", "__getitem__", "__radd__", "__rsub__", "__sub__", "add", "cat", "clone", "concat"}
+    | {"float"}
     | {"contiguous", "cpu", "cumsum", "detach", "flatten", "flip", "int", "long", "neg", "pad"}
     | {"reshape", "roll", "select", "squeeze", "stack", "sub", "subtract", "sum", "to"}
     | {"unsqueeze", "view", "__neg__"}
@@ -63,6 +65,7 @@ _WHERE_NOT_ZERO = frozenset({"argwhere", "nonzero", "where"})
 _IS_COUNT = {"gt": 0, "__gt__": 0, "greater": 0, "ne": 0, "__ne__": 0, "not_equal": 0} | {
     "ge": 1, "__ge__": 1, "greater_equal": 1,
 }  # fmt: skip
+_CONVERSIONS = frozenset({"float", "int", "long", "to"})  # exact for all counts below 2^24
 _ROUTING = frozenset({"argmax", "argmin", "argsort", "max", "min", "sort", "topk"})
 # The same numbers in another dtype, or in memory of their own.
 _CAST = frozenset(
@@ -115,7 +118,8 @@ def _fact_of(
             return joined
     rule: _Rule = _RULES.get(type(known), _of_nothing)
     found = rule(facts, known, name, args, named, result)
-    if found is None and name in _AFFINE and result.dtype in _WIDE:
+    wide = (*_WIDE, torch.float32) if name in _CONVERSIONS else _WIDE
+    if found is None and name in _AFFINE and result.dtype in wide:
         return apply(function, args, named, facts)
     return found
 
@@ -183,11 +187,14 @@ def _learn_choice(facts: Facts, name: str, args: Args, named: Named, result: Any
     known = facts[x]
     if name in ("sort", "argsort") and isinstance(known, Numbers):
         in_place = known.origin is not None and not known.is_moved
-        if in_place and x.dim() == 1 and not _descends(args, named):
+        rises = x.dim() == 1 and not _descends(args, named)
+        if in_place and rises:
             assert known.origin is not None, "looked at just now"
             known.origin.order = index.clone()
+            facts[index] = Numbers(size, _origin(index, size), distinct, sorts=known.origin)
         if name == "sort":
-            facts[result[0]] = Numbers(known.bound, known.origin, is_moved=True)
+            moved = Numbers(known.bound, known.origin, is_moved=True, is_sorted=rises)
+            facts[result[0]] = moved
 
 
 def _descends(args: Args, named: Named) -> bool:
@@ -219,13 +226,29 @@ def _of_numbers(
         return Hits(origin, int(result.shape[-1]), result.dim() - 1)
     if name in ("eq", "__eq__") and origin is not None and _is_number(args[1]):
         return Equal(origin, int(args[1]))
-    if result.dtype not in _WIDE or (name == "view" and result.dtype != args[0].dtype):
+    if name == "view" and result.dtype != args[0].dtype:
         return None
-    if name in _SAME:
+    if name == "searchsorted" and known.is_sorted:
+        return _bounds(facts, known, args[1], named)
+    if name in _SAME and result.dtype in (*_WIDE, torch.float32):
         return replace(known, distinct=None) if name in _RESHAPED else known
-    if name in _SOME:
+    if name in _SOME and result.dtype in _WIDE:
+        places = facts[args[-1]]
+        if isinstance(places, Numbers) and places.sorts is not None and places.sorts is origin:
+            return Numbers(known.bound, origin, is_moved=True, is_sorted=not known.is_moved)
         return Numbers(known.bound, _origin(result, known.bound))
     return None
+
+
+def _bounds(facts: Facts, known: Numbers, values: Any, named: Named) -> Sums | None:
+    """How many of sorted numbers lie below each of some constants, or not above it."""
+    below = facts.sums(values)
+    if known.origin is None or below is None or below.value is None:
+        return None
+    above = named.get("right", False) or named.get("side") == "right"
+    numbers = np.arange(known.bound).reshape(-1, *(1,) * below.value.ndim)
+    counted = numbers <= below.value if above else numbers < below.value
+    return Sums(known.origin, np.concatenate([0 * counted[:1], counted]).astype(np.int64))
 
 
 _RESHAPED = frozenset({"flatten", "ravel", "reshape", "squeeze", "unflatten", "unsqueeze", "view"})

@@ -41,6 +41,7 @@ def reading_numbers(mode: SomeRows, names: set[str]) -> Iterator[None]:
         stack.enter_context(patch.object(torch, "from_numpy", _from_numpy(torch.from_numpy)))
         for fake in (FakeTensor, FunctionalTensor):  # their own methods ask no mode
             stack.enter_context(patch.object(fake, "tolist", lambda x: mode.as_list(x)))
+        stack.enter_context(patch.object(torch, "select", _select(torch.select, mode)))
         for lists in (nn.ModuleList, nn.ParameterList):
             before = lists.__getitem__
             stack.enter_context(patch.object(lists, "__getitem__", _getitem(before, mode)))
@@ -99,6 +100,16 @@ def _from_numpy(before: Any) -> Any:
         return x.tensor if isinstance(x, Array) else before(x)
 
     return from_numpy
+
+
+def _select(before: Any, mode: SomeRows) -> Any:
+    # torch.export writes x[number] so; its own parser takes no Number.
+    def select(*args: Any, **named: Any) -> Any:
+        if len(args) == 3 and isinstance(args[2], Number):
+            return mode.row(*args)
+        return before(*args, **named)
+
+    return select
 
 
 def _getitem(before: Any, mode: SomeRows) -> Any:

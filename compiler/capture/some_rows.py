@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import SymInt, Tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from .counted import COUNTS, Counting
 from .known import Facts, Numbers, Places, Sums, changed, each, memory_of
 from .learn import learn, writes
 from .number import Array, Number, NumberUsed, calling_file, converted
@@ -226,49 +226,14 @@ class SomeRows(TorchFunctionMode):
             x = _stacked(args[0])
             return x.to(named["dtype"]) if named.get("dtype") is not None else x
 
-    # How often numbers occur.
-
-    def _bincount(self, args: Args, named: Named) -> Any:
-        x = args[0].tensor if isinstance(args[0], Array) else args[0]
-        known = self.facts[x]
-        least = named.get("minlength", args[2] if len(args) > 2 else 0)
-        weighted = named.get("weights", args[1] if len(args) > 1 else None) is not None
-        if not isinstance(known, Numbers) or weighted:
-            return _NOT_HERE
-        with self:
-            return F.one_hot(x.long(), max(least, known.bound)).sum(0)
-
-    def _one_hot(self, args: Args, named: Named) -> Any:
-        known = self.facts[args[0]]
-        classes = named.get("num_classes", args[1] if len(args) > 1 else -1)
-        if classes != -1 or not isinstance(known, Numbers):
-            return _NOT_HERE
-        with self:
-            return F.one_hot(args[0], known.bound)
-
-    def _unique(self, args: Args, named: Named) -> Any:
-        """All numbers that may occur: one that does not has no rows."""
-        known = self.facts[args[0]]
-        options = [name for name, value in named.items() if value and name != "sorted"]
-        if (
-            not isinstance(known, Numbers)
-            or len(args) > 2
-            or options not in ([], ["return_counts"])
-        ):
-            return _NOT_HERE
-        with self:
-            numbers = torch.arange(known.bound)
-            return (numbers, torch.bincount(args[0].flatten())) if options else numbers
-
     # Rows between numbers.
 
     def _getitem(self, args: Args, _: Named) -> Any:
         x, index = args
         first, *rest = index if isinstance(index, tuple) else (index,)
         if isinstance(first, Number):
-            self._check_place(first, x.shape[0])
+            one = self.row(x, 0, first)
             with self:
-                one = x.index_select(0, first.tensor.reshape(1)).reshape(x.shape[1:])
                 return one[tuple(rest)] if rest else one
         if not isinstance(first, slice) or not _has_number(first):
             return _NOT_HERE
@@ -288,13 +253,16 @@ class SomeRows(TorchFunctionMode):
                 "index with what topk or argmax chose, as it is",
             )
 
-    def _select(self, args: Args, _: Named) -> Any:
-        if len(args) != 3 or not isinstance(args[2], Number):
-            return _NOT_HERE
-        x, axis, number = args
+    def row(self, x: Tensor, axis: int, number: Number) -> Tensor:
+        """What stands at a place along an axis that data tells."""
         self._check_place(number, x.shape[axis])
         with self:
             return x.index_select(axis, number.tensor.reshape(1)).squeeze(axis)
+
+    def _select(self, args: Args, _: Named) -> Any:
+        if len(args) != 3 or not isinstance(args[2], Number):
+            return _NOT_HERE
+        return self.row(*args)
 
     def _slice(self, args: Args, _: Named) -> Any:
         if not _has_number(slice(*args[2:4])) or args[1] != 0 or args[4:] not in ((), (1,)):
@@ -315,6 +283,17 @@ class SomeRows(TorchFunctionMode):
         with self:
             places = self._pieces.starts(counts)
             pairs = pairwise(places)
+            return tuple(self._piece(x, start, stop) for start, stop in pairs)
+
+    def _tensor_split(self, args: Args, named: Named) -> Any:
+        x, places = args[0], args[1] if len(args) > 1 else None
+        if isinstance(places, Tensor) and self.facts.sums(places) is not None:
+            places = self._tolist((places,), {})
+        axis = named.get("dim", args[2] if len(args) > 2 else 0)
+        if not isinstance(places, list | tuple) or not _has_number(places) or axis != 0:
+            return _NOT_HERE
+        with self:
+            pairs = pairwise([None, *places, None])
             return tuple(self._piece(x, start, stop) for start, stop in pairs)
 
     def _setitem(self, args: Args, _: Named) -> Any:
@@ -350,22 +329,32 @@ _SPECIAL: dict[str, _Special] = {
     "__len__": SomeRows._len,
     "__setitem__": SomeRows._setitem,
     "as_tensor": SomeRows._tensor,
-    "bincount": SomeRows._bincount,
     "cat": SomeRows._cat,
     "concat": SomeRows._cat,
     "concatenate": SomeRows._cat,
     "item": SomeRows._item,
-    "one_hot": SomeRows._one_hot,
     "select": SomeRows._select,
     "slice": SomeRows._slice,
     "split": SomeRows._split,
     "split_with_sizes": SomeRows._split,
     "tensor": SomeRows._tensor,
+    "tensor_split": SomeRows._tensor_split,
     "tolist": SomeRows._tolist,
     "unbind": SomeRows._unbind,
-    "unique": SomeRows._unique,
     "vstack": SomeRows._cat,
 }
+
+
+def _counting(count: Counting) -> _Special:
+    def special(self: SomeRows, args: Args, named: Named) -> Any:
+        with self:
+            counted = count(self.facts, args, named)
+        return _NOT_HERE if counted is None else counted
+
+    return special
+
+
+_SPECIAL |= {name: _counting(count) for name, count in COUNTS.items()}
 
 
 def _has_number(value: Any) -> bool:
