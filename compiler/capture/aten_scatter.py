@@ -17,7 +17,7 @@ from .aten_elementwise import arithmetic, compare, truth
 from .aten_index import as_numbers, flat_index
 from .aten_order import running
 from .aten_reduce import hits, in_order
-from .chosen import Chosen
+from .chosen import Chosen, same
 from .refusals import MASK_ADVICE
 from .site import Site, accept, lowers
 from .sorted_rows import before_sorting, inverse
@@ -359,6 +359,15 @@ def _put_by_mask(site: Site, x: Node, mask: Node, values: Node, accumulate: bool
 def masked_scatter(site: Site, x: Node, mask: Node, source: Node) -> Node:
     """The elements of ``source``, one after the other, where the mask holds."""
     shape = site.out.shape
+    mark = site.marks.get(source)
+    if mark is not None and mark.axis == 0 and source.type.shape == shape == x.type.shape:
+        rows = mask.operands[0] if mask.op == "broadcast" else mask
+        by_row = rows.type.shape == (shape[0], *(1,) * (len(shape) - 1))
+        while rows.op == "reshape":
+            rows = rows.operands[0]
+        fits = by_row and same(rows, mark.mask)
+        accept(fits, "rows chosen by one mask, written by another", MASK_ADVICE)
+        return site.merge(mark, source, x)
     mask = site.broadcast(truth(site, mask), shape)
     flat = site.cast(site.reshape(mask, (mask.type.size,)), "i64")
     place = site.make("sub", running(site, "add", flat, 0, 0), site.constant(1, "i64"))

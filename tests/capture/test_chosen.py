@@ -167,11 +167,17 @@ def joined_with_zeros(x: Tensor) -> Tensor:
     return torch.zeros(x.shape[0], 8).index_add(0, rows, long)
 
 
+def scattered_by_mask(x: Tensor) -> Tensor:
+    mask = positive(x)
+    return x.masked_scatter(mask[:, None], x[mask].tanh())
+
+
 FORMS = [
     by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined,
     joined_places, pairs, summed, contracted, two_axes, routed, filled, turned, counted, repeated,
     asked_for_one,
     written_to_zeros, written_to_complex_zeros, joined_with_zeros,
+    scattered_by_mask,
 ]  # fmt: skip
 
 
@@ -210,6 +216,7 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda x: x[positive(x)][:2].sum(0), "mixed by 'slice'|not followed"),
     (lambda x: x[positive(x)].sum(0) / x[positive(x)].shape[0], "number of chosen rows"),
     (lambda x: put(x, x[x[:, 1] > 0]), "different masks"),
+    (lambda x: x.masked_scatter(x[:, 1:2] > 0, x[positive(x)]), "written by another"),
     (lambda x: x[positive(x)] @ x[positive(x)].mT, "mixed by 'matmul'"),
     (lambda x: torch.cat([x[positive(x)], x]).sum(0), "joined with others"),
     (lambda x: x[positive(x)].reshape(-1).sum() + x[positive(x)].flatten().amax(), "mixed by"),
