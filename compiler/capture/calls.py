@@ -56,6 +56,8 @@ NAMELESS = frozenset(
 PRODUCTS = frozenset({"bmm", "einsum", "linear", "matmul", "mm"})
 # Calls that move the elements of such products, whole.
 MOVES = NAMELESS | {"cat", "index", "stack"}
+# Calls that move the elements of any tensor.
+MOVED = MOVES | {"embedding", "flip", "gather", "index_select", "narrow", "repeat", "roll", "take"}
 # Calls that take some of the elements along an axis.
 CUTS = frozenset({"narrow", "slice"})
 # Calls that take sizes as sizes, and compute nothing with them.
@@ -96,6 +98,12 @@ def is_check_of_constants(node: fx.Node, fixed: Container[fx.Node]) -> bool:
     )
 
 
+def is_real(fixed: object) -> bool:
+    """Whether what is fixed is of real numbers, which lowerings take as float32."""
+    parts = fixed if isinstance(fixed, tuple | list) else (fixed,)
+    return all(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
+
+
 def is_part_of_rotation(bare: str, whole: object, part: object) -> bool:
     """Whether a call cuts rows or columns off square matrices as wide as a padded rotation."""
     if bare not in CUTS or not isinstance(whole, Tensor) or not isinstance(part, Tensor):
@@ -104,6 +112,11 @@ def is_part_of_rotation(bare: str, whole: object, part: object) -> bool:
         return False
     width = whole.shape[-1]
     return width > 1 and width & (width - 1) == 0 and part.shape[-2:] != whole.shape[-2:]
+
+
+def is_half(fake: object) -> bool:
+    """Whether a value is a tensor of floats of 16 bits."""
+    return isinstance(fake, Tensor) and fake.dtype in (torch.float16, torch.bfloat16)
 
 
 def is_about_sizes(node: fx.Node) -> bool:

@@ -49,19 +49,18 @@ from .aten_complex import (
 from .calls import (
     CHECKS,
     FILLS,
+    MOVED,
     MOVES,
     NAMELESS,
     PRODUCTS,
     SHAPED,
     is_about_sizes,
     is_check_of_constants,
+    is_half,
     is_part_of_rotation,
+    is_real,
     is_repeatable,
 )
-
-# What export reads of a program.
-from .calls import fixed_calls as fixed_calls
-from .calls import is_known_and_pure as is_known_and_pure
 from .chosen import Chosen, Marks, is_uniform
 from .claimed import Claims, results_of_registered, what_is_marked
 from .claims import MARK
@@ -173,7 +172,11 @@ class Walk:
             elif getattr(value.meta.get("val"), "dtype", None) == torch.float64:
                 self.refusals.add("a result in float64", source_of(value), "return x.float()")
             else:
-                found.append(self._operand(value))
+                result = self._operand(value)
+                found.append(result)
+                kept = not isinstance(result, Node) or result.type.dtype != "f32"
+                if is_half(value.meta.get("val")) and not kept:
+                    self.refusals.add("a result of 16 bits", source_of(value), "return x.float()")
         known = [value for value in found if value is not UNKNOWN]
         if len(known) < len(found) and not self.refusals:
             advice = "return tensors that the model computes from its inputs"
@@ -295,17 +298,12 @@ class Walk:
                 advice = "use float32, integers or bool"
                 self.refusals.add(f"a constant of {fixed.dtype}", source_of(node), advice)
                 fixed = stand_in(fixed, self.sizes)
-            elif node in self.products and self._is_plain(fixed):
+            elif node in self.products and is_real(fixed):
                 fixed = self._product(node)
             elif isinstance(fixed, Tensor):
                 fixed = self._constant_of(fixed, self.labels[node], source_of(node))
             self.values[node] = fixed
         return self.values[node]
-
-    def _is_plain(self, fixed: Any) -> bool:
-        """Whether what is fixed is of real numbers, which lowerings take as float32."""
-        parts = fixed if isinstance(fixed, tuple | list) else (fixed,)
-        return all(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
 
     def _product(self, node: fx.Node) -> Any:
         """A product of fixed matrices, from the matrices: recognition may look for each of them."""
@@ -350,6 +348,8 @@ class Walk:
         if lowering is None:
             self.refusals.add_operator(node, target, source)
             return stand_in(fake, self.sizes)
+        if is_half(fake) and target.split(".")[1] in MOVED and not self.narrow:
+            return self._as_float32(node, target)
         args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
         args, named = plain(args), plain(named)
         if contains_unknown(args) or contains_unknown(named):
@@ -380,6 +380,14 @@ class Walk:
             raise Refused("rows chosen by the data, together with others", MASK_ADVICE) from None
         self.marks[node] = self._marked(fake, value, marks)
         return value
+
+    def _as_float32(self, node: fx.Node, target: str) -> Any:
+        """What only moves numbers of 16 bits, in float32, which holds each of them exactly."""
+        self.narrow = True
+        try:
+            return self._lower(node, target)
+        finally:
+            self.narrow = False
 
     def _marked(self, fake: Any, value: Any, marks: Marks) -> Any:
         """The mark of a call's result, for each part; Refused if torch sees other rows there."""

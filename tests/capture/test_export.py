@@ -240,6 +240,39 @@ def test_other_floats_are_refused(dtype: torch.dtype) -> None:
         capture(nn.Linear(3, 3), (data(2, 3).to(dtype),))
 
 
+TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "index": lambda x, w: x * w[x.argmax(-1)].float(),
+    "embedding": lambda x, w: torch.nn.functional.embedding(x.argmax(-1), w).to(x.dtype),
+    "moved": lambda x, w: torch.stack([w[x.argmax(-1)].flip(0), w[0:4]]).float() + x,
+    "promoted": lambda x, w: x - w.index_select(0, x.argmax(-1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", TABLES)
+def test_numbers_of_16_bits_may_be_moved(name: str, dtype: torch.dtype) -> None:
+    """A table of 16 bits is read by the data, and computed with in float32."""
+    function = TABLES[name]
+    agree(
+        Function(lambda x, w, b: function(x + b, w), w=data(5, 5).to(dtype), b=data(5)), data(4, 5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda x, w, b: w[x.argmax(-1)].cos().float() + b, "cos"),
+        (lambda x, w, b: w[(x + b).argmax(-1)], "a result of 16 bits"),
+        (lambda x, w, b: (w[x.argmax(-1)] * w).float() + b, "mul"),
+    ],
+)
+def test_numbers_of_16_bits_are_not_computed_with(function: Any, what: str) -> None:
+    """Arithmetic in 16 bits, and a result that is left in them, are refused."""
+    with pytest.raises(Unsupported, match=what) as caught:
+        capture(Function(function, w=data(5, 5).half(), b=data(5)), (data(5, 5),))
+    assert caught.value.help
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "what"),
     [
