@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..ir.build import result
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, topological_order
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
 from .recognise_claims import Claim, claimed_first, judged, without_claims
@@ -116,6 +116,16 @@ def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised
         choices = without(choices, false)
 
 
+def _needed_beside(graph: Graph, found: Mapping[Node, _Outcome]) -> set[Node]:
+    """What the outputs need by another way than the routing and gates of a layer that was found.
+
+    A choice of groups, of which experts are then chosen, is a part of that layer's routing.
+    """
+    regions = [outcome.layer.region for outcome in found.values() if outcome.layer is not None]
+    routing = {node for region in regions for node in region.forced}
+    return set(topological_order(graph.outputs, routing))
+
+
 def _outcomes(graph: Graph, seed: int, progress: Progress | None) -> dict[Node, _Outcome]:
     """What becomes of each routing op of ``graph``."""
     probe = Probe(dict(graph.constants))
@@ -153,7 +163,12 @@ def _recognised(
     }
     claims = judged(graph, reports, {y: path for y, (path, _) in layers.items()})
     new = _replaced(graph, layers, dict(graph.constants))
-    apart = [r for top_k, r in reports.items() if r.rank or top_k.name not in told]
+    needed = _needed_beside(graph, found)
+    apart = [
+        report
+        for top_k, report in reports.items()
+        if report.rank or (top_k in needed and top_k.name not in told)
+    ]
     others = {report.path: report for report in told.values()}
     return Recognised(without_claims(new), (*apart, *others.values()), claims)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations, islice, permutations
 
 import numpy as np
 
@@ -108,7 +108,12 @@ def gate_candidates(
     for nodes in single.values():
         for chosen in islice(combinations(nodes, k), MOST_CHOICES):
             if _are_parallel(chosen):
-                yield Gates(tuple(_one_slot(node, tokens, i) for i, node in enumerate(chosen)))
+                yield _one_by_one(chosen, tokens)
+    if k == 2:  # such as w and 1 - w
+        others = [node for nodes in single.values() for node in nodes][::-1]
+        for chosen in islice(permutations(others, 2), MOST_CHOICES):
+            if chosen[0].op != chosen[1].op or not _are_parallel(chosen):
+                yield _one_by_one(chosen, tokens)
     for node in _scores(graph, top_k, behind):
         for rows in layouts(node.type.shape, tokens, 1):
             yield Gates((Part((node,), rows, None),))
@@ -134,6 +139,11 @@ def _are_parallel(nodes: Sequence[Node]) -> bool:
     """Whether none of ``nodes`` needs another of them."""
     needed = [ancestors(node) for node in nodes]
     return not any(a in needed[j] for i, a in enumerate(nodes) for j in range(len(nodes)) if i != j)
+
+
+def _one_by_one(nodes: Sequence[Node], tokens: int) -> Gates:
+    """Gates in a node for each slot."""
+    return Gates(tuple(_one_slot(node, tokens, slot) for slot, node in enumerate(nodes)))
 
 
 def _one_slot(node: Node, tokens: int, slot: int) -> Part:
