@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ir.build import result
 from ..ir.graph import Graph, Node, topological_order
+from .recognise_algebra import rewritten
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
 from .recognise_claims import Claim, claimed_first, judged, without_claims
@@ -28,6 +29,11 @@ from .recognise_unfold import unfolded
 
 Progress = Callable[[str], None]
 GUESSED = 3  # the stage from which on a wrong guess at the gates says nothing
+# The same graph in another form, in which more may be seen; None where it is no other.
+FORMS: dict[str, Callable[[Graph], Graph | None]] = {
+    "products of matrices taken apart": unfolded,
+    "sums of products written as one": lambda graph: rewritten(fold_constants(graph)),
+}
 DIFFERS = 7  # the last stage of `NotRecognised`: all parts were found, but do not make the layer
 
 
@@ -72,15 +78,16 @@ class Recognised:
 def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) -> Recognised:
     """The graph with each Butterfly mixture as k chains of butterfly ops, and what was found."""
     found = _recognise(graph, seed, progress)
-    if all(layer.recognised == "full" for layer in found.layers):
-        return found
-    apart = unfolded(graph)
-    if apart is None:
-        return found
-    if progress is not None:
-        progress("recognise: once more, with products of matrices taken apart")
-    other = _recognise(apart, seed, progress)
-    return max(found, other, key=lambda each: sum(layer.rank for layer in each.layers))
+    for what, form in FORMS.items():
+        if all(layer.recognised == "full" for layer in found.layers):
+            break
+        other = form(graph)
+        if other is not None:
+            if progress is not None:
+                progress(f"recognise: once more, with {what}")
+            again = _recognise(other, seed, progress)
+            found = max(found, again, key=lambda each: sum(layer.rank for layer in each.layers))
+    return found
 
 
 @dataclass(frozen=True)
