@@ -88,6 +88,7 @@ def parse(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> La
     if product.bias is not None:
         steps = [Bias(product.bias), *steps]
     gain_in, rotation_in = _without_scale(rotation_in, region.count)
+    rotation_in = simplified(rotation_in, x_rows.channels)
     gain_out, bias, middle = _at_product(steps, region.count)
     substrate = substrate.times(gain_in * gain_out)
     _check_order(middle)

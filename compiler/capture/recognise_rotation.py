@@ -329,7 +329,10 @@ def _packed(groups: list[tuple[Array, Array]], size: int) -> list[list[int]]:
 
 
 def simplified(steps: list[Step], channels: int) -> list[Step]:
-    """The same steps from ``channels`` on, with neighbouring orders composed, idle ones dropped."""
+    """The same steps from ``channels`` on, with neighbouring orders composed, idle ones dropped.
+
+    Two reflections of the same groups, one after the other, are one rotation.
+    """
     short: list[Step] = []
     for step in steps:
         last = short[-1] if short else None
@@ -347,5 +350,16 @@ def simplified(steps: list[Step], channels: int) -> list[Step]:
                 continue
         elif isinstance(step, Blocks):
             channels = step.blocks.shape[1] * step.blocks.shape[2]
+            last = kept[-1] if kept else None
+            if isinstance(last, Blocks) and _reflect(last.blocks, step.blocks):
+                rounded = last.rounded or step.rounded
+                kept[-1] = Blocks(step.blocks @ last.blocks, rounded, step.source)
+                continue
         kept.append(step)
     return kept
+
+
+def _reflect(first: Array, second: Array) -> bool:
+    """Whether both are blocks of the same channels, with determinants below zero."""
+    same = first.shape == second.shape
+    return same and bool((np.linalg.det(np.stack([first, second])) < 0).all())

@@ -103,6 +103,19 @@ def test_a_zero_angle_hides_no_pair() -> None:
     assert np.array_equal(kept.blocks, blocks)
 
 
+def test_two_reflections_of_the_same_pairs_are_one_rotation() -> None:
+    """Two of three reflections become one layer, unless an order of channels lies between them."""
+    rng = np.random.default_rng(0)
+    mirrors = [Blocks(givens(rng, 3, 4) * np.array([1.0, -1.0])) for _ in range(3)]
+    x, e = rng.standard_normal((6, 8)), rng.integers(3, size=6)
+    both = simplified([*mirrors[:2]], 8)
+    assert [type(step) for step in both] == [Blocks]
+    assert np.allclose(map_of(both)(x, e), map_of([*mirrors[:2]])(x, e), atol=1e-12)
+    assert len(simplified([*mirrors], 8)) == 2
+    apart: list[Step] = [mirrors[0], Shuffle(np.arange(8)[::-1]), mirrors[1]]
+    assert simplified(apart, 8) == apart
+
+
 @given(seeds, st.integers(1, 9), st.integers(1, 9))
 def test_an_order_is_read_from_one_probe(seed: int, channels: int, outputs: int) -> None:
     """Permutation, padding, stripping and repetition are orders of channels."""
