@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .test_recognise_styles import EXPERTS, TOKENS, Gathered
+from .test_recognise_styles import CHOSEN, EXPERTS, TOKENS, Gathered
 
 
 class JoinedCounts(Gathered):
@@ -24,3 +27,131 @@ class JoinedCounts(Gathered):
         out = [self.expert(part, self.theta[e], self.phi[e]) for e, part in enumerate(parts)]
         gates = scores[token, experts][order]
         return torch.zeros_like(x).index_add(0, token[order], torch.cat(out) * gates[:, None])
+
+
+class InPieces(Gathered):
+    """Rows sorted by expert, in pieces between places that `pieces` tells, and added back."""
+
+    def pieces(self, experts: Tensor) -> list[tuple[int, Any, Any]]:
+        """Each expert, and where its rows start and stop among sorted ``experts`` [T k]."""
+        stops = torch.bincount(experts, minlength=EXPERTS).cumsum(0).tolist()
+        return [(e, start, stop) for e, (start, stop) in enumerate(pairwise([0, *stops]))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        numbers, order = experts.flatten().sort(stable=True)
+        y = torch.zeros_like(x)
+        for e, start, stop in self.pieces(numbers):
+            place = order[start:stop]
+            token = place // CHOSEN
+            part = self.expert(x[token], self.theta[e], self.phi[e])
+            y = y.index_add(0, token, part * gates.flatten()[place, None])
+        return y
+
+
+class SearchedBounds(InPieces):
+    """Rows sorted by expert, cut where searchsorted finds each number."""
+
+    def pieces(self, experts: Tensor) -> list[tuple[int, Any, Any]]:
+        bounds = torch.searchsorted(experts, torch.arange(EXPERTS + 1)).tolist()
+        return [(e, start, stop) for e, (start, stop) in enumerate(pairwise(bounds))]
+
+
+class Runs(InPieces):
+    """Rows sorted by expert, in the runs of equal numbers that unique_consecutive tells."""
+
+    def pieces(self, experts: Tensor) -> list[tuple[int, Any, Any]]:
+        numbers, counts = torch.unique_consecutive(experts, return_counts=True)
+        found, start = [], 0
+        for e, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            found.append((e, start, start + count))
+            start = start + count
+        return found
+
+
+class Histogram(InPieces):
+    """Rows sorted by expert, counted with histc."""
+
+    def pieces(self, experts: Tensor) -> list[tuple[int, Any, Any]]:
+        counts = torch.histc(experts.float(), bins=EXPERTS, min=0, max=EXPERTS - 1)
+        stops = counts.int().cumsum(0).tolist()
+        return [(e, start, stop) for e, (start, stop) in enumerate(pairwise([0, *stops]))]
+
+
+class SplitAtPlaces(Gathered):
+    """Rows sorted by expert, split with tensor_split at the running sum of their counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        numbers, order = experts.flatten().sort(stable=True)
+        stops = torch.bincount(numbers, minlength=EXPERTS).cumsum(0)
+        parts = torch.tensor_split(x[order // CHOSEN], stops[:-1])
+        out = [self.expert(part, self.theta[e], self.phi[e]) for e, part in enumerate(parts)]
+        rows = torch.cat(out) * gates.flatten()[order, None]
+        return torch.zeros_like(x).index_add(0, order // CHOSEN, rows)
+
+
+class TokenByToken(Gathered):
+    """One row after the other, in loops over tokens and slots, with the tables at its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        out = []
+        for row, weights, numbers in zip(x, gates, experts, strict=True):
+            parts = (self.expert(row, self.theta[e], self.phi[e]) for e in numbers)
+            out.append(sum(w * part for w, part in zip(weights, parts, strict=True)))
+        return torch.stack(out)
+
+
+class WrittenByMask(Gathered):
+    """The rows of one expert after the other written with masked_scatter, weighed at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            mask = experts == e
+            y = y.masked_scatter(mask[:, None], self.expert(x[mask], self.theta[e], self.phi[e]))
+        return y * gates[:, None]
+
+
+class KeptByWhere(Gathered):
+    """All rows through one expert after the other, kept with `where`, weighed at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            part = self.expert(x, self.theta[e], self.phi[e])
+            y = torch.where((experts == e)[:, None], part, y)
+        return gates[:, None] * y
+
+
+class _Expert(nn.Module):
+    """Angles that `functional_call` puts in place."""
+
+    def __init__(self, layer: Gathered, e: int) -> None:
+        super().__init__()
+        self.theta, self.phi = nn.Parameter(layer.theta[e]), nn.Parameter(layer.phi[e])
+
+    def forward(self, run: Any, x: Tensor) -> Tensor:
+        return run(x, self.theta, self.phi)
+
+
+class FunctionalCalls(Gathered):
+    """torch.func.functional_call of one module with the stacked parameters of all, under vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(_Expert(self, e) for e in range(EXPERTS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        stacked, _ = torch.func.stack_module_state(list(self.experts))
+
+        def call(parameters: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.experts[0], parameters, (self.expert, x))
+
+        every = torch.vmap(call)(stacked)  # [E, T, d]
+        dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        return torch.einsum("te,etd->td", dense, every)

@@ -14,6 +14,7 @@ from .test_recognise_styles import (
     TOKENS,
     WIDTH,
     Gathered,
+    WhereLoop,
     layer,
     ternary,
 )
@@ -188,3 +189,103 @@ class Strides(Gathered):
             sin = angles[..., i, :].sin().unflatten(-1, (-1, 2**i))
             x = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
         return x
+
+
+class Convolved(WhereLoop):
+    """Pairs turned by a convolution in groups of two channels."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cos, sin = angles[i].cos(), angles[i].sin()
+            turns = torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 1)  # [n, 2, 1]
+            x = F.conv1d(x[..., None], turns, groups=len(cos))[..., 0]
+            x = torch.cat([x[..., 0::2], x[..., 1::2]], -1)
+        return x
+
+
+class Exponentials(Gathered):
+    """Blocks of all experts as exponentials of skew matrices, gathered by number."""
+
+    def blocks(self, angles: Tensor) -> Tensor:
+        zero = torch.zeros_like(angles)
+        skew = torch.stack([zero, -angles, angles, zero], -1).unflatten(-1, (2, 2))
+        return torch.matrix_exp(skew)
+
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        rows = x[:, None].expand(-1, CHOSEN, -1)
+        theta, phi = self.blocks(self.theta), self.blocks(self.phi)
+        return self.expert(rows, theta[experts], phi[experts])
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            turned = angles[..., i, :, :, :] @ x.unflatten(-1, (-1, 2, 1))
+            x = turned[..., 0].transpose(-1, -2).flatten(-2)
+        return x
+
+
+class Tables(Gathered):
+    """Each channel and its partner by tables of places and signs, in the order behind the layer."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        channels = torch.arange(x.shape[-1])
+        own = torch.cat([channels[0::2], channels[1::2]])
+        partner, sign = own ^ 1, 2.0 * (own % 2) - 1
+        for i in range(LAYERS):
+            angle = angles[..., i, :].index_select(-1, own // 2)
+            other = x.index_select(-1, partner) * angle.sin() * sign
+            x = x.index_select(-1, own) * angle.cos() + other
+        return x
+
+
+class Shears(Gathered):
+    """Each turn as three shears."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            slope, sin = (angles[..., i, :] / 2).tan(), angles[..., i, :].sin()
+            a, b = x[..., 0::2], x[..., 1::2]
+            a = a - slope * b
+            b = b + sin * a
+            x = torch.cat([a - slope * b, b], -1)
+        return x
+
+
+class Mirrors(Gathered):
+    """Each turn as two reflections, one behind the other."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            half = angles[..., i, :] / 2
+            pairs = x.unflatten(-1, (-1, 2)) * torch.tensor([1.0, -1.0])
+            normal = torch.stack([-half.sin(), half.cos()], -1)
+            pairs = pairs - 2 * (pairs * normal).sum(-1, keepdim=True) * normal
+            x = pairs.transpose(-1, -2).flatten(-2)
+        return x
+
+
+class Recursive(Gathered):
+    """Halves turned against each other, then each half by itself, by recursion."""
+
+    def rotate(self, x: Tensor, angles: Tensor, depth: int = 0) -> Tensor:
+        if depth == LAYERS:
+            return x
+        half = x.shape[-1] // 2
+        angle = angles[..., depth, :half]
+        a, b = x.chunk(2, -1)
+        upper, lower = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+        first, second = angles[..., : half // 2], angles[..., half // 2 :]
+        upper, lower = self.rotate(upper, first, depth + 1), self.rotate(lower, second, depth + 1)
+        return torch.cat([upper, lower], -1)
+
+
+class Halves(Gathered):
+    """Half-precision tables of angles, in float32 once they are gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("small_theta", self.theta.detach().half())
+        self.register_buffer("small_phi", self.phi.detach().bfloat16())
+
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        rows = x[:, None].expand(-1, CHOSEN, -1)
+        return self.expert(rows, self.small_theta[experts].float(), self.small_phi[experts].float())

@@ -126,3 +126,39 @@ class Twice(Gathered):
         rows = torch.einsum("tec,td->ecd", (back > 0).to(x.dtype), x)
         out = self.expert(rows, self.theta[:, None], self.phi[:, None])
         return torch.einsum("tec,ecd->td", back, out)
+
+
+class Grouped(Gathered):
+    """A group is chosen first, then experts in it by scores with a bias that gates do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(EXPERTS) * 0.1)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(x).sigmoid()
+        biased = scores + self.bias
+        best = biased.unflatten(-1, (2, -1)).sum(-1).topk(1, -1).indices
+        kept = torch.zeros(TOKENS, 2).scatter(1, best, 1.0).repeat_interleave(EXPERTS // 2, -1)
+        experts = biased.masked_fill(kept == 0, -torch.inf).topk(CHOSEN, -1, sorted=False).indices
+        gates = scores.gather(1, experts)
+        return gates / (gates.sum(-1, keepdim=True) + 1e-20), experts
+
+
+class Halved(Gathered):
+    """Two gates w and 1 - w, each times the rows of its expert."""
+
+    def mixed(self, a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        return w * a + (1 - w) * b
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, experts = self.gate(x).topk(2, -1)
+        rows = (self.expert(x, self.theta[e], self.phi[e]) for e in experts.unbind(-1))
+        return self.mixed(*rows, torch.sigmoid(values[:, :1] - values[:, 1:]))
+
+
+class Interpolated(Halved):
+    """The two best experts interpolated by one gate, `torch.lerp`."""
+
+    def mixed(self, a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        return torch.lerp(b, a, w)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .forms_of_routers import BestByThreshold
 from .test_recognise_forms import WiderRouter
-from .test_recognise_styles import CHOSEN, EXPERTS, WIDTH, Gathered
+from .test_recognise_styles import CHOSEN, EXPERTS, TOKENS, WIDTH, Gathered
 
 
 class Leaking(Gathered):
@@ -39,3 +39,46 @@ class OwnDownByThreshold(BestByThreshold):
     def expert(self, x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
         own = self.extra[:, :WIDTH, None] * self.down.weight  # [E, d, F]
         return torch.einsum("edf,etf->etd", own, self.hidden(x, theta, phi))
+
+
+class Overwritten(Gathered):
+    """Where a row has two experts, the result of the later one is kept alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            token, slot = torch.where(experts == e)
+            part = self.expert(x[token], self.theta[e], self.phi[e])
+            y = y.index_put((token,), part * gates[token, slot, None])
+        return y
+
+
+class LargestResult(Gathered):
+    """The largest of the chosen experts' results in place of their sum, by scatter_reduce."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows = self.chosen(x, experts) * gates[..., None]
+        token = torch.arange(TOKENS).repeat_interleave(CHOSEN)[:, None].expand(-1, WIDTH)
+        lowest = torch.full_like(x, -1e9)
+        return lowest.scatter_reduce(0, token, rows.flatten(0, 1), "amax")
+
+
+class InterpolatedAngles(Gathered):
+    """Angles, not results, interpolated between the two best experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        w = gates[:, 1, None, None]
+        tables = (table[experts] for table in (self.theta, self.phi))
+        return self.expert(x, *(torch.lerp(table[:, 0], table[:, 1], w) for table in tables))
+
+
+class FixedMixture(Gathered):
+    """Two experts interpolated by a number that is the same for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, experts = self.route(x)
+        rows = (self.expert(x, self.theta[e], self.phi[e]) for e in experts.unbind(-1))
+        return torch.lerp(*rows, 0.3)

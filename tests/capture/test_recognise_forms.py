@@ -9,18 +9,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .forms_of_dispatch import JoinedCounts
+from .forms_of_dispatch import (
+    FunctionalCalls,
+    Histogram,
+    InPieces,
+    JoinedCounts,
+    KeptByWhere,
+    Runs,
+    SearchedBounds,
+    SplitAtPlaces,
+    TokenByToken,
+    WrittenByMask,
+)
 from .forms_of_rotations import (
     Blocked,
     BySums,
     ChosenMatrices,
     Complex,
+    Convolved,
     CutOff,
     DeepMatrices,
+    Exponentials,
+    Halves,
     Matrices,
+    Mirrors,
+    Recursive,
+    Shears,
     Sliced,
     SlicedColumns,
     Strides,
+    Tables,
     WholeExperts,
 )
 from .forms_of_routers import (
@@ -29,6 +47,9 @@ from .forms_of_routers import (
     ByRank,
     DenseArgmax,
     DenseGates,
+    Grouped,
+    Halved,
+    Interpolated,
     KthValue,
     Nearest,
     RowsOfTheBest,
@@ -233,6 +254,23 @@ class ScaledDown(Gathered):
         return F.linear(self.hidden(x, theta, phi), codes) * 0.1 + self.down.bias
 
 
+class PlusMinus(Gathered):
+    """The ternary product as one with zeros and ones minus another."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        plus, minus = (self.up > 0.1).to(x.dtype), (self.up < -0.1).to(x.dtype)
+        return 0.2 * (F.linear(x, plus) - F.linear(x, minus))
+
+
+class PlusMinusHalves(Gathered):
+    """One product whose first half of columns counts up, and the second one down."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.up > 0.1, self.up < -0.1]).to(x.dtype)
+        up, down = F.linear(x, 0.2 * both).chunk(2, -1)
+        return up - down
+
+
 class LateScale(Gathered):
     """The one scale of W_hat applied behind the rotation."""
 
@@ -277,19 +315,23 @@ class WiderRouter(Gathered):
 FORMS: dict[str, list[type[Gathered]]] = {
     "routing": [
         DenseGates, Threshold, KthValue, AboveNext, BestByThreshold, RowsOfTheBest, ByRank,
-        Unbeaten, Nearest, DenseArgmax, Twice,
+        Unbeaten, Nearest, Grouped, Halved, Interpolated, DenseArgmax, Twice,
     ],
     "dispatch": [
-        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, JoinedCounts, Slabs, Bins,
-        DispatchTensors, Vmapped,
+        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, KeptByWhere, WrittenByMask,
+        InPieces, SearchedBounds, Runs, Histogram, SplitAtPlaces, JoinedCounts, TokenByToken,
+        Slabs, Bins, DispatchTensors, Vmapped, FunctionalCalls,
     ],
     "around the layer": [WiderRouter],
     "axes": [ChannelsFirst, Pointwise],
     "rotations": [
         Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Sliced,
-        SlicedColumns, CutOff, Complex, Strides,
+        SlicedColumns, CutOff, Complex, Strides, Recursive, Tables, Convolved, Shears, Mirrors,
+        Exponentials, Halves,
     ],
-    "matrices, scales and biases": [CodesThenScale, ScaledDown, LateScale, LateBias, ScaledInput],
+    "matrices, scales and biases": [
+        CodesThenScale, PlusMinus, PlusMinusHalves, ScaledDown, LateScale, LateBias, ScaledInput,
+    ],
 }  # fmt: skip
 
 

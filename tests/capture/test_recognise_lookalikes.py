@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .forms_of_rotations import CutOff
-from .lookalikes_of_routers import Leaking, LeakingMask, OwnDownByThreshold
+from .lookalikes_of_matrices import DenseSubstrate, FiveLevels, SumOfMasks, TwoScales
+from .lookalikes_of_routers import (
+    FixedMixture,
+    InterpolatedAngles,
+    LargestResult,
+    Leaking,
+    LeakingMask,
+    Overwritten,
+    OwnDownByThreshold,
+)
 from .test_recognise_styles import (
     CHOSEN,
     EXPERTS,
@@ -20,21 +29,6 @@ from .test_recognise_styles import (
     recognised,
     ternary,
 )
-
-
-class FiveLevels(Gathered):
-    """Weights of five levels, -2 to 2."""
-
-    def multiply(self, x: Tensor) -> Tensor:
-        gamma = self.up.abs().mean()
-        return F.linear(x, gamma * (self.up / (gamma + 1e-8)).round().clamp(-2, 2))
-
-
-class DenseSubstrate(Gathered):
-    """A shared matrix that is not ternary."""
-
-    def multiply(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.up)
 
 
 class OwnDown(Gathered):
@@ -327,6 +321,12 @@ NONE = [
     (Leaking, "rebuilt, it differs by"),
     (LeakingMask, "rebuilt, it differs by"),
     (OwnDownByThreshold, "no matrix that all experts share"),
+    (Overwritten, "do nothing"),
+    (LargestResult, "nothing behind the routing"),
+    (InterpolatedAngles, "nothing behind the routing"),
+    (FixedMixture, "nothing behind the routing"),
+    (TwoScales, "do not share their ternary matrix"),
+    (SumOfMasks, "do not share their ternary matrix"),
     (DeepCutOff, "may be 24 channels of a padded rotation of 32"),
     (OwnUpBias, "do not share the bias"),
     (OneExpert, "reach 1 of 4 experts"),

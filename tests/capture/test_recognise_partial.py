@@ -75,6 +75,42 @@ class OutputOnly(Gathered):
         return y
 
 
+class Hyperbolic(Gathered):
+    """Hyperbolic turns of pairs, by cosh and sinh."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            cosh, sinh = angles[..., i, :].cosh(), angles[..., i, :].sinh()
+            a, b = x[..., 0::2], x[..., 1::2]
+            x = torch.cat([a * cosh + b * sinh, a * sinh + b * cosh], -1)
+        return x
+
+
+class TwoShears(Gathered):
+    """Two of the three shears that make a turn."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            slope, sin = (angles[..., i, :] / 2).tan(), angles[..., i, :].sin()
+            a = x[..., 0::2] - slope * x[..., 1::2]
+            x = torch.cat([a, x[..., 1::2] + sin * a], -1)
+        return x
+
+
+class ThreeMirrors(Gathered):
+    """Three reflections of each pair, one behind the other."""
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            pairs = x.unflatten(-1, (-1, 2))
+            for share in (1, 2, 3):
+                angle = share * angles[..., i, :]
+                normal = torch.stack([-angle.sin(), angle.cos()], -1)
+                pairs = pairs - 2 * (pairs * normal).sum(-1, keepdim=True) * normal
+            x = pairs.transpose(-1, -2).flatten(-2)
+        return x
+
+
 class CutOffBlocks(CutOff):
     """Leading channels of orthogonal 4x4 blocks that no rotations of pairs make."""
 
@@ -87,6 +123,9 @@ class CutOffBlocks(CutOff):
 
 
 PARTIAL = [
+    (Hyperbolic, "not orthogonal"),
+    (TwoShears, "not orthogonal"),
+    (ThreeMirrors, "determinant -1"),
     (CutOffBlocks, "not orthogonal"),
     (Reflection, "determinant -1"),
     (Gain, "not orthogonal"),
