@@ -8,7 +8,7 @@ stays as the plain ops it was captured as.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,15 @@ from .recognise_check import Residual, residual, routes_by_order
 from .recognise_claims import Claim, claimed_first, judged, without_claims
 from .recognise_evidence import describe, flaws
 from .recognise_layer import Layer, parse
-from .recognise_masks import BY_MASK, choices_by_mask, routers_within, with_masks, without
+from .recognise_masks import (
+    BY_MASK,
+    Choice,
+    agree,
+    choices_by_mask,
+    routers_within,
+    with_masks,
+    without,
+)
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
 from .recognise_routers import with_one_router, with_top_k
 from .recognise_routing import NotRecognised, find_mixtures
@@ -29,6 +37,7 @@ from .recognise_unfold import unfolded
 
 Progress = Callable[[str], None]
 GUESSED = 3  # the stage from which on a wrong guess at the gates says nothing
+TIES = "the experts are chosen by a mask, and equal scores cannot be ruled out"
 # The same graph in another form, in which more may be seen; None where it is no other.
 FORMS: dict[str, Callable[[Graph], Graph | None]] = {
     "products of matrices taken apart": unfolded,
@@ -107,11 +116,11 @@ def _recognise(graph: Graph, seed: int, progress: Progress | None) -> Recognised
     while True:
         masked = with_masks(graph, choices)
         found = _outcomes(masked, seed, progress)
-        false = {
-            str(top_k.notes[BY_MASK]): outcome
-            for top_k, outcome in found.items()
-            if BY_MASK in top_k.notes and outcome.layer is None
-        }
+        false = {}
+        for top_k, outcome in found.items():
+            used = [each for each in choices if each.router == top_k.notes.get(BY_MASK)]
+            if used and (outcome := _without_ties(graph, masked, used, outcome)).layer is None:
+                false[used[0].router] = outcome
         if not false:
             true = {name for choice in choices for name in routers_within(choice)}
             rest = {name: report for name, report in told.items() if name not in true}
@@ -131,6 +140,17 @@ def _needed_beside(graph: Graph, found: Mapping[Node, _Outcome]) -> set[Node]:
     regions = [outcome.layer.region for outcome in found.values() if outcome.layer is not None]
     routing = {node for region in regions for node in region.forced}
     return set(topological_order(graph.outputs, routing))
+
+
+def _without_ties(
+    graph: Graph, masked: Graph, choices: Sequence[Choice], outcome: _Outcome
+) -> _Outcome:
+    """What became of a routing op that stands for masks of ``graph``; none if these are more."""
+    layer, was = outcome.layer, outcome.report
+    if layer is None or agree(graph, masked, choices, layer.region.h.name, layer.y.name):
+        return outcome
+    report = LayerReport(was.path, was.source, "none", {}, None, TIES, 0, was.experts, was.k)
+    return _Outcome(report, None, True)
 
 
 def _outcomes(graph: Graph, seed: int, progress: Progress | None) -> dict[Node, _Outcome]:

@@ -17,6 +17,7 @@ import numpy as np
 from ..ir.build import make, result
 from ..ir.graph import Graph, Node, constant, rebuild
 from .recognise_probe import OutOfReach, Probe, ancestors
+from .recognise_rotation import close
 from .recognise_routers import extreme
 from .recognise_signs import is_never_negative
 
@@ -29,6 +30,7 @@ NEAREST = 40  # nodes in front of a mask among which its scores are looked for
 MOST_EXPERTS = 4096
 MOST_SCORES = 6
 SIZES = (1, 1, 1, 30, 30, 0.05)
+TRIALS = 30
 ROWS = 64  # random rows on which a mask must hold for the same places, at least
 
 
@@ -196,9 +198,10 @@ def _hot(numbers: Node, every: Node) -> Node:
     found: Node | None = None
     last = numbers.type.rank - 1
     for slot in range(numbers.type.shape[-1]):
-        one = make("slice", numbers, axis=last, start=slot, stop=slot + 1)
-        here = make("equal", one, every)
-        found = here if found is None else make("logical_or", found, here)
+        name = f"{every.name}.{slot}"
+        one = make("slice", numbers, name=name, axis=last, start=slot, stop=slot + 1)
+        here = make("equal", one, every, name=name)
+        found = here if found is None else make("logical_or", found, here, name=name)
     assert found is not None, "a routing op chooses at least one expert"
     return found
 
@@ -206,6 +209,39 @@ def _hot(numbers: Node, every: Node) -> Node:
 def _mask(node: Node, choice: Choice, whole: Node) -> Node:
     """The mask that ``node`` is, of the mask [..., E] of the experts that are chosen."""
     e, last = choice.expert, whole.type.rank - 1
-    part = whole if e is None else make("slice", whole, axis=last, start=e, stop=e + 1)
-    part = make("logical_not", part) if choice.inverted else part
+    name = f"{node.name}.part"
+    part = whole if e is None else make("slice", whole, name=name, axis=last, start=e, stop=e + 1)
+    part = make("logical_not", part, name=name) if choice.inverted else part
     return make("reshape", part, name=node.name, source=node.source, shape=node.type.shape)
+
+
+def agree(graph: Graph, masked: Graph, choices: Sequence[Choice], h: str, y: str) -> bool:
+    """Whether masks hold for as many experts as their numbers tell, where tokens are random.
+
+    Scores that often tie, such as rounded ones, are no choice of k. It does not matter where the
+    result ``y`` of the activation ``h`` is the same; it is not known where h does not tell it.
+    """
+    rng = np.random.default_rng(0)
+    names = [choice.mask.name for choice in choices]
+    sides = [
+        (
+            Probe(dict(each.constants)),
+            each.find(h),
+            [each.find(name) for name in names],
+            each.find(y),
+        )
+        for each in (graph, masked)
+    ]
+    for trial in range(TRIALS):
+        size = (1.0, 5.0, 0.05)[trial % 3]
+        value = size * rng.standard_normal(sides[0][1].type.shape)
+        try:
+            was, now = (probe.run(masks, {x: value}) for probe, x, masks, _ in sides)
+        except OutOfReach:
+            return False
+        if all(np.array_equal(a, b) for a, b in zip(was, now, strict=True)):
+            continue
+        before, after = (probe.run([result], {x: value})[0] for probe, x, _, result in sides)
+        if not close(after, before, 1e-9):
+            return False
+    return True

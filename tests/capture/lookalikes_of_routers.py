@@ -41,6 +41,30 @@ class OwnDownByThreshold(BestByThreshold):
         return torch.einsum("edf,etf->etd", own, self.hidden(x, theta, phi))
 
 
+class RoundedScores(BestByThreshold):
+    """A threshold at the largest of rounded scores, which several experts often have."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores = (2 * self.gate(x)).round()
+        return self.gate(x).softmax(-1) * (scores >= scores.amax(-1, keepdim=True))
+
+
+class ClippedScores(BestByThreshold):
+    """A threshold at the k-th largest score, of which many are zero, and all of these count."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).relu()
+        return (1 + scores) * (scores >= scores.topk(CHOSEN, -1).values[:, -1:])
+
+
+class WiderThreshold(WiderRouter):
+    """A threshold of a router that reads more than the experts do; not taken for that yet."""
+
+    def weights(self, x: Tensor, norm: Tensor) -> Tensor:
+        scores = (self.gate(norm) + x[:, :EXPERTS]).softmax(-1)
+        return scores * (scores >= scores.amax(-1, keepdim=True))
+
+
 class Overwritten(Gathered):
     """Where a row has two experts, the result of the later one is kept alone."""
 

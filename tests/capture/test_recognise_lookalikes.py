@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .forms_of_rotations import CutOff
 from .lookalikes_of_matrices import DenseSubstrate, FiveLevels, SumOfMasks, TwoScales
 from .lookalikes_of_routers import (
+    ClippedScores,
     FixedMixture,
     InterpolatedAngles,
     LargestResult,
@@ -17,6 +18,8 @@ from .lookalikes_of_routers import (
     LeakingMask,
     Overwritten,
     OwnDownByThreshold,
+    RoundedScores,
+    WiderThreshold,
 )
 from .test_recognise_styles import (
     CHOSEN,
@@ -321,6 +324,9 @@ NONE = [
     (Leaking, "rebuilt, it differs by"),
     (LeakingMask, "rebuilt, it differs by"),
     (OwnDownByThreshold, "no matrix that all experts share"),
+    (RoundedScores, "equal scores cannot be ruled out"),
+    (ClippedScores, "equal scores cannot be ruled out"),
+    (WiderThreshold, "equal scores cannot be ruled out"),
     (Overwritten, "do nothing"),
     (LargestResult, "nothing behind the routing"),
     (InterpolatedAngles, "nothing behind the routing"),
