@@ -19,25 +19,7 @@ from ..errors import InvalidGraph
 from ..ir.build import input_node
 from ..ir.graph import Graph, Node
 from ..ir.types import FLOATS, Type
-from . import (  # noqa: F401  (each enters its family into the table of lowerings)
-    aten_activation,
-    aten_bags,
-    aten_chosen,
-    aten_complex,
-    aten_conv,
-    aten_elementwise,
-    aten_fourier,
-    aten_index,
-    aten_linear,
-    aten_norm,
-    aten_order,
-    aten_phase,
-    aten_pool,
-    aten_reduce,
-    aten_scatter,
-    aten_shape,
-    einsum,
-)
+from . import families  # noqa: F401  (enters all lowerings into their table)
 from .aten_complex import (
     Complex,
     has_complex,
