@@ -390,9 +390,11 @@ def _refusal_of_decomposition(odd: Sequence[fx.Node], error: Exception) -> Unsup
     """The first call that torch was to write out as others, and why it did not."""
     node = next(node for node in odd if node.op == "call_function")
     target = str(node.target)
+    why = f"{type(error).__name__}: {_first_line(error)}"
+    if _hangs_on_data(error):
+        why = "what it does hangs on data"
     return Unsupported(
-        f"torch cannot write {target} out as known calls: "
-        f"{type(error).__name__}: {_first_line(error)}",
+        f"torch cannot write {target} out as known calls: {why}",
         where=source_of(node) or None,
         help=advice_for(target),
     )

@@ -31,8 +31,8 @@ _DROPPED = frozenset({"device", "layout", "memory_format", "pin_memory"})
 
 def as_float32(x: Tensor) -> Tensor:
     """``x`` in float32, where what is finite stays finite: a mask may hold float64's largest."""
-    if x.dtype == torch.float32:
-        return x
+    if x.dtype != torch.float64:
+        return x.float()
     limit = torch.finfo(torch.float32).max
     return torch.where(x.isfinite(), x.clamp(-limit, limit), x).float()
 

@@ -278,6 +278,8 @@ class SomeRows(TorchFunctionMode):
     def _split(self, args: Args, named: Named) -> Any:
         x, counts = args[0], args[1] if len(args) > 1 else None
         axis = named.get("dim", args[2] if len(args) > 2 else 0)
+        if isinstance(counts, Array):
+            raise NumberUsed("the length of a list", "loop over all experts")
         if not isinstance(counts, list | tuple) or not _has_number(counts) or axis != 0:
             return _NOT_HERE
         with self:
