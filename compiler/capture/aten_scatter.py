@@ -17,6 +17,7 @@ from .aten_elementwise import arithmetic, compare, truth
 from .aten_index import as_numbers, flat_index
 from .aten_order import running
 from .aten_reduce import hits, in_order
+from .aten_shape import written
 from .chosen import Chosen, same
 from .refusals import MASK_ADVICE
 from .site import Site, accept, lowers
@@ -185,6 +186,9 @@ def _write_at_once(
 
 def _write(site: Site, x: Node, axis: int, index: Node, source: Node, *, add: bool) -> Node:
     """Rows of ``source`` along ``axis`` written to, or added at, the places in ``index``."""
+    places = site.value(index)
+    if places is not None and not add and source not in site.marks:
+        return written(site, x, source, axis, places)
     shape = site.move(x, axis, 0).type.shape
     rows = site.reshape(site.move(x, axis, 0), (shape[0], prod(shape[1:])))
     count = index.type.size

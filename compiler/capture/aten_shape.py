@@ -293,6 +293,39 @@ def triangle(site: Site, x: Node, diagonal: int = 0) -> Node:
     return site.make("where", site.constant(keep, "bool"), x, zero)
 
 
+def written(site: Site, x: Node, source: Node, axis: int, places: np.ndarray) -> Node:
+    """``x`` with the slices of ``source`` along an axis in the given places.
+
+    Where ``x`` was written to before, what is overwritten now is left out of the graph.
+    """
+    size = x.type.shape[axis]
+    order: np.ndarray
+    parts, order = _written_before(site, x, axis) or ([x], np.arange(size))
+    total = sum(part.type.shape[axis] for part in parts)
+    order = order.copy()
+    order[places] = total + np.arange(len(places))
+    kept: list[Node] = []
+    new, start = order.copy(), 0
+    for part in (*parts, source):
+        stop = start + part.type.shape[axis]
+        inside = (order >= start) & (order < stop)
+        if inside.any():
+            new[inside] = order[inside] - start + sum(x.type.shape[axis] for x in kept)
+            kept.append(part)
+        start = stop
+    return reorder(site, site.concat(kept, axis), axis, new)
+
+
+def _written_before(site: Site, x: Node, axis: int) -> tuple[list[Node], np.ndarray] | None:
+    """What ``x`` was put together of along an axis, and which slice of that stands where."""
+    if x.op != "take" or x in site.marks or x["axis"] % x.type.rank != axis:
+        return None
+    joined, order = x.operands[0], site.held(x.operands[1])
+    if joined.op != "concat" or joined["axis"] % x.type.rank != axis or order is None:
+        return None
+    return list(joined.operands), order.astype(np.int64)
+
+
 @lowers("aten.slice_scatter")
 def slice_scatter(
     site: Site,
@@ -311,9 +344,7 @@ def slice_scatter(
         end = max(begin, end)
         ends = site.slice(x, axis, 0, begin), site.slice(x, axis, end, size)
         return site.concat([ends[0], source, ends[1]], axis)
-    order = np.arange(size)
-    order[begin:end:step] = size + np.arange(source.type.shape[axis])
-    return reorder(site, site.concat([x, source], axis), axis, order)
+    return written(site, x, source, axis, np.arange(size)[begin:end:step])
 
 
 @lowers("aten.select_scatter")

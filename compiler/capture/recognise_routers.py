@@ -8,7 +8,7 @@ top_k(x) {k = a}, top_k(x without the chosen) {k = b}  ->  top_k(x) {k = a + b}
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,27 @@ def with_one_router(graph: Graph) -> Graph:
         graph = _joined(graph, *pair)
 
 
-def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> Node | None:
+@dataclass(frozen=True)
+class _Scores:
+    """What experts are chosen by: a node, and its axes in the order that has theirs last."""
+
+    node: Node
+    order: tuple[int, ...]
+
+    def as_rows(self) -> Node:
+        return _with_last(self.node, self.order[-1])
+
+
+def _scores_of(router: Node) -> _Scores:
+    scores = router.operands[0]
+    order = tuple(range(scores.type.rank))
+    if scores.op != "transpose":
+        return _Scores(scores, order)
+    moved = _Scores(scores.operands[0], scores["order"])
+    return moved if moved.as_rows()["order"] == moved.order else _Scores(scores, order)
+
+
+def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> _Scores | None:
     """The scores of which ``first`` always chooses the best, and ``second`` what comes next.
 
     Those of ``first`` or, where it is only asked for numbers, the logits they come from. The second
@@ -168,16 +188,18 @@ def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> Node
         router: any(n.op == "result" and not n["index"] for n in graph.users[router])
         for router in (first, second)
     }
-    bases = [scores]
-    if scores.op == "softmax" and not is_read[first]:
-        bases += scores.operands
+    own = _scores_of(first)
+    bases = [own]
+    if own.node.op == "softmax" and not is_read[first]:
+        bases += [_Scores(logits, own.order) for logits in own.node.operands]
     follow = (base for base in bases if _follows(probe, base, second, a, is_read[second]))
     return next(follow, None)
 
 
-def _follows(probe: Probe, scores: Node, second: Node, after: int, is_read: bool) -> bool:
-    """Whether of any ``scores`` the choice of ``second`` is what comes after the best ones."""
+def _follows(probe: Probe, base: _Scores, second: Node, after: int, is_read: bool) -> bool:
+    """Whether of any scores ``base`` the choice of ``second`` is what comes after the best ones."""
     rng = np.random.default_rng(0)
+    scores = base.node
     positive = is_never_negative(probe, scores)
     for size in (1, 1, 1, 1, 30, 30, 1000, 1000):  # what stands for "chosen" must be below all
         value = rng.uniform(0, 1, scores.type.shape)
@@ -187,6 +209,7 @@ def _follows(probe: Probe, scores: Node, second: Node, after: int, is_read: bool
             values, numbers = probe.run([second], {scores: value})[0]
         except OutOfReach:
             return False
+        value = value.transpose(base.order)
         wanted = np.argsort(-value, axis=-1, kind="stable")[..., after : after + int(second["k"])]
         if not np.array_equal(numbers, wanted):
             return False
@@ -195,7 +218,7 @@ def _follows(probe: Probe, scores: Node, second: Node, after: int, is_read: bool
     return True
 
 
-def _joined(graph: Graph, scores: Node, first: Node, second: Node) -> Graph:
+def _joined(graph: Graph, scores: _Scores, first: Node, second: Node) -> Graph:
     """The graph in which one top_k of ``scores`` makes the results of both."""
     a, b = int(first["k"]), int(second["k"])
     both: list[Node] = []
@@ -204,8 +227,8 @@ def _joined(graph: Graph, scores: Node, first: Node, second: Node) -> Graph:
 
     def change(node: Node) -> Node:
         was = original[node.name]
-        if was is scores:
-            base.append(node)
+        if was is scores.node:
+            base.append(_Scores(node, scores.order).as_rows())
         if was is first:
             both.append(make("top_k", base[0], name=node.name, source=node.source, k=a + b))
             return both[0]
