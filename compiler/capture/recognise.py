@@ -95,8 +95,14 @@ def recognise(graph: Graph, *, seed: int = 0, progress: Progress | None = None) 
             if progress is not None:
                 progress(f"recognise: once more, with {what}")
             again = _recognise(other, seed, progress)
-            found = max(found, again, key=lambda each: sum(layer.rank for layer in each.layers))
+            found = max(found, again, key=_rank)
     return found
+
+
+def _rank(found: Recognised) -> tuple[int, int]:
+    """How much was found: layers in full, and of the others how many in part."""
+    ranks = [layer.rank for layer in found.layers]
+    return ranks.count(2), sum(ranks)
 
 
 @dataclass(frozen=True)

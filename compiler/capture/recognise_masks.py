@@ -84,10 +84,16 @@ def without(choices: Sequence[Choice], routers: Container[str]) -> tuple[Choice,
 
 
 def _scores_before(mask: Node) -> list[Node]:
-    """The values that may be the scores, nearest first; none where numbers of experts are read."""
+    """The values that may be the scores, nearest first; none where numbers of experts are read.
+
+    Numbers that are sorted again are ranks.
+    """
     found = []
+    by_rank = False
     for node in _in_front(mask):
-        if node.op == "argmax" or (node.op == "result" and _chooses(node)):
+        is_number = node.op == "result" and node["index"] == 1
+        by_rank |= is_number and not node.operands[0].operands[0].type.is_float
+        if node.op == "argmax" or (is_number and (not by_rank or _is_cut(node))):
             return []
         sizes = node.type.shape if len(node.types) == 1 and node.type.is_float else ()
         if sizes and 1 < sizes[-1] <= MOST_EXPERTS and node.op != "constant":
@@ -106,10 +112,10 @@ def _in_front(mask: Node) -> Iterator[Node]:
         yield from left
 
 
-def _chooses(node: Node) -> bool:
-    """Whether a result of a top_k is the numbers of some of many."""
-    top_k = node.operands[0]
-    return node["index"] == 1 and top_k["k"] < top_k.operands[0].type.shape[-1]
+def _is_cut(numbers: Node) -> bool:
+    """Whether numbers are those of some of many."""
+    top_k = numbers.operands[0]
+    return bool(top_k["k"] < top_k.operands[0].type.shape[-1])
 
 
 def _choice(probe: Probe, mask: Node, scores: Node) -> Choice | None:

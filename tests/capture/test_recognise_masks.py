@@ -81,6 +81,7 @@ OTHERS: dict[str, Mask] = {
     "the second": lambda s: s == s.topk(2, -1).values[:, 1:],
     "the largest with a bias": lambda s: s + torch.arange(5.0) >= s.amax(-1, keepdim=True),
     "by numbers": lambda s: s.argmax(-1, keepdim=True) == torch.arange(EXPERTS),
+    "by numbers of a sort": lambda s: s.sort(-1, True).indices[:, 0] == 3,
     "another expert for each row": lambda s: s.diagonal()[:5] == s[:5].amax(-1),
     "of halves": lambda s: s.view(3, 3, 5)[:, :2] == s.view(3, 3, 5).amax(-1, True)[:, :2],
 }
