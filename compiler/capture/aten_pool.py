@@ -1,8 +1,9 @@
-"""ATen's poolings and resizings of images, and images as their windows."""
+"""ATen's poolings and resizings of rows, images and volumes, and images as their windows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,17 @@ import torch
 
 from ..ir.graph import Node
 from ..ir.types import FLOATS, STORAGE
-from .aten_conv import windows
-from .aten_shape import constant_pad, reorder
+from .aten_shape import reorder
 from .site import Site, lowers
+from .windows import each, padded, windows, windows_along
 
 
-def _two(values: Any, default: Sequence[int] | None = None) -> list[int]:
-    if values is None or values == [] or values == ():
-        assert default is not None, "a window without a size"
-        return list(default)
-    values = [values] if isinstance(values, int) else list(values)
-    return values * 2 if len(values) == 1 else values
+def _axes(site: Site) -> int:
+    """Over how many axes an operator pools: the digit in its name."""
+    return int(next(letter for letter in site.operator if letter.isdigit()))
 
 
-def _padded(
+def _reaching(
     site: Site,
     x: Node,
     fill: float,
@@ -33,15 +31,21 @@ def _padded(
     outer: Sequence[int],
 ) -> Node:
     """``x`` padded, behind as far as the last of ``outer`` windows reaches (ceil_mode)."""
-    widths: list[int] = []
-    inner = x.type.shape[-2:]
+    sides: list[tuple[int, int]] = []
+    inner = x.type.shape[-len(sizes) :]
     for n, size, step, pad, count in zip(inner, sizes, strides, padding, outer, strict=True):
         reach = (count - 1) * step + size - n - pad
-        widths = [pad, max(pad, reach), *widths]
-    return constant_pad(site, x, widths, fill)
+        sides.append((pad, max(pad, reach)))
+    return padded(site, x, sides, fill)
 
 
-@lowers("aten.max_pool2d", "aten.max_pool2d_with_indices")
+@lowers(
+    "aten.max_pool1d",
+    "aten.max_pool2d",
+    "aten.max_pool3d",
+    "aten.max_pool2d_with_indices",
+    "aten.max_pool3d_with_indices",
+)
 def max_pool(
     site: Site,
     x: Node,
@@ -51,23 +55,32 @@ def max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Any:
-    several = isinstance(site.out, tuple)
-    outer = (site.out[0] if several else site.out).shape[-2:]
-    sizes, apart = _two(size), _two(dilation)
-    strides = _two(stride, sizes)
+    several, behind = isinstance(site.out, tuple), _axes(site)
+    outer = (site.out[0] if several else site.out).shape[-behind:]
+    sizes, apart = each(size, behind), each(dilation, behind)
+    strides = each(stride, behind, sizes)
     reach = [(n - 1) * d + 1 for n, d in zip(sizes, apart, strict=True)]
     dtype = x.type.dtype
     lowest = -np.inf if dtype in FLOATS else int(np.iinfo(STORAGE[dtype]).min)
-    x = _padded(site, x, lowest, reach, strides, _two(padding), outer)
-    y = windows(site, x, sizes, strides, apart)
-    y = site.make("max", y, axes=(y.type.rank - 3, y.type.rank - 1))
-    # More windows may fit than torch takes.
-    for axis in (-2, -1):
-        y = site.slice(y, y.type.rank + axis, 0, outer[axis])
+    x = _reaching(site, x, lowest, reach, strides, each(padding, behind), outer)
+    y = _reduced(site, "max", x, outer, (sizes, strides, apart))
     return (y, None) if several else y
 
 
-@lowers("aten.avg_pool2d")
+def _reduced(
+    site: Site, op: str, x: Node, outer: Sequence[int], steps: Sequence[Sequence[int]]
+) -> Node:
+    """The sum or maximum of each window, axis by axis: ``steps`` are sizes, strides, dilations."""
+    first = x.type.rank - len(outer)
+    for axis, (count, size, stride, apart) in enumerate(zip(outer, *steps, strict=True), first):
+        if size == stride == 1:
+            continue
+        x = windows_along(site, x, axis, size, stride, apart, count)
+        x = site.make(op, x, axes=(axis + 1,))
+    return x
+
+
+@lowers("aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d")
 def average_pool(
     site: Site,
     x: Node,
@@ -78,16 +91,14 @@ def average_pool(
     count_padding: bool = True,
     divisor: int | None = None,
 ) -> Node:
-    sizes, pads, outer = _two(size), _two(padding), site.out.shape[-2:]
-    strides = _two(stride, sizes)
-    sides = zip(x.type.shape[-2:], sizes, strides, pads, outer, strict=True)
+    behind = _axes(site)
+    sizes, pads, outer = each(size, behind), each(padding, behind), site.out.shape[-behind:]
+    strides = each(stride, behind, sizes)
+    sides = zip(x.type.shape[-behind:], sizes, strides, pads, outer, strict=True)
     counts = [_counted(side, count_padding) for side in sides]
-    x = _padded(site, x, 0, sizes, strides, pads, outer)
-    y = windows(site, x, sizes, strides, (1, 1))
-    y = site.make("sum", y, axes=(y.type.rank - 3, y.type.rank - 1))
-    for axis in (-2, -1):
-        y = site.slice(y, y.type.rank + axis, 0, outer[axis])
-    every = np.outer(*counts) if divisor is None else np.array(divisor)
+    x = _reaching(site, x, 0, sizes, strides, pads, outer)
+    y = _reduced(site, "sum", x, outer, (sizes, strides, (1,) * behind))
+    every = reduce(np.multiply.outer, counts) if divisor is None else np.array(divisor)
     every = every.flat[0] if every.min() == every.max() else every
     return site.make("div", y, site.constant(every, x.type.dtype))
 
@@ -106,9 +117,15 @@ def _adaptive(size: int, count: int) -> list[range]:
     return [range(i * size // count, -((i + 1) * size // -count)) for i in range(count)]
 
 
-@lowers("aten.adaptive_avg_pool2d", "aten._adaptive_avg_pool2d", "aten.adaptive_avg_pool1d")
+@lowers(
+    "aten.adaptive_avg_pool1d",
+    "aten.adaptive_avg_pool2d",
+    "aten.adaptive_avg_pool3d",
+    "aten._adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d",
+)
 def adaptive_average_pool(site: Site, x: Node, size: Any) -> Node:
-    behind = 1 if site.operator.endswith("1d") else 2
+    behind = _axes(site)
     rank, outer = x.type.rank, site.out.shape[-behind:]
     if all(n % m == 0 for n, m in zip(x.type.shape[-behind:], outer, strict=True)):
         front, inner = x.type.shape[:-behind], x.type.shape[-behind:]
@@ -124,9 +141,9 @@ def adaptive_average_pool(site: Site, x: Node, size: Any) -> Node:
     return x
 
 
-@lowers("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d")
+@lowers("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def adaptive_max_pool(site: Site, x: Node, size: Any) -> tuple[Node, None]:
-    behind = 1 if site.operator.endswith("1d") else 2
+    behind = _axes(site)
     rank, outer = x.type.rank, site.out[0].shape[-behind:]
     for axis, count in zip(range(rank - behind, rank), outer, strict=True):
         parts = _adaptive(x.type.shape[axis], count)
@@ -139,9 +156,9 @@ def adaptive_max_pool(site: Site, x: Node, size: Any) -> tuple[Node, None]:
 
 @lowers("aten.im2col")
 def im2col(site: Site, x: Node, size: Any, dilation: Any, padding: Any, stride: Any) -> Node:
-    high, wide = _two(padding)
-    x = constant_pad(site, x, (wide, wide, high, high))
-    y = windows(site, x, _two(size), _two(stride), _two(dilation))  # [B, C, rows, h, columns, w]
+    x = padded(site, x, [(pad, pad) for pad in each(padding, 2)])
+    steps = (each(values, 2) for values in (size, stride, dilation))
+    y = windows(site, x, *steps)  # [B, C, rows, h, columns, w]
     *front, rows, h, columns, w = range(y.type.rank)
     return site.reshape(site.transpose(y, (*front, h, w, rows, columns)), site.out.shape)
 
@@ -164,10 +181,10 @@ def _resized(site: Site, image: torch.Tensor, size: int, options: Sequence[Any])
     """What torch makes of the last axis of ``image`` [n, m], as this call resizes."""
     *settings, scale = options
     function = getattr(torch.ops.aten, site.operator).default
-    if site.operator.rstrip("a_").endswith("1d"):
-        return np.asarray(function(image[None], [size], *settings, scale)[0].numpy())
-    shape = [image.shape[0], size]
-    return np.asarray(function(image[None, None], shape, *settings, None, scale)[0, 0].numpy())
+    outer = site.out.rank - 3  # axes before the last that are resized: they stay as they are
+    rows = image.reshape(1, image.shape[0], *(1,) * outer, image.shape[1])
+    y = function(rows, [1] * outer + [size], *settings, *[None] * outer, scale)
+    return np.asarray(y.reshape(image.shape[0], size).numpy())
 
 
 @lowers(
@@ -176,6 +193,7 @@ def _resized(site: Site, image: torch.Tensor, size: int, options: Sequence[Any])
     "aten.upsample_bicubic2d",
     "aten.upsample_bilinear2d",
     "aten.upsample_linear1d",
+    "aten.upsample_trilinear3d",
 )
 def upsample_by_weights(site: Site, x: Node, _: Any, align_corners: bool, *scales: Any) -> Node:
     behind = x.type.rank - 2
@@ -190,8 +208,10 @@ def upsample_by_weights(site: Site, x: Node, _: Any, align_corners: bool, *scale
 @lowers(
     "aten._upsample_nearest_exact1d",
     "aten._upsample_nearest_exact2d",
+    "aten._upsample_nearest_exact3d",
     "aten.upsample_nearest1d",
     "aten.upsample_nearest2d",
+    "aten.upsample_nearest3d",
 )
 def upsample_nearest(site: Site, x: Node, _: Any, *scales: Any) -> Node:
     behind = x.type.rank - 2

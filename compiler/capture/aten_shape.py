@@ -249,12 +249,12 @@ def pad(
     return x
 
 
-@lowers("aten.reflection_pad1d", "aten.reflection_pad2d")
+@lowers("aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d")
 def reflection_pad(site: Site, x: Node, padding: Sequence[int]) -> Node:
     return pad(site, x, padding, "reflect")
 
 
-@lowers("aten.replication_pad1d", "aten.replication_pad2d")
+@lowers("aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d")
 def replication_pad(site: Site, x: Node, padding: Sequence[int]) -> Node:
     return pad(site, x, padding, "replicate")
 

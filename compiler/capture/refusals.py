@@ -55,7 +55,6 @@ ADVICE = {
     "normal": _RANDOM,
     "rand": _RANDOM,
     "rnn": _RECURRENT,
-    "upsample": "resize over one or two axes, or before the model",
 }
 HIGHER_ORDER = {
     "cond": _CONTROL,

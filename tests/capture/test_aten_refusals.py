@@ -16,7 +16,6 @@ from butterflyc.compiler.errors import Unsupported
 
 from .agreement import Function, data
 
-CUBES, TURNED = data(3, 6, 2, 2, 2), data(6, 3, 2, 2, 2)
 INDEX, MANY = torch.arange(5), torch.arange(0, 4995, 3).sub(1).clamp(0)
 
 # Each on x: [2, 6, 8]: the call, what is named, what is advised.
@@ -28,10 +27,7 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: x.long() << x.long(), "a shift by computed bits", "power of two"),
     (lambda x: x[x[..., 0] > 0], "a result whose size the data chooses", "zeros"),
     (lambda x: x.repeat_interleave(x[0, :, 0].long(), 1, output_size=9), "counts", "constants"),
-    (lambda x: F.conv3d(x.view(2, 6, 2, 2, 2), CUBES, padding="same"), "by name", "numbers"),
     (lambda x: F.conv_transpose1d(x, x[0, :, None]), "computed weights", "constant"),
-    (lambda x: F.conv_transpose3d(x.view(2, 6, 2, 2, 2), TURNED), "3 axes", "2 axes"),
-    (lambda x: F.conv2d(x[None], x[None, :, :2, :2], dilation=2), "computed weights", "constant"),
     (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout", "dropout_p=0.0"),
     (lambda x: x.repeat(1, 20, 1).prod(1), "a product of 120", "logarithms"),
     (

@@ -16,6 +16,7 @@ from butterflyc.source import eager
 
 from . import zoo_language as language
 from . import zoo_parts as parts
+from . import zoo_video as video
 from . import zoo_vision as vision
 from .agreement import agree, check, data, numbers
 
@@ -49,6 +50,9 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "mixer": (vision.Mixer, (IMAGE[..., :6, :6].contiguous(),)),
     "fourier": (vision.Fourier, (data(2, 6, 6, 8),)),
     "detector": (vision.Detector, (IMAGE,)),
+    "video": (video.VideoNet, (data(2, 3, 4, 16, 16),)),
+    "volumes": (video.VolumeNet, (data(1, 1, 4, 8, 6),)),
+    "tubelets": (video.Tubelets, (data(2, 3, 4, 8, 8),)),
     "experts in a loop": (lambda: parts.Experts("loop"), (data(2, 5, 8),)),
     "experts gathered": (lambda: parts.Experts("gather"), (data(2, 5, 8),)),
     "experts in order": (lambda: parts.Experts("ordered"), (data(2, 5, 8),)),
