@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..ir.graph import Node
 from .recognise_layer import Layer
+from .recognise_probe import Probe, ancestors
 from .recognise_rotation import Activation, Blocks, Shuffle, Step
 from .recognise_ternary import as_ternary
 
@@ -62,6 +64,8 @@ def rotation(steps: list[Step]) -> str:
 def flaws(layer: Layer) -> list[str]:
     """In what the layer, rebuilt exactly, is not the papers' layer."""
     found = []
+    if _has_constant_channels(layer.region.probe, layer.x):
+        found.append("the input is padded with numbers that are not zero, an offset each")
     for side, steps in (("input", layer.rotation_in), ("output", layer.middle)):
         if not any(isinstance(step, Blocks) for step in steps):
             found.append(f"the experts do not rotate their {side}")
@@ -72,6 +76,16 @@ def flaws(layer: Layer) -> list[str]:
                 count = step.blocks.shape[1]
                 found.append(f"{idle} of {count} pairs of an {side} layer are never rotated")
     return list(dict.fromkeys(found))
+
+
+def _has_constant_channels(probe: Probe, x: Node) -> bool:
+    """Whether rows are joined with constants other than zeros: each expert turns these its way."""
+    while x.op in ("reshape", "broadcast") and x.operands[0].type.shape[-1] == x.type.shape[-1]:
+        x = x.operands[0]
+    if x.op != "concat" or x["axis"] % x.type.rank != x.type.rank - 1:
+        return False
+    parts = [part for part in x.operands if all(n.op != "input" for n in ancestors(part))]
+    return any(np.any(probe.run([part], {})[0]) for part in parts)
 
 
 def _live_groups(steps: list[Step]) -> list[Array]:
