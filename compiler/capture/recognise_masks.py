@@ -8,7 +8,7 @@ but them. Where scores are equal the two differ: the numbers are those of the fi
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -225,29 +225,40 @@ def agree(graph: Graph, masked: Graph, choices: Sequence[Choice], h: str, y: str
     """Whether masks hold for as many experts as their numbers tell, where tokens are random.
 
     Scores that often tie, such as rounded ones, are no choice of k. It does not matter where the
-    result ``y`` of the activation ``h`` is the same; it is not known where h does not tell it.
+    result ``y`` is the same. Tried from the activation ``h`` on or, where the router reads more
+    than that, from inputs of floats; False where it cannot be tried.
     """
+    ends = [choice.mask.name for choice in choices]
+    for starts in ([h], [node.name for node in graph.inputs]):
+        if all(graph.find(name).type.is_float for name in starts):
+            try:
+                return _agree_from(starts, [graph, masked], ends, y)
+            except OutOfReach:
+                continue
+    return False
+
+
+def _agree_from(starts: list[str], graphs: list[Graph], masks: list[str], y: str) -> bool:
+    """Whether two graphs give the same masks, or at least the same result, from random values."""
     rng = np.random.default_rng(0)
-    names = [choice.mask.name for choice in choices]
-    sides = [
-        (
-            Probe(dict(each.constants)),
-            each.find(h),
-            [each.find(name) for name in names],
-            each.find(y),
-        )
-        for each in (graph, masked)
-    ]
+    probes = [Probe(dict(graph.constants)) for graph in graphs]
+
+    def of_both(given: Mapping[str, Array], wanted: list[str]) -> list[list[Array]]:
+        return [
+            probe.run(
+                [graph.find(name) for name in wanted],
+                {graph.find(name): value for name, value in given.items()},
+            )
+            for graph, probe in zip(graphs, probes, strict=True)
+        ]
+
     for trial in range(TRIALS):
         size = (1.0, 5.0, 0.05)[trial % 3]
-        value = size * rng.standard_normal(sides[0][1].type.shape)
-        try:
-            was, now = (probe.run(masks, {x: value}) for probe, x, masks, _ in sides)
-        except OutOfReach:
-            return False
-        if all(np.array_equal(a, b) for a, b in zip(was, now, strict=True)):
-            continue
-        before, after = (probe.run([result], {x: value})[0] for probe, x, _, result in sides)
-        if not close(after, before, 1e-9):
-            return False
+        shapes = {name: graphs[0].find(name).type.shape for name in starts}
+        given = {name: size * rng.standard_normal(shape) for name, shape in shapes.items()}
+        was, now = of_both(given, masks)
+        if not all(np.array_equal(a, b) for a, b in zip(was, now, strict=True)):
+            (before,), (after,) = of_both(given, [y])
+            if not close(after, before, 1e-9):
+                return False
     return True

@@ -57,14 +57,6 @@ class ClippedScores(BestByThreshold):
         return (1 + scores) * (scores >= scores.topk(CHOSEN, -1).values[:, -1:])
 
 
-class WiderThreshold(WiderRouter):
-    """A threshold of a router that reads more than the experts do; not taken for that yet."""
-
-    def weights(self, x: Tensor, norm: Tensor) -> Tensor:
-        scores = (self.gate(norm) + x[:, :EXPERTS]).softmax(-1)
-        return scores * (scores >= scores.amax(-1, keepdim=True))
-
-
 class Overwritten(Gathered):
     """Where a row has two experts, the result of the later one is kept alone."""
 

@@ -311,6 +311,14 @@ class WiderRouter(Gathered):
         return torch.einsum("te,etd->td", self.weights(x, norm), every)
 
 
+class WiderThreshold(WiderRouter):
+    """A threshold of the scores of a router that reads more than the experts do."""
+
+    def weights(self, x: Tensor, norm: Tensor) -> Tensor:
+        scores = (self.gate(norm) + x[:, :EXPERTS]).softmax(-1)
+        return scores * (scores >= scores.amax(-1, keepdim=True))
+
+
 # As FULL of test_recognise_styles.
 FORMS: dict[str, list[type[Gathered]]] = {
     "routing": [
@@ -322,7 +330,7 @@ FORMS: dict[str, list[type[Gathered]]] = {
         InPieces, SearchedBounds, Runs, Histogram, SplitAtPlaces, JoinedCounts, TokenByToken,
         Slabs, Bins, DispatchTensors, Vmapped, FunctionalCalls,
     ],
-    "around the layer": [WiderRouter],
+    "around the layer": [WiderRouter, WiderThreshold],
     "axes": [ChannelsFirst, Pointwise],
     "rotations": [
         Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Sliced,

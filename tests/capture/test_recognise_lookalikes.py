@@ -19,7 +19,6 @@ from .lookalikes_of_routers import (
     Overwritten,
     OwnDownByThreshold,
     RoundedScores,
-    WiderThreshold,
 )
 from .test_recognise_styles import (
     CHOSEN,
@@ -326,7 +325,6 @@ NONE = [
     (OwnDownByThreshold, "no matrix that all experts share"),
     (RoundedScores, "equal scores cannot be ruled out"),
     (ClippedScores, "equal scores cannot be ruled out"),
-    (WiderThreshold, "equal scores cannot be ruled out"),
     (Overwritten, "do nothing"),
     (LargestResult, "nothing behind the routing"),
     (InterpolatedAngles, "nothing behind the routing"),
