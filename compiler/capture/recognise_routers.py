@@ -52,6 +52,8 @@ def with_top_k(graph: Graph) -> Graph:
             return remake(node, *node.operands, k=narrow[was])
         if was.op == "result":
             return result(node.operands[0], node["index"], node.name)
+        if was.op == "neg" and _top_k_of(was.operands[0]) in narrow:
+            return remake(node, *node.operands)
         if was.op == "slice" and _source(was) in narrow:
             return replace(node.operands[0], name=node.name)
         largest, smallest = extreme(was), _least(was)
@@ -110,24 +112,31 @@ def _chooses(graph: Graph, node: Node) -> bool:
     )
 
 
+def _top_k_of(node: Node) -> Node | None:
+    """The top_k of which ``node`` is a result or, where the lowest come first, minus one."""
+    node = node.operands[0] if node.op == "neg" else node
+    return node.operands[0] if node.op == "result" and node.operands[0].op == "top_k" else None
+
+
 def _source(node: Node) -> Node | None:
     """The top_k of which ``node`` slices a result along the last axis from 0 on."""
-    operand = node.operands[0]
-    if operand.op != "result" or operand.operands[0].op != "top_k":
-        return None
     if not _is_last(node, node["axis"]) or (node["start"], node["step"]) != (0, 1):
         return None
-    return operand.operands[0]
+    return _top_k_of(node.operands[0])
 
 
 def _read_sizes(graph: Graph, top_k: Node) -> set[int]:
     """How many of the chosen are read, for each reader; more than one size if it is not clear."""
     sizes: set[int] = set()
-    for part in graph.users[top_k]:
+    parts = list(graph.users[top_k])
+    for part in parts:
         for reader in graph.users[part]:
-            if reader.op != "slice" or _source(reader) is not top_k:
+            if reader.op == "neg" and part.op != "neg":
+                parts.append(reader)
+            elif reader.op != "slice" or _source(reader) is not top_k:
                 return {0, 1}
-            sizes.add(int(reader["stop"]))
+            else:
+                sizes.add(int(reader["stop"]))
         if part in graph.outputs:
             return {0, 1}
     return sizes
