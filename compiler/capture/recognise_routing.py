@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.build import result
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, topological_order
 from .recognise_gates import Gates, gate_candidates
 from .recognise_masks import BY_MASK
 from .recognise_probe import OutOfReach, Probe, ancestors
@@ -106,7 +106,7 @@ def find_mixtures(
             region, mixtures = _any_mixtures(region, candidates, rng)
             if not mixtures:
                 continue
-            reach = reached(region, router, rng)
+            reach = reached(region, rng)
             if reach < count:
                 partly = f"the gates %{gates.nodes[0].name} reach {reach} of {count} experts"
                 continue
@@ -133,39 +133,41 @@ def _any_mixtures(
     return region, list(_mixtures(region, candidates, rng))
 
 
-def reached(region: Region, router: frozenset[Node], rng: np.random.Generator) -> int:
+def reached(region: Region, rng: np.random.Generator) -> int:
     """How many experts have a gate that is not zero: all, unless it is the gate of one expert."""
     if region.gates.is_dense:
-        return region.count - len(_never_weighed(region, rng))
-    values, numbers = region.top_k.types
-    given: dict[Node, Any] = {
-        part: rng.uniform(0.1, 1, part.type.shape)
-        for part in router
-        if part.op != "constant" and len(part.types) == 1 and part.type.is_float
-    }
+        return region.count - len(_never_weighed(region, rng)[0])
     found: set[int] = set()
     for first in range(0, region.count, region.tokens):
         chosen = (first + np.arange(region.tokens)[:, None] + np.arange(region.k)) % region.count
-        scores = rng.uniform(0.1, 1, values.shape)
-        given[region.top_k] = scores, chosen.reshape(numbers.shape).astype(np.int64)
-        gates = region.gates.read(region.probe.run(region.gates.heads, given), chosen)
+        gates = region.gates.read(
+            region.probe.run(region.gates.heads, _any_scores(region, chosen, rng)), chosen
+        )
         found.update(chosen[gates != 0].tolist())
-    return len(found)
+    if len(found) < region.count:
+        # Scores of no pattern may leave gates at zero that scores with one do not.
+        never, weighed = _never_weighed(region, rng)
+        return region.count if weighed and not never else len(found | weighed)
+    return region.count
+
+
+def _any_scores(region: Region, chosen: Array, rng: np.random.Generator) -> dict[Node, Any]:
+    """Random values of all that the routing of tokens to ``chosen`` [T, k] computes."""
+    values, numbers = region.top_k.types
+    given: dict[Node, Any] = {
+        part: rng.uniform(0.1, 1, part.type.shape)
+        for part in topological_order((region.top_k,))
+        if part.op != "constant" and len(part.types) == 1 and part.type.is_float
+    }
+    scores = rng.uniform(0.1, 1, values.shape)
+    return {**given, region.top_k: (scores, chosen.reshape(numbers.shape).astype(np.int64))}
 
 
 def leaves_out_others(region: Region, rng: np.random.Generator) -> bool:
     """Whether gates of all experts are zero for those not chosen, whatever the scores are."""
-    values, numbers = region.top_k.types
     chosen = region.spread(rng)
-    given: dict[Node, Any] = {
-        part: rng.uniform(0.1, 1, part.type.shape)
-        for part in ancestors(region.top_k)
-        if part.op != "constant" and len(part.types) == 1 and part.type.is_float
-    }
-    scores = rng.uniform(0.1, 1, values.shape)
-    given[region.top_k] = scores, chosen.reshape(numbers.shape).astype(np.int64)
     try:
-        heads = region.probe.run(region.gates.heads, given)
+        heads = region.probe.run(region.gates.heads, _any_scores(region, chosen, rng))
     except OutOfReach:
         return False
     others = np.ones((region.tokens, region.count), bool)
@@ -174,8 +176,8 @@ def leaves_out_others(region: Region, rng: np.random.Generator) -> bool:
     return all(not part.rows.read(value)[:, 0][others].any() for part, value in parts)
 
 
-def _never_weighed(region: Region, rng: np.random.Generator) -> set[int]:
-    """The experts that random activations choose, but never with a gate other than zero."""
+def _never_weighed(region: Region, rng: np.random.Generator) -> tuple[set[int], set[int]]:
+    """The experts that random activations choose: those never with a gate, and those with one."""
     numbers, weighed = set[int](), set[int]()
     for _ in range(4):
         h = rng.standard_normal(region.h.type.shape)
@@ -188,7 +190,7 @@ def _never_weighed(region: Region, rng: np.random.Generator) -> set[int]:
         experts = experts.reshape(region.tokens, region.k)
         numbers.update(experts.reshape(-1).tolist())
         weighed.update(experts[region.gates.read(values, experts) != 0].tolist())
-    return numbers - weighed
+    return numbers - weighed, weighed
 
 
 def _dependents(
