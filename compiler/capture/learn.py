@@ -267,18 +267,7 @@ def _of_hits(
         return Occurs(known.classes) if known.axis not in _axes(args, named) else None
     if result.dtype not in _WIDE | {torch.bool, torch.float32}:
         return None
-    if name in (
-        "to",
-        "bool",
-        "int",
-        "long",
-        "float",
-        "type",
-        "cpu",
-        "detach",
-        "clone",
-        "contiguous",
-    ):
+    if name in _CAST:
         return known
     if name in ("reshape", "view", "flatten"):
         axis = {args[0].dim() - 1: result.dim() - 1, 0: 0}.get(known.axis)

@@ -119,3 +119,14 @@ def test_any_axes_by_index(draw: st.DataObject) -> None:
         return x[tuple(full)]
 
     agree(Function(function), data(*shape), *(index[axis] for axis in computed))
+
+
+def test_what_is_overwritten_is_left_out() -> None:
+    """Where later writes cover all that stood before, nothing of it stays in the graph."""
+    even = torch.arange(0, 6, 2)
+
+    def forward(x: Tensor) -> Tensor:
+        y = x.exp().index_copy(1, even, x[:, :3])
+        return y.index_copy(1, even + 1, x[:, 3:])
+
+    assert "exp" not in {node.op for node in agree(Function(forward), data(4, 6)).graph.nodes}
