@@ -63,6 +63,16 @@ class Turned(WhereLoop):
         return torch.einsum("...pij,...pj->...pi", blocks, x.unflatten(-1, (-1, 4))).flatten(-2)
 
 
+class PaddedByOnes(Gathered):
+    """Half of the channels are ones: each expert adds what its rotation makes of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = WIDTH // 2
+        gates, experts = self.route(x)
+        x = torch.cat([x[:, :half], torch.ones(len(x), half)], 1)
+        return (self.chosen(x, experts) * gates[..., None]).sum(1)
+
+
 class OutputOnly(Gathered):
     """A loop whose experts share everything in front of the activation."""
 
@@ -131,6 +141,7 @@ PARTIAL = [
     (Gain, "not orthogonal"),
     (PartlyRotated, "4 of 8 pairs of an input layer are never rotated"),
     (Turned, "orthogonal 4x4"),
+    (PaddedByOnes, "padded with numbers that are not zero"),
     (OutputOnly, "do not rotate their input"),
 ]
 
