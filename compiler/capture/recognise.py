@@ -15,7 +15,6 @@ import numpy as np
 
 from ..ir.build import result
 from ..ir.graph import Graph, Node, topological_order
-from .recognise_algebra import rewritten
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
 from .recognise_claims import Claim, claimed_first, judged, without_claims
@@ -32,18 +31,22 @@ from .recognise_masks import (
 )
 from .recognise_probe import OutOfReach, Probe, ancestors, fold_constants, with_used_constants
 from .recognise_routers import with_one_router, with_top_k
-from .recognise_routing import NotRecognised, find_mixtures
+from .recognise_routing import NotRecognised, Region, find_mixtures
+from .recognise_rows import Rows
+from .recognise_tidy import simpler
 from .recognise_unfold import unfolded
+from .recognise_unused import without_unused
 
 Progress = Callable[[str], None]
 GUESSED = 3  # the stage from which on a wrong guess at the gates says nothing
 TIES = "the experts are chosen by a mask, and equal scores cannot be ruled out"
+
+DIFFERS = 7  # the last stage of `NotRecognised`: all parts were found, but do not make the layer
 # The same graph in another form, in which more may be seen; None where it is no other.
 FORMS: dict[str, Callable[[Graph], Graph | None]] = {
     "products of matrices taken apart": unfolded,
-    "sums of products written as one": lambda graph: rewritten(fold_constants(graph)),
+    "repetitions left out and sums in other terms": simpler,
 }
-DIFFERS = 7  # the last stage of `NotRecognised`: all parts were found, but do not make the layer
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ def _recognise_layer(graph: Graph, probe: Probe, top_k: Node, rng: np.random.Gen
         for region, y, y_rows in claimed_first(graph, mixtures):
             mixes = True
             try:
-                layer = parse(region, y, y_rows, rng)
+                layer = _parsed(region, y, y_rows, rng)
                 report = _report(layer, none, rng)
             except (NotRecognised, OutOfReach) as reason:
                 report = replace(none, reason=str(reason))
@@ -245,6 +248,17 @@ def _recognise_layer(graph: Graph, probe: Probe, top_k: Node, rng: np.random.Gen
     if best is not None:
         return _Outcome(*best, mixes)
     return _Outcome(max(refused, key=lambda pair: pair[0], default=(0, none))[1], None, mixes)
+
+
+def _parsed(region: Region, y: Node, y_rows: Rows, rng: np.random.Generator) -> Layer:
+    """The parts of a mixture, also where it might keep what is none of its experts'."""
+    try:
+        return parse(region, y, y_rows, rng)
+    except OutOfReach:
+        other = without_unused(region, y, rng)
+        if other is None:
+            raise
+        return replace(parse(region, other, y_rows, rng), y=y)
 
 
 def _report(layer: Layer, none: LayerReport, rng: np.random.Generator) -> LayerReport:
