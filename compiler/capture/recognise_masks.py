@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 
@@ -32,6 +31,7 @@ MOST_SCORES = 6
 SIZES = (1, 1, 1, 30, 30, 0.05)
 TRIALS = 30
 ROWS = 64  # random rows on which a mask must hold for the same places, at least
+MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -122,37 +122,37 @@ def _choice(probe: Probe, mask: Node, scores: Node) -> Choice | None:
     """What ``mask`` says of the largest of ``scores``, tried on many random ones."""
     count = scores.type.shape[-1]
     tokens = scores.type.size // count
-    if mask.type.size == tokens * count:
-        experts: Sequence[int | None] = (None,)
-    elif mask.type.size == tokens:
-        experts = range(count)
-    else:
+    if mask.type.size not in (tokens * count, tokens):
         return None
-    every = product(range(1, count), (False, True), experts)
-    left = [Choice(mask, scores, *each) for each in every]
+    of_all = mask.type.size > tokens
     rng = np.random.default_rng(0)
     positive = is_never_negative(probe, scores)
-    for size in SIZES * max(1, ROWS // (len(SIZES) * tokens)):
+    least = np.ones((2, 1 if of_all else count), np.int64)  # k, if the mask is as it is or inverted
+    most = np.full_like(least, count - 1)
+    # Of one expert alone, it takes many rows until it stands just inside of k and just outside.
+    rows = ROWS if of_all else max(ROWS, 16 * count)
+    for size in SIZES * min(MOST_ROUNDS, max(1, rows // (len(SIZES) * tokens))):
         value = rng.uniform(0, 1, scores.type.shape)
         if not positive:
             value = size * rng.standard_normal(scores.type.shape)
         try:
-            holds = probe.run([mask], {scores: value})[0]
+            holds = probe.run([mask], {scores: value})[0].reshape(tokens, -1)
         except OutOfReach:
             return None
         rank = np.argsort(np.argsort(-value.reshape(tokens, count), -1), -1)
-        left = [
-            choice for choice in left if np.array_equal(_wanted(choice, rank), holds.reshape(-1))
-        ]
-        if not left:
+        for inverted, chosen in enumerate((holds, ~holds)):
+            inside, outside = np.where(chosen, rank, -1), np.where(chosen, count, rank)
+            axis = None if of_all else 0
+            least[inverted] = np.maximum(least[inverted], inside.max(axis) + 1)
+            most[inverted] = np.minimum(most[inverted], outside.min(axis))
+        if (least > most).all():
             return None
-    return left[0] if len(left) == 1 else None
-
-
-def _wanted(choice: Choice, rank: Array) -> Array:
-    """Where the mask of ``choice`` holds, by the ranks [T, E] of the scores."""
-    rank = rank if choice.expert is None else rank[:, choice.expert]
-    return np.asarray((rank < choice.k) != choice.inverted).reshape(-1)
+    fits = np.argwhere(least == most)
+    if len(fits) != 1 or (least < most).any():
+        return None
+    inverted, expert = fits[0].tolist()
+    k = int(least[inverted, expert])
+    return Choice(mask, scores, k, bool(inverted), None if of_all else expert)
 
 
 def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
