@@ -155,3 +155,54 @@ class FunctionalCalls(Gathered):
         every = torch.vmap(call)(stacked)  # [E, T, d]
         dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
         return torch.einsum("te,etd->td", dense, every)
+
+
+class ExpertsInUse(Gathered):
+    """A loop over the experts that have rows, by nonzero of their counts, as transformers does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = torch.zeros_like(x)
+        mask = F.one_hot(experts, EXPERTS).permute(2, 1, 0)
+        for hit in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+            slot, token = torch.where(mask[hit[0]])
+            part = self.expert(x[token], self.theta[hit[0]], self.phi[hit[0]])
+            y.index_add_(0, token, part * gates[token, slot, None])
+        return y
+
+
+class Cloned(Gathered):
+    """Rows of a copy of x, each overwritten by its expert's result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1)
+        y = x.clone()
+        for e in range(EXPERTS):
+            rows = experts == e
+            y[rows] = self.expert(x[rows], self.theta[e], self.phi[e])
+        return y * gates[:, None]
+
+
+class RowsInPlace(Gathered):
+    """A row for each (token, slot), overwritten in place by one expert after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        rows, numbers = x.repeat_interleave(CHOSEN, 0), experts.flatten()
+        for e in range(EXPERTS):
+            mask = numbers == e
+            rows[mask] = self.expert(rows[mask], self.theta[e], self.phi[e])
+        return (rows.unflatten(0, (-1, CHOSEN)) * gates[..., None]).sum(1)
+
+
+class SlabsInPlace(Gathered):
+    """A slab of rows for each expert, overwritten in place by its results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        sent = F.one_hot(experts, EXPERTS).sum(1).to(x.dtype)
+        slabs = torch.einsum("te,td->etd", sent, x).contiguous()
+        for e in range(EXPERTS):
+            slabs[e] = self.expert(slabs[e], self.theta[e], self.phi[e])
+        dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        return torch.einsum("te,etd->td", dense, slabs)

@@ -162,3 +162,26 @@ class Interpolated(Halved):
 
     def mixed(self, a: Tensor, b: Tensor, w: Tensor) -> Tensor:
         return torch.lerp(b, a, w)
+
+
+class Lowest(Gathered):
+    """The experts of lowest energy, by a sort of what is the negative of the scores."""
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energies, experts = (-self.gate(x)).sort(-1)
+        return (-energies[:, :CHOSEN]).softmax(-1), experts[:, :CHOSEN]
+
+
+class SparseMixer(Gathered):
+    """Each gate a softmax over the scores near its own, the best one left out for the second."""
+
+    def near(self, scores: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        largest, expert = left.max(-1, keepdim=True)
+        far = (largest - scores) / scores.abs().clamp(min=largest) > 0.02
+        return left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, expert), expert
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(x)
+        first, best = self.near(scores, scores)
+        second, next_best = self.near(scores, scores.scatter(-1, best, -torch.inf))
+        return torch.cat([first, second], -1), torch.cat([best, next_best], -1)

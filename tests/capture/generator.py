@@ -16,7 +16,7 @@ from .generated_dispatch import DISPATCHES
 from .generated_rotation import SHUFFLES, STYLES, WHOLE, WRITTEN, Rotation, padded
 
 ROUTINGS = ("softmax", "topk_softmax", "renormalised", "sigmoid", "raw")
-CHOICES = ("topk", "sort", "argsort")
+CHOICES = ("topk", "sort", "lowest", "argsort")
 ONE_CHOICES = ("max", "argmax")
 DENSE = ("scatter", "mask", "threshold", "equal", "rank")
 QUANTISERS = ("absmean", "threshold", "codes_before", "codes_after", "straight", "function")
@@ -154,6 +154,9 @@ class Generated(nn.Module):
         if self.c.choice == "sort":
             values, numbers = scores.sort(-1, descending=True)
             return values[..., :k], numbers[..., :k]
+        if self.c.choice == "lowest":
+            values, numbers = scores.neg().sort(-1)
+            return -values[..., :k], numbers[..., :k]
         if self.c.choice == "argsort":
             numbers = scores.argsort(dim=-1, descending=True)[..., :k]
             return scores.gather(-1, numbers), numbers

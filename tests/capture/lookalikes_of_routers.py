@@ -98,3 +98,41 @@ class FixedMixture(Gathered):
         _, experts = self.route(x)
         rows = (self.expert(x, self.theta[e], self.phi[e]) for e in experts.unbind(-1))
         return torch.lerp(*rows, 0.3)
+
+
+class FewPlaces(Gathered):
+    """An expert serves three tokens at most, and the others keep x: no gate leaves these out."""
+
+    def served(self, experts: Tensor, gates: Tensor) -> Tensor:
+        hot = F.one_hot(experts, EXPERTS)
+        return (hot * (hot.cumsum(0) <= 3)).bool()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.gate(x).softmax(-1).max(-1)
+        served = self.served(experts, gates)
+        y = x.clone()
+        for e in range(EXPERTS):
+            rows = served[:, e]
+            y[rows] = self.expert(x[rows], self.theta[e], self.phi[e])
+        return y * gates[:, None]
+
+
+class Unsure(FewPlaces):
+    """Tokens with a gate near the least that there may be keep x."""
+
+    def served(self, experts: Tensor, gates: Tensor) -> Tensor:
+        return F.one_hot(experts, EXPERTS).bool() & (gates > 0.26)[:, None]
+
+
+class InTurn(Gathered):
+    """The second expert of a row reads what the first one left in its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        y = x.clone()
+        for slot in range(CHOSEN):
+            for e in range(EXPERTS):
+                rows = experts[:, slot] == e
+                part = self.expert(y[rows], self.theta[e], self.phi[e])
+                y[rows] = part * gates[rows, slot, None]
+        return y

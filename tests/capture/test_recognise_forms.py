@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .forms_of_dispatch import (
+    Cloned,
+    ExpertsInUse,
     FunctionalCalls,
     Histogram,
     InPieces,
     JoinedCounts,
     KeptByWhere,
+    RowsInPlace,
     Runs,
     SearchedBounds,
+    SlabsInPlace,
     SplitAtPlaces,
     TokenByToken,
     WrittenByMask,
@@ -51,8 +55,10 @@ from .forms_of_routers import (
     Halved,
     Interpolated,
     KthValue,
+    Lowest,
     Nearest,
     RowsOfTheBest,
+    SparseMixer,
     Threshold,
     Twice,
     Unbeaten,
@@ -323,10 +329,11 @@ class WiderThreshold(WiderRouter):
 FORMS: dict[str, list[type[Gathered]]] = {
     "routing": [
         DenseGates, Threshold, KthValue, AboveNext, BestByThreshold, RowsOfTheBest, ByRank,
-        Unbeaten, Nearest, Grouped, Halved, Interpolated, DenseArgmax, Twice,
+        Unbeaten, Lowest, Nearest, Grouped, Halved, Interpolated, SparseMixer, DenseArgmax, Twice,
     ],
     "dispatch": [
-        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, KeptByWhere, WrittenByMask,
+        SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, ExpertsInUse, KeptByWhere,
+        WrittenByMask, Cloned, RowsInPlace, SlabsInPlace,
         InPieces, SearchedBounds, Runs, Histogram, SplitAtPlaces, JoinedCounts, TokenByToken,
         Slabs, Bins, DispatchTensors, Vmapped, FunctionalCalls,
     ],

@@ -11,14 +11,17 @@ from .forms_of_rotations import CutOff
 from .lookalikes_of_matrices import DenseSubstrate, FiveLevels, SumOfMasks, TwoScales
 from .lookalikes_of_routers import (
     ClippedScores,
+    FewPlaces,
     FixedMixture,
     InterpolatedAngles,
+    InTurn,
     LargestResult,
     Leaking,
     LeakingMask,
     Overwritten,
     OwnDownByThreshold,
     RoundedScores,
+    Unsure,
 )
 from .test_recognise_styles import (
     CHOSEN,
@@ -325,6 +328,9 @@ NONE = [
     (OwnDownByThreshold, "no matrix that all experts share"),
     (RoundedScores, "equal scores cannot be ruled out"),
     (ClippedScores, "equal scores cannot be ruled out"),
+    (FewPlaces, "needs 'x' by a way past its experts"),
+    (Unsure, "needs 'x' by a way past its experts"),
+    (InTurn, "nothing behind the routing"),
     (Overwritten, "do nothing"),
     (LargestResult, "nothing behind the routing"),
     (InterpolatedAngles, "nothing behind the routing"),
