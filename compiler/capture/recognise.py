@@ -205,7 +205,8 @@ def _recognised(
         for top_k, report in reports.items()
         if report.rank or (top_k in needed and top_k.name not in told)
     ]
-    others = {report.path: report for report in told.values()}
+    names = {node.name for node in needed}
+    others = {report.path: report for name, report in told.items() if name in names}
     return Recognised(without_claims(new), (*apart, *others.values()), claims)
 
 

@@ -185,3 +185,13 @@ class SparseMixer(Gathered):
         first, best = self.near(scores, scores)
         second, next_best = self.near(scores, scores.scatter(-1, best, -torch.inf))
         return torch.cat([first, second], -1), torch.cat([best, next_best], -1)
+
+
+class OneOrTwo(DenseGates):
+    """The second expert counts where its score is above half of the best one's."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).softmax(-1)
+        best, second = scores.topk(2, -1).values.split(1, -1)
+        both = (scores >= best) | (second > 0.5 * best)
+        return scores * (scores >= second) * both

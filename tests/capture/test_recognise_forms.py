@@ -57,6 +57,7 @@ from .forms_of_routers import (
     KthValue,
     Lowest,
     Nearest,
+    OneOrTwo,
     RowsOfTheBest,
     SparseMixer,
     Threshold,
@@ -329,7 +330,8 @@ class WiderThreshold(WiderRouter):
 FORMS: dict[str, list[type[Gathered]]] = {
     "routing": [
         DenseGates, Threshold, KthValue, AboveNext, BestByThreshold, RowsOfTheBest, ByRank,
-        Unbeaten, Lowest, Nearest, Grouped, Halved, Interpolated, SparseMixer, DenseArgmax, Twice,
+        Unbeaten, Lowest, Nearest, Grouped, Halved, Interpolated, OneOrTwo, SparseMixer,
+        DenseArgmax, Twice,
     ],
     "dispatch": [
         SlotsTimesExperts, PartsTimesExperts, Selected, ByColumns, ExpertsInUse, KeptByWhere,
