@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..ir.graph import Node
-from .aten_elementwise import arithmetic
+from .aten_elementwise import arithmetic, compare
 from .aten_shape import repeat_interleave
 from .site import Site, accept, lowers
 
@@ -133,3 +133,35 @@ def _sees_a_key(site: Site, mask: Node, lowest: Node) -> Node | None:
         return None
     allowed = mask if is_bool else site.make("not_equal", mask, lowest)
     return site.make("max", allowed, axes=(allowed.type.rank - 1,), keep=True)
+
+
+@lowers("aten.linalg_matrix_exp", "aten.matrix_exp")
+def matrix_exp(site: Site, x: Node) -> Node:
+    """exp of 2x2 matrices m + [p, b; c, -p]: e^m (cosh s + [p, b; c, -p] sinh(s) / s).
+
+    s^2 = p^2 + b c; where that is below zero, as of skew matrices, cosh and sinh are cos and sin.
+    """
+    advice = "take the exponential of constants, before rows of them are chosen"
+    accept(x.type.shape[-2:] == (2, 2), "exponentials of matrices other than 2x2", advice)
+    flat = site.reshape(x, (*x.type.shape[:-2], 4))
+    a, b, c, d = (site.slice(flat, flat.type.rank - 1, i, i + 1) for i in range(4))
+
+    def of(op: str, u: Node | float, v: Node | float) -> Node:
+        return arithmetic(site, op, u, v)
+
+    middle, p = of("mul", of("add", a, d), 0.5), of("mul", of("sub", a, d), 0.5)
+    square = of("add", of("mul", p, p), of("mul", b, c))
+    size = of("maximum", site.make("sqrt", site.make("abs", square)), 1e-20)
+    up, down = site.make("exp", size), site.make("exp", site.make("neg", size))
+    series = of("add", of("mul", square, 1 / 120), 1 / 6)  # where sinh loses digits
+    series = of("add", of("mul", series, square), 1)
+    odd = of("div", of("mul", of("sub", up, down), 0.5), size)
+    odd = site.make("where", compare(site, "less", square, 0.01), series, odd)
+    turns = compare(site, "less", square, 0.0)
+    odd = site.make("where", turns, of("div", site.make("sin", size), size), odd)
+    even = of("mul", of("add", up, down), 0.5)
+    even = site.make("where", turns, site.make("cos", size), even)
+    part = of("mul", p, odd)
+    parts = [of("add", even, part), of("mul", b, odd), of("mul", c, odd), of("sub", even, part)]
+    whole = of("mul", site.concat(parts, parts[0].type.rank - 1), site.make("exp", middle))
+    return site.reshape(whole, x.type.shape)

@@ -223,6 +223,14 @@ class Exponentials(Gathered):
         return x
 
 
+class ChosenExponentials(Exponentials):
+    """Angles gathered by number, of which skew matrices and their exponentials are made."""
+
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        rows = x[:, None].expand(-1, CHOSEN, -1)
+        return self.expert(rows, self.blocks(self.theta[experts]), self.blocks(self.phi[experts]))
+
+
 class Tables(Gathered):
     """Each channel and its partner by tables of places and signs, in the order behind the layer."""
 

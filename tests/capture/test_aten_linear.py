@@ -17,6 +17,13 @@ from .agreement import Function, agree, agree_in_double, data
 VECTOR = data(8)
 HEADS = data(2, 3, 5, 4)
 
+
+def skew(x: Tensor) -> Tensor:
+    """[0, -x; x, 0] of each element."""
+    zero = torch.zeros_like(x)
+    return torch.stack([torch.stack([zero, -x], -1), torch.stack([x, zero], -1)], -2)
+
+
 # Each on x: [2, 6, 8].
 CASES: dict[str, Callable[[Tensor], Any]] = {
     "linear_by_row": lambda x: F.linear(x, x[0]),
@@ -45,6 +52,11 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
     "attention_groups": lambda x: F.scaled_dot_product_attention(
         x.view(2, 4, 6, 2), x[:, :4].view(2, 2, 8, 2), x[:, 2:].view(2, 2, 8, 2), enable_gqa=True
     ),
+    "matrix_exp": lambda x: torch.matrix_exp(x.unflatten(-1, (2, 2, 2))),
+    "matrix_exp_small": lambda x: torch.matrix_exp(0.01 * x.view(24, 2, 2)),
+    "matrix_exp_skew": lambda x: torch.linalg.matrix_exp(9 * skew(x[0])),
+    "matrix_exp_symmetric": lambda x: torch.matrix_exp(skew(x[0]).abs()),
+    "matrix_exp_nilpotent": lambda x: torch.matrix_exp(skew(x[0]).triu()),
     "softmax": lambda x: x.softmax(1),
     "softmax_of_int": lambda x: (x > 0).softmax(-1, dtype=torch.float32),
     "log_softmax": lambda x: x.log_softmax(-1),

@@ -48,6 +48,7 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: _at_once(x.new_zeros(9000), x, "amax"), "4800 rows written", "fewer"),
     (lambda x: torch.rand_like(x) + x, "rand", "no random numbers"),
     (lambda x: torch.lgamma(x), "lgamma", "elementwise"),
+    (lambda x: torch.matrix_exp(x[..., :6]), "other than 2x2", "constants"),
     (lambda x: torch.searchsorted(x, x, sorter=x.argsort(-1)), "sorter", "sort"),
     (lambda x: (x > 0).cummax(-1), "cummax of bool", "integer"),
     (lambda x: F.max_pool1d(x, 2, return_indices=True), "its result 1", "plain model"),

@@ -28,6 +28,7 @@ from .forms_of_dispatch import (
 from .forms_of_rotations import (
     Blocked,
     BySums,
+    ChosenExponentials,
     ChosenMatrices,
     Complex,
     Convolved,
@@ -344,7 +345,7 @@ FORMS: dict[str, list[type[Gathered]]] = {
     "rotations": [
         Matrices, DeepMatrices, WholeExperts, ChosenMatrices, BySums, Blocked, Sliced,
         SlicedColumns, CutOff, Complex, Strides, Recursive, Tables, Convolved, Shears, Mirrors,
-        Exponentials, Halves,
+        Exponentials, ChosenExponentials, Halves,
     ],
     "matrices, scales and biases": [
         CodesThenScale, PlusMinus, PlusMinusHalves, ScaledDown, LateScale, LateBias, ScaledInput,
