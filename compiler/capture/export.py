@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.parameter import is_lazy
@@ -27,7 +27,13 @@ from .idle import check_also_idle, check_same
 from .number import NumberUsed
 from .quiet import quiet_torch
 from .reading import reading_numbers
-from .refusals import STATE_ADVICE, advice_for
+from .refusals import STATE_ADVICE
+from .refused_by_export import (
+    first_line,
+    hangs_on_data,
+    refusal_of_decomposition,
+    refusal_of_export,
+)
 from .results import (
     array_of,
     arrays_of,
@@ -40,7 +46,7 @@ from .results import (
 from .share_rows import share_rows
 from .some_rows import SomeRows
 from .sorted_rows import unsort_rows
-from .sources import clean, every_user_line, source_of, user_frame
+from .sources import clean, every_user_line, user_frame
 from .structure import Place
 from .vmap import check_constants, check_no_transforms, vmap_written_out
 from .walk import Walk
@@ -221,20 +227,22 @@ def _exported(
             raise
         except Exception as error:
             _check_that_it_runs(model, examples)
-            if not _hangs_on_data(error):
-                raise _refusal_of_export(error) from error
+            if not hangs_on_data(error):
+                raise refusal_of_export(error) from error
             asked = True
         if not asked:
             return program, places, False
         try:
             if progress is not None:
                 progress("exporting as if every expert had tokens")
-            return _exported_as_if_in_use(model, examples), places, True
+            return _exported_as_if_in_use(model, examples, progress), places, True
         except Exception as error:
-            raise _refusal_of_export(error) from error
+            raise refusal_of_export(error) from error
 
 
-def _exported_as_if_in_use(model: nn.Module, examples: Arguments) -> ExportedProgram:
+def _exported_as_if_in_use(
+    model: nn.Module, examples: Arguments, progress: Progress | None
+) -> ExportedProgram:
     """The program as if all experts had tokens, with Python's numbers as tensors."""
     files: set[str] = set()
     least = 1
@@ -242,9 +250,12 @@ def _exported_as_if_in_use(model: nn.Module, examples: Arguments) -> ExportedPro
         mode = SomeRows(least, files)
         try:
             with quiet_torch(), mode, reading_numbers(mode, files):
-                return torch.export.export(
+                program = torch.export.export(
                     model, examples.places, dict(examples.names), strict=False
                 )
+            if mode.unchecked and progress is not None:
+                progress(f"leaving out the checks of data at {', '.join(mode.unchecked)}")
+            return program
         except NumberUsed as error:
             if not error.file or error.file in files:
                 raise
@@ -276,7 +287,7 @@ def _check_that_it_runs(model: nn.Module, examples: Arguments) -> None:
             where, _ = user_frame(error.__traceback__)
             raise BadInput(
                 f"the model fails on its example inputs ({examples}): "
-                f"{type(error).__name__}: {_first_line(error)}",
+                f"{type(error).__name__}: {first_line(error)}",
                 where=where or None,
                 help="pass inputs that the model runs on",
             ) from error
@@ -300,52 +311,6 @@ def _same(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bool
         a.shape == b.shape and np.allclose(a, b, equal_nan=True)
         for a, b in zip(first, second, strict=True)
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-# What stands in the refused line -> the rewrite that works.
-_REWRITES = (
-    (".tolist(", "keep counts as tensors: no .tolist(); select rows with torch.where or gather"),
-    (".item(", "keep the value a tensor: no .item(); compare and select with torch.where"),
-    ("numel()", "remove the `if` and keep all rows: select with torch.where(mask, ..., 0)"),
-    (".any()", "remove the `if`: run the branch always, and select with torch.where(mask, ...)"),
-    (".all()", "remove the `if`: run the branch always, and select with torch.where(mask, ...)"),
-    ("if ", "compute both branches and select with torch.where(condition, a, b)"),
-    ("while ", "write a fixed number of steps"),
-    ("for ", "loop over a number that does not depend on the data"),
-    ("grouped_mm(", "gather each row's matrix, or compute all experts and select"),
-    ("split(", "split at fixed sizes; give all rows to each expert and select with torch.where"),
-)
-_LOOP_FREE = (
-    "gather each row's parameters by its expert's index (angles[experts]) and drop the loop; "
-    "or keep all rows in the loop and weigh them with torch.where(mask, ..., 0)"
-)
-_PLAIN = "write it with plain calls of torch, which torch.export.export(model, inputs) takes"
-
-
-def _hangs_on_data(error: Exception) -> bool:
-    """Whether torch.export failed at a number that only data tells."""
-    words = ("DataDependent", "data-dependent", "unbacked", "Could not guard", ".numpy() is not")
-    return any(word in f"{type(error).__name__} {error}" for word in words)
-
-
-def _refusal_of_export(error: Exception) -> Unsupported:
-    """Control flow on data, by the line that has it and the rewrite that works."""
-    where, line = user_frame(error.__traceback__)
-    if isinstance(error, NumberUsed):
-        shown = f", in `{line}`" if line else ""
-        return Unsupported(f"{error}{shown}", where=where or None, help=error.advice or _LOOP_FREE)
-    is_data = _hangs_on_data(error)
-    otherwise = _LOOP_FREE if is_data else _PLAIN
-    rewrite = next((advice for part, advice in _REWRITES if part in line), otherwise)
-    shown = f" in `{line}`" if line else ""
-    what = "Python control flow hangs on data" if is_data else "torch.export refuses the model"
-    reason = "" if is_data else f": {type(error).__name__}: {_first_line(error)}"
-    help = f"{rewrite}\n        {otherwise}" if rewrite != otherwise else rewrite
-    return Unsupported(f"{what}{shown}{reason}", where=where or None, help=help)
 
 
 def _decomposed(program: ExportedProgram, progress: Progress | None) -> ExportedProgram:
@@ -381,20 +346,6 @@ def _decomposed(program: ExportedProgram, progress: Progress | None) -> Exported
             try:
                 program = program.run_decompositions(table)
             except Exception as error:
-                raise _refusal_of_decomposition(odd, error) from error
+                raise refusal_of_decomposition(odd, error) from error
     check_constants(program)
     return program
-
-
-def _refusal_of_decomposition(odd: Sequence[fx.Node], error: Exception) -> Unsupported:
-    """The first call that torch was to write out as others, and why it did not."""
-    node = next(node for node in odd if node.op == "call_function")
-    target = str(node.target)
-    why = f"{type(error).__name__}: {_first_line(error)}"
-    if _hangs_on_data(error):
-        why = "what it does hangs on data"
-    return Unsupported(
-        f"torch cannot write {target} out as known calls: {why}",
-        where=source_of(node) or None,
-        help=advice_for(target),
-    )

@@ -7,6 +7,8 @@ one's start is known to be one place, whatever the data.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,3 +232,23 @@ def changed(value: Any, change: Any) -> Any:
     if isinstance(value, slice):
         return slice(*(changed(part, change) for part in (value.start, value.stop, value.step)))
     return change(value)
+
+
+def difference(a: Sums, b: Sums) -> tuple[float, float]:
+    """The least and the largest value of ``a - b``, if every count is at least 1."""
+    if a.origin is not None and b.origin is not None and a.origin is not b.origin:
+        return float("-inf"), float("inf")
+    parts = np.zeros(max(len(a.parts), len(b.parts)))
+    parts[: len(a.parts)] += a.parts.reshape(-1)
+    parts[: len(b.parts)] -= b.parts.reshape(-1)
+    return Sums(a.origin or b.origin, parts).range()
+
+
+def decided(compare: Callable[[Any, Any], bool], range: tuple[float, float]) -> bool | None:
+    """What all numbers of a range are, compared with 0: true, false, or not the same."""
+    least, largest = range
+    holds = {compare(least, 0), compare(largest, 0)}
+    inside = least < 0 < largest or (least == largest == 0)
+    if compare in (operator.eq, operator.ne) and inside and least != largest:
+        return None
+    return holds.pop() if len(holds) == 1 else None

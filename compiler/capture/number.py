@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .known import each
 from .sources import is_of_user
 
 
@@ -43,8 +44,8 @@ def calling_file() -> str:
 class Answers(Protocol):
     """Who answers what Python asks about numbers."""
 
-    def truth(self, x: Tensor) -> bool | None:
-        """Whether a number of one element counts as true, as far as that is known."""
+    def answer(self, x: Tensor) -> bool | None:
+        """Whether a number of one element counts as true where Python asks, if that is known."""
 
 
 class Number:
@@ -65,14 +66,16 @@ class Number:
         result = function(other, self.tensor) if turned else function(self.tensor, other)
         return Number(result, self._answers)
 
-    def _asked(self, function: Callable[[Any, Any], Any], other: Any) -> bool:
+    def _asked(self, function: Callable[[Any, Any], Any], other: Any) -> Any:
+        if isinstance(other, Tensor):
+            return function(self.tensor, other)
         if not isinstance(other, Number | int | float):
             return function is operator.ne
         other = other.tensor if isinstance(other, Number) else other
         return self._truth(function(self.tensor, other), "a condition")
 
     def _truth(self, x: Tensor, what: str) -> bool:
-        answer = self._answers.truth(x)
+        answer = self._answers.answer(x)
         if answer is None:
             raise NumberUsed(what, "compute all cases, and select with torch.where")
         return answer
@@ -110,22 +113,22 @@ class Number:
     def __neg__(self) -> Number:
         return Number(-self.tensor, self._answers)
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> Any:
         return self._asked(operator.eq, other)
 
-    def __ne__(self, other: object) -> bool:
+    def __ne__(self, other: object) -> Any:
         return self._asked(operator.ne, other)
 
-    def __lt__(self, other: Any) -> bool:
+    def __lt__(self, other: Any) -> Any:
         return self._asked(operator.lt, other)
 
-    def __le__(self, other: Any) -> bool:
+    def __le__(self, other: Any) -> Any:
         return self._asked(operator.le, other)
 
-    def __gt__(self, other: Any) -> bool:
+    def __gt__(self, other: Any) -> Any:
         return self._asked(operator.gt, other)
 
-    def __ge__(self, other: Any) -> bool:
+    def __ge__(self, other: Any) -> Any:
         return self._asked(operator.ge, other)
 
     def __bool__(self) -> bool:
@@ -264,3 +267,17 @@ _OF_NUMPY: dict[str, Callable[..., Any]] = {
     "where": lambda x: x.nonzero(),
     "unique": lambda x: torch.unique(x.tensor),
 }
+
+
+def has_number(value: Any) -> bool:
+    """Whether such a number is anywhere in nested arguments."""
+    found: list[bool] = []
+    each(value, lambda x: found.append(isinstance(x, Number)))
+    return any(found)
+
+
+def stacked(value: Any) -> Tensor:
+    """A tensor of what stands in nested lists of numbers."""
+    if isinstance(value, list | tuple):
+        return torch.stack([stacked(part) for part in value])
+    return value.tensor if isinstance(value, Number) else torch.as_tensor(value)

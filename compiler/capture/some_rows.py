@@ -17,16 +17,34 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import SymInt, Tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from .asserted import passing_answer
 from .counted import COUNTS, Counting
-from .known import Facts, Numbers, Places, Sums, changed, each, memory_of
+from .known import (
+    Facts,
+    Numbers,
+    Places,
+    Sums,
+    changed,
+    decided,
+    difference,
+    each,
+    memory_of,
+)
 from .learn import learn, writes
-from .number import Array, Number, NumberUsed, calling_file, converted
+from .number import (
+    Array,
+    Number,
+    NumberUsed,
+    calling_file,
+    converted,
+    has_number,
+    stacked,
+)
 from .pieces import Pieces
 
 Args = Sequence[Any]
@@ -65,6 +83,7 @@ class SomeRows(TorchFunctionMode):
         self.least = least
         self.files = files
         self.facts = Facts()
+        self.unchecked: dict[str, None] = {}  # where the model checks its data, in order
         self._pieces = Pieces(self.facts)
         self._truths: dict[int, tuple[Tensor, bool]] = {}  # the tensor keeps its number alive
         self._views: dict[int, Tensor] = {}  # the memory of pieces, which are no views here
@@ -102,12 +121,23 @@ class SomeRows(TorchFunctionMode):
                 self._suppose_rows(part)
         return result
 
+    def answer(self, x: Tensor) -> bool | None:
+        """What Python goes on with where it asks whether one number is true, if that is known."""
+        passing = self._passing()
+        return self.truth(x) if passing is None else passing
+
+    def _passing(self) -> bool | None:
+        answer, where = passing_answer() or (None, "")
+        if where:
+            self.unchecked.setdefault(where)
+        return answer
+
     def truth(self, x: Tensor) -> bool | None:
         """Whether one number is true (not 0) wherever rows were chosen, as far as is known."""
         if id(x) in self._truths:
             return self._truths[id(x)][1]
         sums = self.facts.sums(x)
-        return None if sums is None or x.numel() != 1 else _decided(operator.ne, sums.range())
+        return None if sums is None or x.numel() != 1 else decided(operator.ne, sums.range())
 
     def _learn_truth(self, name: str, args: Args, result: Any) -> None:
         if not isinstance(result, Tensor) or result.dtype != torch.bool or result.numel() != 1:
@@ -121,7 +151,7 @@ class SomeRows(TorchFunctionMode):
         elif name in _COMPARISONS:
             a, b = (self.facts.sums(x) for x in args)
             if a is not None and b is not None and a.is_one and b.is_one:
-                answer = _decided(_COMPARISONS[name], _difference(a, b))
+                answer = decided(_COMPARISONS[name], difference(a, b))
         if answer is not None:
             self._truths[id(result)] = result, answer
 
@@ -147,7 +177,7 @@ class SomeRows(TorchFunctionMode):
 
     def _item(self, args: Args, _: Named) -> Any:
         x = args[0]
-        if id(x) in self._truths:
+        if id(x) in self._truths and passing_answer() is None:
             return self._truths[id(x)][1]
         sums = self.facts.sums(x)
         if sums is not None and sums.value is not None:
@@ -192,7 +222,14 @@ class SomeRows(TorchFunctionMode):
             return x.unbind()
 
     def _bool(self, args: Args, _: Named) -> Any:
-        answer = self.truth(args[0])
+        answer = self.answer(args[0])
+        return _NOT_HERE if answer is None else answer
+
+    def _assert(self, args: Args, named: Named) -> Any:
+        return None if isinstance(args[0], Tensor) else _NOT_HERE
+
+    def _are_equal(self, args: Args, named: Named) -> Any:
+        answer = self._passing()
         return _NOT_HERE if answer is None else answer
 
     def _index(self, args: Args, _: Named) -> Any:
@@ -223,7 +260,7 @@ class SomeRows(TorchFunctionMode):
         if not any(found):
             return _NOT_HERE
         with self:
-            x = _stacked(args[0])
+            x = stacked(args[0])
             return x.to(named["dtype"]) if named.get("dtype") is not None else x
 
     # Rows between numbers.
@@ -235,7 +272,7 @@ class SomeRows(TorchFunctionMode):
             one = self.row(x, 0, first)
             with self:
                 return one[tuple(rest)] if rest else one
-        if not isinstance(first, slice) or not _has_number(first):
+        if not isinstance(first, slice) or not has_number(first):
             return _NOT_HERE
         if first.step not in (None, 1):
             return _NOT_HERE
@@ -265,7 +302,7 @@ class SomeRows(TorchFunctionMode):
         return self.row(*args)
 
     def _slice(self, args: Args, _: Named) -> Any:
-        if not _has_number(slice(*args[2:4])) or args[1] != 0 or args[4:] not in ((), (1,)):
+        if not has_number(slice(*args[2:4])) or args[1] != 0 or args[4:] not in ((), (1,)):
             return _NOT_HERE
         with self:
             return self._piece(args[0], args[2], args[3])
@@ -280,7 +317,7 @@ class SomeRows(TorchFunctionMode):
         axis = named.get("dim", args[2] if len(args) > 2 else 0)
         if isinstance(counts, Array):
             raise NumberUsed("the length of a list", "loop over all experts")
-        if not isinstance(counts, list | tuple) or not _has_number(counts) or axis != 0:
+        if not isinstance(counts, list | tuple) or not has_number(counts) or axis != 0:
             return _NOT_HERE
         with self:
             places = self._pieces.starts(counts)
@@ -292,7 +329,7 @@ class SomeRows(TorchFunctionMode):
         if isinstance(places, Tensor) and self.facts.sums(places) is not None:
             places = self._tolist((places,), {})
         axis = named.get("dim", args[2] if len(args) > 2 else 0)
-        if not isinstance(places, list | tuple) or not _has_number(places) or axis != 0:
+        if not isinstance(places, list | tuple) or not has_number(places) or axis != 0:
             return _NOT_HERE
         with self:
             pairs = pairwise([None, *places, None])
@@ -303,7 +340,7 @@ class SomeRows(TorchFunctionMode):
         first, *rest = index if isinstance(index, tuple) else (index,)
         if isinstance(first, slice):
             first = changed(first, lambda x: Number(x, self) if isinstance(x, Tensor) else x)
-        if not isinstance(first, slice) or not _has_number(first) or first.step not in (None, 1):
+        if not isinstance(first, slice) or not has_number(first) or first.step not in (None, 1):
             return _NOT_HERE
         with self:
             rows = self._pieces.rows(first.start, first.stop, x.shape[0])
@@ -330,10 +367,13 @@ _SPECIAL: dict[str, _Special] = {
     "__iter__": SomeRows._iter,
     "__len__": SomeRows._len,
     "__setitem__": SomeRows._setitem,
+    "_assert": SomeRows._assert,
+    "allclose": SomeRows._are_equal,
     "as_tensor": SomeRows._tensor,
     "cat": SomeRows._cat,
     "concat": SomeRows._cat,
     "concatenate": SomeRows._cat,
+    "equal": SomeRows._are_equal,
     "item": SomeRows._item,
     "select": SomeRows._select,
     "slice": SomeRows._slice,
@@ -357,36 +397,3 @@ def _counting(count: Counting) -> _Special:
 
 
 _SPECIAL |= {name: _counting(count) for name, count in COUNTS.items()}
-
-
-def _has_number(value: Any) -> bool:
-    found: list[bool] = []
-    each(value, lambda x: found.append(isinstance(x, Number)))
-    return any(found)
-
-
-def _stacked(value: Any) -> Tensor:
-    """A tensor of what stands in nested lists of numbers."""
-    if isinstance(value, list | tuple):
-        return torch.stack([_stacked(part) for part in value])
-    return value.tensor if isinstance(value, Number) else torch.as_tensor(value)
-
-
-def _difference(a: Sums, b: Sums) -> tuple[float, float]:
-    """The least and the largest value of ``a - b``, if every count is at least 1."""
-    if a.origin is not None and b.origin is not None and a.origin is not b.origin:
-        return float("-inf"), float("inf")
-    parts = np.zeros(max(len(a.parts), len(b.parts)))
-    parts[: len(a.parts)] += a.parts.reshape(-1)
-    parts[: len(b.parts)] -= b.parts.reshape(-1)
-    return Sums(a.origin or b.origin, parts).range()
-
-
-def _decided(compare: Callable[[Any, Any], bool], range: tuple[float, float]) -> bool | None:
-    """What all numbers of a range are, compared with 0: true, false, or not the same."""
-    least, largest = range
-    holds = {compare(least, 0), compare(largest, 0)}
-    inside = least < 0 < largest or (least == largest == 0)
-    if compare in (operator.eq, operator.ne) and inside and least != largest:
-        return None
-    return holds.pop() if len(holds) == 1 else None

@@ -246,11 +246,22 @@ def views_of_a_length(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> T
     return torch.zeros_like(x).index_add(0, order // K, weighted)
 
 
+def below_a_number(m: Mixture, x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    order = index[:, 0].argsort()
+    y = torch.zeros_like(x)
+    for e in range(EXPERTS):
+        start, count = (index[:, 0] < e).sum().item(), (index[:, 0] == e).sum().item()
+        place = torch.arange(TOKENS)
+        mask = (place >= start) & (place < start + count)
+        y = y.index_add(0, order, m.experts[e](x[order]) * mask[:, None])
+    return y
+
+
 FORMS = [
     skip_by_sum, skip_by_any, skip_by_numel, skip_by_length, over_unique, over_unique_list,
     split_list, split_back, split_inverse, slices_of_each, moe_infer, moe_infer_ends,
     slices_by_tensors, numpy_counts, each_count_alone, token_by_token, token_by_item, token_by_list,
-    lists_of_rows, views_of_a_length,
+    lists_of_rows, views_of_a_length, below_a_number,
 ]  # fmt: skip
 
 
