@@ -162,7 +162,7 @@ def _made(name: str, function: Any, args: Args, named: Named, result: Tensor) ->
     if not sizes or not plain or result.numel() > _MOST_CONSTANTS:
         return None
     if name in _MADE_LIKE:
-        function, args, named = _MADE_LIKE[name], tuple(result.shape), {"dtype": result.dtype}
+        function, args, named = _MADE_LIKE[name], (tuple(result.shape),), {"dtype": result.dtype}
     if any(isinstance(x, Tensor) for x in (*args, *named.values())):
         return None
     return constant(function, args, {k: v for k, v in named.items() if k != "device"})

@@ -98,6 +98,12 @@ def a_tensor_of_counts(x: Tensor) -> Tensor:
     return x + torch.tensor(counted(choice(x)).tolist(), dtype=torch.float32).cumsum(0).sum()
 
 
+def totals_of_no_axes(x: Tensor) -> Tensor:
+    counts = counted(choice(x))
+    total = counts.new_zeros(()) + torch.zeros_like(counts.sum()) + torch.ones_like(counts[0])
+    return x[: (total + counts[0]).item() - 1].sum(0) + x.new_ones(())
+
+
 def first_alone(x: Tensor) -> Tensor:
     flat = choice(x).flatten()
     order, first = flat.argsort(stable=True), counted(flat)[0].item()
@@ -113,7 +119,7 @@ def searched(x: Tensor) -> Tensor:
 FORMS = [
     searched,     numbers_that_change, in_falling_order, counts_turned, slot_by_slot, sorted_again,
     counts_by_scatter, counts_by_index_add, with_values_of_unique, counts_as_factors,
-    a_tensor_of_counts, first_alone,
+    a_tensor_of_counts, totals_of_no_axes, first_alone,
 ]  # fmt: skip
 
 
