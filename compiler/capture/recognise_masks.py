@@ -8,6 +8,7 @@ but them. Where scores are equal the two differ: the numbers are those of the fi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from ..ir.build import make, result
 from ..ir.graph import Graph, Node, constant, rebuild
 from .recognise_probe import OutOfReach, Probe, ancestors
 from .recognise_rotation import close
-from .recognise_routers import extreme
+from .recognise_routers import extreme, scores_of, with_axis_back, with_last
 from .recognise_signs import is_never_negative
 
 Array = np.ndarray
@@ -38,11 +39,13 @@ MOST_ROUNDS = 100
 class Choice:
     """A mask that holds for the k largest scores, or for all others where it is ``inverted``.
 
-    It tells of all experts, or of the one ``expert`` alone. ``least``: for the k smallest scores.
+    It tells of all experts, or of the one ``expert`` alone. ``axis`` of the scores is that of the
+    experts. ``least``: for the k smallest scores.
     """
 
     mask: Node
     scores: Node
+    axis: int
     k: int
     inverted: bool
     expert: int | None
@@ -51,12 +54,21 @@ class Choice:
     @property
     def router(self) -> str:
         """What the choices of one routing op have in common."""
-        return f"{self.k} {'least' if self.least else 'largest'} of {self.scores.name}"
+        return _router_name(self.k, self.scores, self.axis, self.least)
+
+    @property
+    def experts(self) -> int:
+        """Among how many the mask chooses."""
+        return self.scores.type.shape[self.axis]
 
     def mirrored(self) -> Choice:
         """The same mask by the scores that the other one leaves out."""
-        k = self.scores.type.shape[-1] - self.k
+        k = self.experts - self.k
         return replace(self, k=k, inverted=not self.inverted, least=not self.least)
+
+
+def _router_name(k: int, scores: Node, axis: int, least: bool = False) -> str:
+    return f"{k} {'least' if least else 'largest'} of {scores.name} along {axis}"
 
 
 def choices_by_mask(graph: Graph) -> tuple[Choice, ...]:
@@ -96,7 +108,7 @@ def _scores_before(mask: Node) -> list[Node]:
         if node.op == "argmax" or (is_number and (not by_rank or _is_cut(node))):
             return []
         sizes = node.type.shape if len(node.types) == 1 and node.type.is_float else ()
-        if sizes and 1 < sizes[-1] <= MOST_EXPERTS and node.op != "constant":
+        if any(1 < size <= MOST_EXPERTS for size in sizes) and node.op != "constant":
             found.append(node)
     return found[:MOST_SCORES]
 
@@ -120,39 +132,89 @@ def _is_cut(numbers: Node) -> bool:
 
 def _choice(probe: Probe, mask: Node, scores: Node) -> Choice | None:
     """What ``mask`` says of the largest of ``scores``, tried on many random ones."""
-    count = scores.type.shape[-1]
-    tokens = scores.type.size // count
-    if mask.type.size not in (tokens * count, tokens):
-        return None
-    of_all = mask.type.size > tokens
+    left = _guesses(mask, scores)
     rng = np.random.default_rng(0)
     positive = is_never_negative(probe, scores)
-    least = np.ones((2, 1 if of_all else count), np.int64)  # k, if the mask is as it is or inverted
-    most = np.full_like(least, count - 1)
-    # Of one expert alone, it takes many rows until it stands just inside of k and just outside.
-    rows = ROWS if of_all else max(ROWS, 16 * count)
-    for size in SIZES * min(MOST_ROUNDS, max(1, rows // (len(SIZES) * tokens))):
+    sizes = itertools.cycle(SIZES)
+    tried = 0
+    while left and tried < max(guess.rounds for guess in left):
         value = rng.uniform(0, 1, scores.type.shape)
+        size = next(sizes)
         if not positive:
             value = size * rng.standard_normal(scores.type.shape)
         try:
-            holds = probe.run([mask], {scores: value})[0].reshape(tokens, -1)
+            holds = probe.run([mask], {scores: value})[0]
         except OutOfReach:
             return None
-        rank = np.argsort(np.argsort(-value.reshape(tokens, count), -1), -1)
+        left = [guess for guess in left if guess.fits(value, holds)]
+        tried += 1
+    found = [choice for guess in left if (choice := guess.choice()) is not None]
+    return found[0] if len(left) == 1 and found else None
+
+
+def _guesses(mask: Node, scores: Node) -> list[_Guess]:
+    """Each axis whose experts a mask of that size can tell of, the last one first."""
+    found = []
+    for axis, count in reversed(list(enumerate(scores.type.shape))):
+        of_all = mask.type.size == scores.type.size
+        if 1 < count <= MOST_EXPERTS and (of_all or mask.type.size * count == scores.type.size):
+            least = np.ones((2, 1 if of_all else count), np.int64)
+            found.append(_Guess(mask, scores, axis, least, np.full_like(least, count - 1)))
+    return found
+
+
+@dataclass
+class _Guess:
+    """Experts along an axis, and what k may be: [as it is or inverted, of which expert]."""
+
+    mask: Node
+    scores: Node
+    axis: int
+    least: Array
+    most: Array
+
+    @property
+    def count(self) -> int:
+        return self.scores.type.shape[self.axis]
+
+    @property
+    def of_all(self) -> bool:
+        return self.mask.type.size == self.scores.type.size
+
+    @property
+    def rounds(self) -> int:
+        """How many trials it takes.
+
+        Of one expert alone, it takes many rows until it stands just inside of k and just outside.
+        """
+        rows = ROWS if self.of_all else max(ROWS, 16 * self.count)
+        tokens = self.scores.type.size // self.count
+        return len(SIZES) * min(MOST_ROUNDS, max(1, rows // (len(SIZES) * tokens)))
+
+    def fits(self, scores: Array, holds: Array) -> bool:
+        """Narrows k by scores and where the mask holds; whether any k is left."""
+        rows = self._rows(scores)
+        rank = np.argsort(np.argsort(-rows, -1), -1)
+        holds = self._rows(holds.reshape(scores.shape)) if self.of_all else holds.reshape(-1, 1)
         for inverted, chosen in enumerate((holds, ~holds)):
-            inside, outside = np.where(chosen, rank, -1), np.where(chosen, count, rank)
-            axis = None if of_all else 0
-            least[inverted] = np.maximum(least[inverted], inside.max(axis) + 1)
-            most[inverted] = np.minimum(most[inverted], outside.min(axis))
-        if (least > most).all():
+            inside, outside = np.where(chosen, rank, -1), np.where(chosen, self.count, rank)
+            axis = None if self.of_all else 0
+            self.least[inverted] = np.maximum(self.least[inverted], inside.max(axis) + 1)
+            self.most[inverted] = np.minimum(self.most[inverted], outside.min(axis))
+        return bool((self.least <= self.most).any())
+
+    def _rows(self, x: Array) -> Array:
+        return np.moveaxis(x, self.axis, -1).reshape(-1, self.count)
+
+    def choice(self) -> Choice | None:
+        """What the mask says, if one k of one expert, or of all, is left."""
+        exact = np.argwhere(self.least == self.most)
+        if len(exact) != 1 or (self.least < self.most).any():
             return None
-    fits = np.argwhere(least == most)
-    if len(fits) != 1 or (least < most).any():
-        return None
-    inverted, expert = fits[0].tolist()
-    k = int(least[inverted, expert])
-    return Choice(mask, scores, k, bool(inverted), None if of_all else expert)
+        inverted, expert = exact[0].tolist()
+        k = int(self.least[inverted, expert])
+        which = None if self.of_all else expert
+        return Choice(self.mask, self.scores, self.axis, k, bool(inverted), which)
 
 
 def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
@@ -161,7 +223,7 @@ def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
         return graph
     by_name = {choice.mask.name: choice for choice in choices}
     known = {choice.router: choice for choice in choices}
-    best = {choice.scores.name: choice for choice in choices if choice.k == 1 and not choice.least}
+    original = {node.name: node for node in graph.nodes}
     store = dict(graph.constants)
     routers: dict[str, Node] = {}
     masks: dict[str, Node] = {}
@@ -169,7 +231,7 @@ def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
 
     def router(choice: Choice) -> Node:
         if choice.router not in routers:
-            scores = new[choice.scores.name]
+            scores = with_last(new[choice.scores.name], choice.axis)
             scores = make("neg", scores, name=f"{scores.name}.neg") if choice.least else scores
             name, notes = f"{scores.name}.top", {BY_MASK: choice.router}
             top_k = make("top_k", scores, name=name, source=scores.source, notes=notes, k=choice.k)
@@ -178,8 +240,8 @@ def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
 
     def whole(choice: Choice) -> Node:
         if choice.router not in masks:
-            count = choice.scores.type.shape[-1]
-            every = constant(store, np.arange(count), f"{choice.scores.name}.numbers")
+            name = f"{choice.scores.name}.numbers"
+            every = constant(store, np.arange(choice.experts), name)
             masks[choice.router] = _hot(result(router(choice), 1), every)
         return masks[choice.router]
 
@@ -188,15 +250,24 @@ def with_masks(graph: Graph, choices: Sequence[Choice]) -> Graph:
         if node.name in by_name:
             choice = by_name[node.name]
             return _mask(node, choice, whole(choice))
-        scores = node.operands[0] if node.operands else node
-        if node.op == "top_k" and f"{node['k']} largest of {scores.name}" in known:
-            return router(known[f"{node['k']} largest of {scores.name}"])
-        if node.op == "max" and scores.name in best and extreme(node) == scores.type.rank - 1:
-            value = result(router(best[scores.name]), 0)
-            return make("reshape", value, name=node.name, source=node.source, shape=node.type.shape)
-        return node
+        same = known.get(_same_choice(original[node.name]))
+        if same is None:
+            return node
+        if node.op == "top_k":
+            return router(same)
+        value = result(router(same), 0)
+        return make("reshape", value, name=node.name, source=node.source, shape=node.type.shape)
 
     return rebuild(graph, change, store)
+
+
+def _same_choice(node: Node) -> str:
+    """The name of the choice that a top_k makes, or a max; none of others."""
+    if node.op == "top_k":
+        scores = scores_of(node)
+        return _router_name(node["k"], scores.node, scores.order[-1])
+    axis = extreme(node) if node.op == "max" else None
+    return "" if axis is None else _router_name(1, node.operands[0], axis)
 
 
 def _hot(numbers: Node, every: Node) -> Node:
@@ -216,7 +287,10 @@ def _mask(node: Node, choice: Choice, whole: Node) -> Node:
     """The mask that ``node`` is, of the mask [..., E] of the experts that are chosen."""
     e, last = choice.expert, whole.type.rank - 1
     name = f"{node.name}.part"
-    part = whole if e is None else make("slice", whole, name=name, axis=last, start=e, stop=e + 1)
+    if e is None:
+        part = with_axis_back(whole, choice.axis)
+    else:
+        part = make("slice", whole, name=name, axis=last, start=e, stop=e + 1)
     part = make("logical_not", part, name=name) if choice.inverted else part
     return make("reshape", part, name=node.name, source=node.source, shape=node.type.shape)
 

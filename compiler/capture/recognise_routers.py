@@ -42,7 +42,7 @@ def with_top_k(graph: Graph) -> Graph:
     def router(x: Node, axis: int, least: bool) -> Node:
         if (x, axis, least) not in made:
             scores = make("neg", x, name=f"{x.name}.neg") if least else x
-            last = _with_last(scores, axis)
+            last = with_last(scores, axis)
             made[x, axis, least] = make("top_k", last, name=f"{x.name}.top", k=1)
         return made[x, axis, least]
 
@@ -94,12 +94,21 @@ def _only_axis(node: Node) -> int | None:
     return int(axes[0]) % node.operands[0].type.rank if len(axes) == 1 else None
 
 
-def _with_last(x: Node, axis: int) -> Node:
+def with_last(x: Node, axis: int) -> Node:
     """``x`` with ``axis`` as its last."""
     order = (*(i for i in range(x.type.rank) if i != axis), axis)
     if axis == x.type.rank - 1:
         return x
     return make("transpose", x, name=f"{x.name}.last", source=x.source, order=order)
+
+
+def with_axis_back(x: Node, axis: int) -> Node:
+    """``x`` with its last axis as ``axis``: what `with_last` moved, moved back."""
+    last = x.type.rank - 1
+    order = [*range(axis), last, *range(axis, last)]
+    if axis == last:
+        return x
+    return make("transpose", x, name=f"{x.name}.back", source=x.source, order=tuple(order))
 
 
 def _chooses(graph: Graph, node: Node) -> bool:
@@ -162,26 +171,27 @@ def with_one_router(graph: Graph) -> Graph:
 
 
 @dataclass(frozen=True)
-class _Scores:
+class Scores:
     """What experts are chosen by: a node, and its axes in the order that has theirs last."""
 
     node: Node
     order: tuple[int, ...]
 
     def as_rows(self) -> Node:
-        return _with_last(self.node, self.order[-1])
+        return with_last(self.node, self.order[-1])
 
 
-def _scores_of(router: Node) -> _Scores:
+def scores_of(router: Node) -> Scores:
+    """What a top_k chooses by, before its axis of experts was made the last."""
     scores = router.operands[0]
     order = tuple(range(scores.type.rank))
     if scores.op != "transpose":
-        return _Scores(scores, order)
-    moved = _Scores(scores.operands[0], scores["order"])
-    return moved if moved.as_rows()["order"] == moved.order else _Scores(scores, order)
+        return Scores(scores, order)
+    moved = Scores(scores.operands[0], scores["order"])
+    return moved if moved.as_rows()["order"] == moved.order else Scores(scores, order)
 
 
-def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> _Scores | None:
+def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> Scores | None:
     """The scores of which ``first`` always chooses the best, and ``second`` what comes next.
 
     Those of ``first`` or, where it is only asked for numbers, the logits they come from. The second
@@ -197,15 +207,15 @@ def _chooses_next(graph: Graph, probe: Probe, first: Node, second: Node) -> _Sco
         router: any(n.op == "result" and not n["index"] for n in graph.users[router])
         for router in (first, second)
     }
-    own = _scores_of(first)
+    own = scores_of(first)
     bases = [own]
     if own.node.op == "softmax" and not is_read[first]:
-        bases += [_Scores(logits, own.order) for logits in own.node.operands]
+        bases += [Scores(logits, own.order) for logits in own.node.operands]
     follow = (base for base in bases if _follows(probe, base, second, a, is_read[second]))
     return next(follow, None)
 
 
-def _follows(probe: Probe, base: _Scores, second: Node, after: int, is_read: bool) -> bool:
+def _follows(probe: Probe, base: Scores, second: Node, after: int, is_read: bool) -> bool:
     """Whether of any scores ``base`` the choice of ``second`` is what comes after the best ones."""
     rng = np.random.default_rng(0)
     scores = base.node
@@ -227,7 +237,7 @@ def _follows(probe: Probe, base: _Scores, second: Node, after: int, is_read: boo
     return True
 
 
-def _joined(graph: Graph, scores: _Scores, first: Node, second: Node) -> Graph:
+def _joined(graph: Graph, scores: Scores, first: Node, second: Node) -> Graph:
     """The graph in which one top_k of ``scores`` makes the results of both."""
     a, b = int(first["k"]), int(second["k"])
     both: list[Node] = []
@@ -237,7 +247,7 @@ def _joined(graph: Graph, scores: _Scores, first: Node, second: Node) -> Graph:
     def change(node: Node) -> Node:
         was = original[node.name]
         if was is scores.node:
-            base.append(_Scores(node, scores.order).as_rows())
+            base.append(Scores(node, scores.order).as_rows())
         if was is first:
             both.append(make("top_k", base[0], name=node.name, source=node.source, k=a + b))
             return both[0]

@@ -71,12 +71,35 @@ def test_a_mask_of_the_largest_scores_is_their_numbers(name: str) -> None:
             np.testing.assert_array_equal(now, was)
 
 
+# Masks of scores along an axis that is not the last.
+ALONG: dict[str, tuple[Mask, int]] = {
+    "columns": (lambda s: s >= s.amax(0, keepdim=True), 0),
+    "columns of channels": (lambda s: (c := s.view(3, 3, 5)) >= c.amax(1, True), 1),
+    "below the best of channels": (lambda s: (c := s.view(3, 3, 5)) < c.amax(1, True), 1),
+    "two of channels": (lambda s: (c := s.view(3, 3, 5)) >= c.topk(2, 1).values[:, 1:], 1),
+    "of one channel": (lambda s: (c := s.view(3, 3, 5))[:, 2] == c.max(1).values, 1),
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_masks_along_other_axes(name: str) -> None:
+    """Experts that are channels of an image are found, and their masks stand where they stood."""
+    mask, axis = ALONG[name]
+    graph, x = captured(mask)
+    (choice,) = choices_by_mask(graph)
+    assert choice.axis == axis
+    for each in (choice, choice.mirrored()):
+        new = with_masks(graph, (each,))
+        verify(new)
+        was, now = (interpret(form, x.numpy())[0] for form in (graph, new))
+        np.testing.assert_array_equal(now, was)
+
+
 OTHERS: dict[str, Mask] = {
     "near the largest": lambda s: s >= s.amax(-1, keepdim=True) - 0.1,
     "a share of the largest": lambda s: (p := s.softmax(-1)) >= 0.9 * p.amax(-1, keepdim=True),
     "above the mean": lambda s: s >= s.mean(-1, keepdim=True),
     "above a number": lambda s: s.softmax(-1) > 0.2,
-    "the largest of all rows": lambda s: s >= s.amax(0, keepdim=True),
     "the largest of the next row": lambda s: s >= s.roll(1, 0).amax(-1, keepdim=True),
     "the second": lambda s: s == s.topk(2, -1).values[:, 1:],
     "the largest with a bias": lambda s: s + torch.arange(5.0) >= s.amax(-1, keepdim=True),
