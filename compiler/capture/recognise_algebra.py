@@ -2,6 +2,7 @@
 
 x P - x M, with P - M ternary  ->  x (P - M)
 a + g (b - a)                  ->  (1 - g) a + g b
+[a, b] [W; W]                  ->  (a + b) W
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class _Writer:
             new = self._one_product(node)
         if new is None and node.op == "add":
             new = self._two_terms(node)
+        if node.op in ("linear", "matmul") and node.operands[0].op == "concat":
+            new = self._one_of_equal(node)
         self.changed |= new is not None
         return node if new is None else new
 
@@ -85,6 +88,25 @@ class _Writer:
                     second = make("mul", g, difference.operands[0])
                     return make("add", first, second, name=node.name, source=node.source)
         return None
+
+    def _one_of_equal(self, node: Node) -> Node | None:
+        """Rows side by side times a matrix that stands there as often, as their sum times it."""
+        rows, *bias = node.operands[0], *node.operands[2:]
+        product = product_of(self.probe, node)
+        beside = rows["axis"] % rows.type.rank == rows.type.rank - 1
+        if product is None or not beside or not _is_of_rows(node, rows):
+            return None
+        parts = rows.operands
+        alike = product.x is rows and len({part.type for part in parts}) == 1
+        matrices = np.split(product.w, len(parts), axis=1) if alike else []
+        if not matrices or any(not np.array_equal(w, matrices[0]) for w in matrices):
+            return None
+        total = parts[0]
+        for part in parts[1:]:
+            total = make("add", total, part, name=f"{node.name}.sum", source=node.source)
+        held = np.ascontiguousarray(matrices[0].astype(rows.type.storage))
+        w = constant(self.probe.constants, held, f"{node.name}.w")
+        return make("linear", total, w, *bias, name=node.name, source=node.source)
 
 
 def _is_of_rows(node: Node, x: Node) -> bool:

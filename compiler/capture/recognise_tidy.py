@@ -3,14 +3,17 @@
 op(x), op(x)                           ->  op(x)
 slice(concat(a, b, c)) of parts a, b   ->  concat(a, b)
 concat(concat(a, b), c)                ->  concat(a, b, c)
+take(rows that are all alike, n)       ->  one row, broadcast
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..ir.build import make
-from ..ir.graph import Graph, Node, rebuild
+from ..ir.graph import Graph, Node, constant, rebuild
 from .recognise_algebra import rewritten
 from .recognise_probe import fold_constants
 
@@ -25,15 +28,27 @@ def simpler(graph: Graph) -> Graph | None:
 def tidied(graph: Graph) -> Graph:
     """The graph without repetitions, and without joints that are cut again."""
     first: dict[Any, Node] = {}
+    store = dict(graph.constants)
 
     def change(node: Node) -> Node:
         if node.op in ("constant", "input") or node.notes:
             return node
-        node = _without_detour(node)
+        node = _without_choice(node, store) or _without_detour(node)
         key = node.op, node.operands, node.types, tuple(sorted(node.attributes.items()))
         return first.setdefault(key, node)
 
-    return rebuild(graph, change)
+    return rebuild(graph, change, store)
+
+
+def _without_choice(node: Node, store: dict[str, np.ndarray]) -> Node | None:
+    """One of the rows of a constant for all, where a number chooses among rows that are alike."""
+    if node.op != "take" or node["axis"] != 0 or node.operands[0].op != "constant":
+        return None
+    rows = store[str(node.operands[0]["digest"])]
+    if len(rows) < 2 or not (rows == rows[0]).all():
+        return None
+    row = constant(store, rows[0], f"{node.operands[0].name}.row")
+    return make("broadcast", row, name=node.name, source=node.source, shape=node.type.shape)
 
 
 def _without_detour(node: Node) -> Node:

@@ -40,6 +40,7 @@ class _Writer:
         self.stacks: dict[Node, Factors] = {}  # [E a, b], one under the other
         self.columns: dict[Node, Factors] = {}  # [a, E b], side by side
         self.sideways: dict[Node, Factors] = {}  # [a, E, b]
+        self._swapped: dict[Node, Node] = {}
         self.changed = False
 
     def change(self, node: Node) -> Node:
@@ -51,9 +52,9 @@ class _Writer:
         if node.op == "linear" and node["activation"] == "none" and len(node.operands) == 2:
             x, w = node.operands
             if w in self.stacks and x not in self.factors:
-                return self._stacked(node, x, _turned(self.stacks[w]))
+                return self._stacked(node, x, self._turned(self.stacks[w]))
             if len(self.factors.get(w, ())) > 1 and x not in self.factors:
-                return self._product(node, (x, *_turned(self.factors[w])), from_left=True)
+                return self._product(node, (x, *self._turned(self.factors[w])), from_left=True)
         if node.op == "matmul":
             a, b = node.operands
             if b in self.columns and a not in self.factors:
@@ -75,9 +76,9 @@ class _Writer:
         if node.op == "transpose":
             order = tuple(node["order"])
             if order == (1, 0) and x in self.stacks:
-                self.columns[node] = _turned(self.stacks[x])
+                self.columns[node] = self._turned(self.stacks[x])
             elif order == (1, 0) and x in self.columns:
-                self.stacks[node] = _turned(self.columns[x])
+                self.stacks[node] = self._turned(self.columns[x])
             elif order == (1, 0, 2):
                 self.sideways[node] = self._whole(x)
         if node.op == "reshape":
@@ -131,7 +132,7 @@ class _Writer:
         if node.op == "matmul" and all(x.type.rank > 1 for x in node.operands):
             return self.factors[node.operands[0]] + self.factors[node.operands[1]]
         if node.op == "linear" and len(node.operands) == 2 and node["activation"] == "none":
-            return self.factors[node.operands[0]] + _turned(self.factors[node.operands[1]])
+            return self.factors[node.operands[0]] + self._turned(self.factors[node.operands[1]])
         first = node.operands[0] if node.operands else node
         if node.op == "transpose" and first in self.sideways and tuple(node["order"]) == (1, 0, 2):
             return self.sideways[first]
@@ -169,7 +170,7 @@ class _Writer:
                 for factor in self._whole(node.operands[0])
             )
         if order[:last] == tuple(range(last)):
-            return _turned(known)
+            return self._turned(known)
         return None
 
     def reshape(self, node: Node) -> Factors | None:
@@ -247,6 +248,17 @@ class _Writer:
             for factor in self.factors[node]
         )
 
+    def _turned(self, factors: Factors) -> Factors:
+        """The factors of the transposed product; what was one factor stays one."""
+        return tuple(self._swap(factor) for factor in reversed(factors))
+
+    def _swap(self, x: Node) -> Node:
+        if x not in self._swapped:
+            rank = x.type.rank
+            order = (*range(rank - 2), rank - 1, rank - 2)
+            self._swapped[x] = make("transpose", x, order=order)
+        return self._swapped[x]
+
     def _broadcast(self, factor: Node, lead: tuple[int, ...]) -> Node:
         shape = (*lead, *factor.type.shape[-2:])
         return factor if factor.type.shape == shape else make("broadcast", factor, shape=shape)
@@ -280,13 +292,3 @@ def _shaped(made: Node, node: Node) -> Node:
         return made
     op = "reshape" if made.type.size == node.type.size else "broadcast"
     return make(op, made, name=node.name, source=node.source, shape=shape)
-
-
-def _turned(factors: Factors) -> Factors:
-    """The factors of the transposed product."""
-    return tuple(_swapped(factor) for factor in reversed(factors))
-
-
-def _swapped(node: Node) -> Node:
-    rank = node.type.rank
-    return make("transpose", node, order=(*range(rank - 2), rank - 1, rank - 2))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .test_recognise_styles import CHOSEN, EXPERTS, TOKENS, Gathered
+from .test_recognise_styles import CHOSEN, EXPERTS, TOKENS, Gathered, ternary
 
 
 class JoinedCounts(Gathered):
@@ -206,3 +206,25 @@ class SlabsInPlace(Gathered):
             slabs[e] = self.expert(slabs[e], self.theta[e], self.phi[e])
         dense = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
         return torch.einsum("te,etd->td", dense, slabs)
+
+
+class MatrixForEach(Gathered):
+    """The shared matrices stacked for all experts, and gathered with the angles by number."""
+
+    def chosen(self, x: Tensor, experts: Tensor) -> Tensor:
+        rows = self.rotate(x[:, None].expand(-1, CHOSEN, -1), self.theta[experts])
+        up = torch.stack([ternary(self.up)] * EXPERTS)[experts]  # [T, k, F, d]
+        rows = self.rotate(F.gelu(torch.einsum("tkfd,tkd->tkf", up, rows)), self.phi[experts])
+        down = self.down.weight.expand(EXPERTS, -1, -1)[experts]
+        return torch.einsum("tkdf,tkf->tkd", down, rows) + self.down.bias
+
+
+class SideBySide(Gathered):
+    """Weighed rows of all experts side by side, times the shared matrix as often as there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, experts = self.route(x)
+        every = torch.zeros(TOKENS, EXPERTS).scatter(1, experts, gates)
+        rows = [self.hidden(x, self.theta[e], self.phi[e]) for e in range(EXPERTS)]
+        beside = torch.cat([every[:, e, None] * row for e, row in enumerate(rows)], -1)
+        return F.linear(beside, self.down.weight.repeat(1, EXPERTS), self.down.bias)

@@ -50,11 +50,18 @@ SAME: dict[str, Function] = {
     "with scales": lambda x, p, m: x @ (0.3 * p).T - x @ (0.3 * m).T,
     "of halves": halves,
     "an interpolation": lambda x, p, m: torch.lerp(x[:, :6], x[:, 2:], x[:, :1]),
+    "one matrix for both": lambda x, p, m: torch.cat([x, x.exp()], -1) @ p.repeat(1, 2).T,
+    "one matrix, with a bias": lambda x, p, m: F.linear(
+        torch.cat([x, x.exp(), x.sin()], -1), p.repeat(1, 3), m[:, 0]
+    ),
     "an interpolation by parts": lambda x, p, m: (x[:, 1:] - (a := x[:, :7])) * x[:, 7:] + a,
 }
 OTHER: dict[str, Function] = {
     "two scales": lambda x, p, m: x @ (0.3 * p).T - x @ (0.2 * m).T,
     "weights of two": lambda x, p, m: x @ p.T + x @ (p + m).T,
+    "two matrices": lambda x, p, m: torch.cat([x, x.exp()], -1) @ torch.cat([p, m], 1).T,
+    "parts of two sizes": lambda x, p, m: torch.cat([x, x[:, :4]], -1) @ (p[:, [0] * 12]).T,
+    "under each other": lambda x, p, m: torch.cat([x, x.exp()]) @ p.T,
     "other rows": lambda x, p, m: F.linear(x, p) - F.linear(x.flip(0), m),
     "with a bias": lambda x, p, m: F.linear(x, p, p[:, 0]) - F.linear(x, m),
     "of channels": lambda x, p, m: p @ x.T[:, :5] - m @ x.T[:, :5],
