@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ir.build import result
 from ..ir.graph import Graph, Node, topological_order
+from .recognise_axes import chooses_neighbours
 from .recognise_build import build
 from .recognise_check import Residual, residual, routes_by_order
 from .recognise_claims import Claim, claimed_first, judged, without_claims
@@ -167,7 +168,11 @@ def _outcomes(graph: Graph, seed: int, progress: Progress | None) -> dict[Node, 
     probe = Probe(dict(graph.constants))
     rng = np.random.default_rng(seed)
     # What sorts whole numbers puts rows in order: it chooses no experts.
-    routers = [n for n in graph.nodes if n.op == "top_k" and n.operands[0].type.is_float]
+    routers = [
+        node
+        for node in graph.nodes
+        if node.op == "top_k" and node.operands[0].type.is_float and not chooses_neighbours(node)
+    ]
     found: dict[Node, _Outcome] = {}
     for number, top_k in enumerate(routers):
         start = time.perf_counter()
