@@ -37,6 +37,7 @@ from .recognise_rows import Rows
 from .recognise_tidy import simpler
 from .recognise_unfold import unfolded
 from .recognise_unused import without_unused
+from .recognise_why import why_it_differs
 
 Progress = Callable[[str], None]
 GUESSED = 3  # the stage from which on a wrong guess at the gates says nothing
@@ -272,7 +273,9 @@ def _report(layer: Layer, none: LayerReport, rng: np.random.Generator) -> LayerR
     found = _check(layer, rng)
     worst = found.captured
     if not found.passes:
+        because = why_it_differs(layer, rng)
         text = f"rebuilt, it differs by {worst:.1e} on {found.where}"
+        text += f": {because}" if because else ""
         return replace(none, reason=text, residual=worst)
     parts = describe(layer)
     if routes_by_order(layer.region, rng):
