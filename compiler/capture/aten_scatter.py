@@ -18,7 +18,7 @@ from .aten_index import as_numbers, flat_index
 from .aten_order import running
 from .aten_reduce import hits, in_order
 from .aten_shape import written
-from .chosen import Chosen, same
+from .chosen import Chosen, same, unshaped
 from .refusals import MASK_ADVICE
 from .site import Site, accept, lowers
 from .sorted_rows import before_sorting, inverse
@@ -367,9 +367,7 @@ def masked_scatter(site: Site, x: Node, mask: Node, source: Node) -> Node:
     if mark is not None and mark.axis == 0 and source.type.shape == shape == x.type.shape:
         rows = mask.operands[0] if mask.op == "broadcast" else mask
         by_row = rows.type.shape == (shape[0], *(1,) * (len(shape) - 1))
-        while rows.op == "reshape":
-            rows = rows.operands[0]
-        fits = by_row and same(rows, mark.mask)
+        fits = by_row and same(unshaped(rows), unshaped(mark.mask))
         accept(fits, "rows chosen by one mask, written by another", MASK_ADVICE)
         return site.merge(mark, source, x)
     mask = site.broadcast(truth(site, mask), shape)

@@ -119,6 +119,11 @@ def is_half(fake: object) -> bool:
     return isinstance(fake, Tensor) and fake.dtype in (torch.float16, torch.bfloat16)
 
 
+def is_wide(fake: object) -> bool:
+    """Whether a value is a tensor of floats of 32 bits or more, which 16 bits would round."""
+    return isinstance(fake, Tensor) and fake.is_floating_point() and not is_half(fake)
+
+
 def is_about_sizes(node: fx.Node) -> bool:
     """Whether a call computes with sizes, not with tensors."""
     if isinstance(node.target, torch._ops.OpOverload):

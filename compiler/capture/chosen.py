@@ -43,6 +43,9 @@ class Marks(dict[Node, Chosen]):
             self[node] = Chosen(_joins(node), self._joined(node))
             return
         mask = self.agree(list(found.values()))
+        if node.op == "reshape" and (rows := _whole_rows(node, found[0])) is not None:
+            self[node] = rows
+            return
         axis = row_axis(node, axes)
         if axis is None:
             raise Refused(f"rows chosen by the data mixed by '{node.op}'", _ADVICE)
@@ -51,7 +54,7 @@ class Marks(dict[Node, Chosen]):
     def agree(self, marks: Sequence[Chosen]) -> Node:
         """The mask of all ``marks``. Raises Refused where they differ."""
         first, *others = (mark.mask for mark in marks)
-        if not all(same(first, mask) for mask in others):
+        if not all(same(unshaped(first), unshaped(mask)) for mask in others):
             raise Refused("rows chosen by different masks, together", _ADVICE)
         return first
 
@@ -115,6 +118,13 @@ def same(a: Node, b: Node) -> bool:
     return True
 
 
+def unshaped(node: Node) -> Node:
+    """What holds the elements of ``node`` in the same order, whatever its shape."""
+    while node.op == "reshape":
+        node = node.operands[0]
+    return node
+
+
 def _same_but_for_operands(a: Node, b: Node) -> bool:
     return (
         a.op == b.op
@@ -123,6 +133,23 @@ def _same_but_for_operands(a: Node, b: Node) -> bool:
         and dict(a.attributes) == dict(b.attributes)
         and len(a.operands) == len(b.operands)
     )
+
+
+def _whole_rows(node: Node, elements: Chosen) -> Chosen | None:
+    """The mark of rows [N, width], put together again of chosen elements [N width].
+
+    None where a row might be chosen in part.
+    """
+    if elements.axis or node.operands[0].type.rank != 1 or node.type.rank != 2:
+        return None
+    mask, count = unshaped(elements.mask), node.type.shape[0]
+    if mask.op != "broadcast" or mask.operands[0].type.size != count:
+        return None
+    varying = [axis for axis in range(mask.type.rank) if not is_uniform(mask, axis)]
+    if prod(mask.type.shape[: max(varying, default=-1) + 1]) != count:
+        return None
+    rows = mask.operands[0]
+    return Chosen(0, make("reshape", rows, name="mask.rows", source=node.source, shape=(count,)))
 
 
 # --- where an op's result holds the rows of its operands; None where it mixes them ---

@@ -42,6 +42,7 @@ from .calls import (
     is_part_of_rotation,
     is_real,
     is_repeatable,
+    is_wide,
 )
 from .chosen import Chosen, Marks, is_uniform
 from .claimed import Claims, results_of_registered, what_is_marked
@@ -330,7 +331,9 @@ class Walk:
         if lowering is None:
             self.refusals.add_operator(node, target, source)
             return stand_in(fake, self.sizes)
-        if is_half(fake) and target.split(".")[1] in MOVED and not self.narrow:
+        wide = (is_wide(operand.meta.get("val")) for operand in node.all_input_nodes)
+        moves = target.split(".")[1] in MOVED and not any(wide)
+        if is_half(fake) and moves and not self.narrow:
             return self._as_float32(node, target)
         args, named = (fx.map_arg(part, self._operand) for part in (node.args, node.kwargs))
         args, named = plain(args), plain(named)

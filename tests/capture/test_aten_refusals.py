@@ -41,6 +41,7 @@ CASES: list[tuple[Callable[[Tensor], Any], str, str]] = [
     (lambda x: x.view(torch.int32), "bits of f32 read as i32", ".to(dtype)"),
     (lambda x: F.pad(x, (-1, 2), mode="replicate"), "negative replicate", "slice"),
     (lambda x: x.nonzero(), "a result whose size the data chooses", "zeros"),
+    (lambda x: x.half().float(), "aten.to.dtype in f16", "float32"),
     (lambda x: x.masked_select(x > 0), "whose size the data chooses", "zeros"),
     (lambda x: torch.bincount((x > 0).long().flatten()), "bincount", "one_hot"),
     (lambda x: x.scatter_reduce(1, x.topk(2).indices, x, "prod"), "with 'prod'", "amax"),

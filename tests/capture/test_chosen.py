@@ -172,12 +172,19 @@ def scattered_by_mask(x: Tensor) -> Tensor:
     return x.masked_scatter(mask[:, None], x[mask].tanh())
 
 
+def rows_of_elements(x: Tensor) -> Tensor:
+    mask = positive(x)[:, None]
+    rows = x.masked_select(mask).view(-1, 6)
+    again = torch.masked_select(x.view(-1, 2, 3), mask[..., None]).reshape(-1, 6).tanh()
+    return x.masked_scatter(mask.expand_as(x), rows @ W.mT @ W) + put(x, again)
+
+
 FORMS = [
     by_mask, added_by_mask, by_number, by_coordinates, set_by_number, scattered, joined,
     joined_places, pairs, summed, contracted, two_axes, routed, filled, turned, counted, repeated,
     asked_for_one,
     written_to_zeros, written_to_complex_zeros, joined_with_zeros,
-    scattered_by_mask,
+    scattered_by_mask, rows_of_elements,
 ]  # fmt: skip
 
 
@@ -217,6 +224,9 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda x: x[positive(x)].sum(0) / x[positive(x)].shape[0], "number of chosen rows"),
     (lambda x: put(x, x[x[:, 1] > 0]), "different masks"),
     (lambda x: x.masked_scatter(x[:, 1:2] > 0, x[positive(x)]), "written by another"),
+    (lambda x: put(x, x.masked_select(x > 0).view(-1, 6)), "mixed by 'reshape'|not followed"),
+    (lambda x: x.masked_select(x[0] > 0).view(-1, 8).sum(0), "mixed by 'reshape'"),
+    (lambda x: x.masked_select(positive(x)[:, None]).view(-1, 3).sum(0), "mixed by 'reshape'"),
     (lambda x: x[positive(x)] @ x[positive(x)].mT, "mixed by 'matmul'"),
     (lambda x: torch.cat([x[positive(x)], x]).sum(0), "joined with others"),
     (lambda x: x[positive(x)].reshape(-1).sum() + x[positive(x)].flatten().amax(), "mixed by"),
