@@ -29,6 +29,7 @@ MOST_ERROR = 5e-6
 _SHARED = "do not share their ternary matrix"
 _SUM = "nothing behind the routing is a sum of gate times a function of one activation"
 _GATES = "the gates enter in front of the ternary product"
+_PLACE = "gives something else at another place"
 # What is not recognised in full: the verdict, and a part of the reason that is given.
 TOLD = {
     "look_a_kick_drift": ("partial", "not orthogonal"),
@@ -58,11 +59,23 @@ TOLD = {
     "look_f_ttq_policy": ("none", "3 magnitudes in place of 0 and one scale"),
     "look_fold_quant_vit": ("none", _SHARED),
     "look_foldthenround_layer": ("none", _SHARED),
-    "look_g_crossed_slots": ("none", "rebuilt, it differs"),
+    "look_g_crossed_slots": ("none", "hangs on which others its token is sent to"),
     "look_g_flat_riffle": ("refused", "mixed by 'reshape'"),
     "look_g_gelu_midway": ("none", "the activation stands between two layers of the rotation"),
     "look_g_mesh_homogeneous": ("partial", "padded with numbers that are not zero"),
     "look_g_own_threshold": ("none", "in front of the ternary product"),
+    "look_h_asr_lhuc": ("none", "scales its rows by factors of its own"),
+    "look_h_bam_sensor": ("partial", "not orthogonal"),
+    "look_h_dab_detr": ("none", _SUM),
+    "look_h_speedrun_gpt": ("none", _SUM),
+    "look_h_swing_riffs": ("none", "does not mix the same channels"),
+    "look_h_tabular_gate_in": ("none", _SUM),
+    "look_i_codegen_rotary": ("none", _PLACE),
+    "look_i_edge_anomaly": ("partial", "not orthogonal"),
+    "look_i_protein_single_track": ("none", _SUM),
+    "look_i_satellite_unet": ("none", "adds something else for each expert"),
+    "look_i_seasonal_patch_forecaster": ("none", _PLACE),
+    "look_i_timm_vit": ("partial", "not orthogonal"),
     "look_inplace": ("partial", "not orthogonal"),
     "look_nbeats": ("none", _SUM),
     "look_quantize_rotated": ("none", _SHARED),
