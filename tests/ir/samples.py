@@ -10,6 +10,37 @@ from butterflyc.compiler.ir import Graph, Node, Type, constant, input_node, make
 from butterflyc.compiler.ir.ops import OPS
 
 
+def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
+    """Calls of the ops of integer mode."""
+    codes, wide, sums = Type("i8", (2, 6)), Type("i16", (2, 6)), Type("i32", (2, 6))
+    rows, experts = Type("i8", (2, 3, 6)), Type("i64", (2, 3))
+    row, bias = Type("i16", (6,)), Type("i32", (6,))
+    head = Type("i8", (2, 2, 5, 4))
+    decay = {"multiplier": 300, "cap": 4096, "shift": 8}
+    return {
+        "integer_linear": [
+            ([codes, Type("i8", (3, 6))], {}),
+            ([codes, Type("i8", (3, 6)), Type("i32", (3,))], {}),
+        ],
+        "requantize": [
+            ([sums, row], {"shift": 8}),
+            ([wide, Type("i16", ())], {"drop": 2, "shift": 0, "dtype": "i16"}),
+        ],
+        "lookup": [([codes, Type("i8", (256,))], {})],
+        "saturating_add": [([wide, wide], {}), ([wide, row], {})],
+        "integer_rotate": [
+            ([Type("i8", (2, 1, 6)), Type("i16", (4, 3, 2, 2)), experts], {"shift": 14})
+        ],
+        "integer_combine": [([rows, Type("i16", (2, 3))], {})],
+        "integer_layer_norm": [
+            ([wide, row, bias], {"shift": 20}),
+            ([codes, row, bias], {"shift": 9}),
+        ],
+        "integer_softmax": [([sums], decay), ([wide], decay)],
+        "integer_attention": [([head] * 3, decay), ([head] * 3, {**decay, "causal": True})],
+    }
+
+
 def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
     """For each op: operand types and attributes of calls that must be accepted."""
     f = Type("f32", (2, 6))
@@ -63,6 +94,7 @@ def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         "ternary_matmul": [([f, ternary, scalar], {}), ([f, ternary, Type("f32", (8,))], {})],
         "quantize_rows": [([f], {})],
         "ternary_dot": [([Type("i8", (2, 6)), ternary], {})],
+        **_integer_samples(),
         "dequantize": [([Type("i32", (2, 8)), Type("f32", (2, 1)), scalar], {})],
         "combine": [([Type("f32", (2, 3, 6)), gates], {})],
         "butterfly_experts": [

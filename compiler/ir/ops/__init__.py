@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from . import butterfly, elementwise, linear, shape
+from . import butterfly, elementwise, integer, linear, shape
 from .structure import STRUCTURAL
 from .table import Op
 
-OPS: dict[str, Op] = {
-    entry.name: entry for family in (elementwise, shape, linear, butterfly) for entry in family.OPS
-}
+FAMILIES = (elementwise, shape, linear, butterfly, integer)
+OPS: dict[str, Op] = {entry.name: entry for family in FAMILIES for entry in family.OPS}
 
 __all__ = ["OPS", "STRUCTURAL", "Op"]

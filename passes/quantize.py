@@ -1,0 +1,70 @@
+"""Integers in place of floats, by static scales: mode int8.
+
+    %y = linear(%x, %w, %bias) : f32[T, N]
+    ->
+    %1 = integer_linear(%x, %w, %bias) : i32[T, N]
+    %y = requantize(%1, %y.multiplier) {drop, shift} : i8[T, N] scale 0.02
+
+Every float becomes codes of 8 bits, or of 16 where values are added up (the residual stream, which
+has one scale throughout). Lossy: what it costs is measured (`quantization_report`), not promised.
+A code is off by half a scale at most where it is not clipped; scales are chosen for the least mean
+square error on the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..compiler.errors import Unsupported
+from ..compiler.ir import Graph, Node, Type, input_node
+from .base import pruned
+from .calibration import calibrate
+from .quantize_rules import RULES, Quantizer
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """All of a graph in integers, with scales by what ``samples`` are: one array an input each."""
+
+    samples: Sequence[tuple[Array, ...]]
+    name = "quantize"
+    exact = False
+
+    def __call__(self, graph: Graph) -> Graph:
+        _check_covered(graph)
+        quantizer = Quantizer(graph, calibrate(graph, self.samples))
+        for node in graph.nodes:
+            if node.op == "input":
+                quantizer.done[node] = _input(quantizer, node)
+            elif node.op != "constant" and not quantizer.is_constant(node):
+                quantizer.done[node] = RULES[node.op](quantizer, node)
+        inputs = tuple(quantizer.done[node] for node in graph.inputs)
+        outputs = tuple(quantizer.done[node] for node in graph.outputs)
+        return pruned(Graph(graph.name, inputs, outputs, quantizer.store, graph.notes))
+
+
+def _input(quantizer: Quantizer, node: Node) -> Node:
+    if not node.type.is_float:
+        return node
+    scale = quantizer.scale(node, "i8")
+    return replace(input_node(node.name, Type("i8", node.type.shape, scale)), source=node.source)
+
+
+def _check_covered(graph: Graph) -> None:
+    """Unsupported, with every such op and its lines, for what has no integer form."""
+    missing: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op not in RULES and node.op not in ("input", "constant"):
+            missing.setdefault(node.op, []).append(node.source or node.name)
+    if missing:
+        lines = [f"  {op}: {', '.join(dict.fromkeys(where))}" for op, where in missing.items()]
+        raise Unsupported(
+            "\n".join(["mode int8 has no integer form of", *lines]),
+            where=next(iter(missing.values()))[0],
+            help="compile in mode f32, or write the layer with linear, layer_norm, attention, gelu",
+        )
