@@ -89,8 +89,9 @@ class Quantizer:
     def codes(self, node: Node, dtype: str = "i8", scale: float | None = None) -> Node:
         """The codes of a float value in ``dtype``, at ``scale`` if one is wanted."""
         if node.op == "constant":
-            assert scale is not None, f"the constant '{node.name}' has no scale of its own"
-            return self.encoded(self.value(node), dtype, scale, node.name)
+            value = self.value(node)
+            own = float(np.abs(value).max(initial=0)) / LIMITS[dtype] or 1.0
+            return self.encoded(value, dtype, own if scale is None else scale, node.name)
         found = self.done[node]
         if found.type.dtype == dtype and scale in (None, found.type.scale):
             return found
@@ -263,6 +264,28 @@ def add(q: Quantizer, node: Node) -> Node:
     return scaled(make("saturating_add", *operands, name=node.name, source=node.source), scale)
 
 
+def mul(q: Quantizer, node: Node) -> Node:
+    a, b = (q.codes(operand, "i16") for operand in node.operands)
+    product = make("integer_mul", a, b, name=f"{node.name}.product", source=node.source)
+    return q.finished(node, product, q.scale_of(a) * q.scale_of(b), LIMITS["i16"] ** 2)
+
+
+def total(q: Quantizer, node: Node) -> Node:
+    """Sums and means along axes."""
+    (x,) = node.operands
+    codes = q.done[x]
+    count = x.type.size // max(1, node.type.size)
+    wide = make("cast", codes, name=f"{node.name}.wide", source=node.source, dtype="i32")
+    sums = make(
+        "sum", wide, name=f"{node.name}.sums", source=node.source,
+        axes=node["axes"], keep=node["keep"],
+    )  # fmt: skip
+    unit = q.scale_of(codes) / (count if node.op == "mean" else 1)
+    bound = LIMITS[codes.type.dtype] * count
+    assert bound < 2**31, f"a sum of {count} codes does not fit 32 bits"
+    return q.finished(node, sums, unit, bound)
+
+
 def concat(q: Quantizer, node: Node) -> Node:
     dtype = q.dtype(node)
     scale = q.scale(node, dtype)
@@ -299,9 +322,12 @@ RULES: dict[str, Callable[[Quantizer, Node], Node]] = {
     "concat": concat,
     "layer_norm": layer_norm,
     "linear": linear,
+    "mean": total,
+    "mul": mul,
     "result": some,
     "rotate": rotate,
     "softmax": softmax,
+    "sum": total,
     "ternary_matmul": ternary_matmul,
     "top_k": top_k,
 }

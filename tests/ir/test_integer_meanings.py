@@ -1,4 +1,4 @@
-"""Integer mode's ops: what they round, that all fits 32 bits, and how near they are to the real ones."""
+"""Integer mode: what its ops round, that all fits 32 bits, how near they are to the real ones."""
 
 from __future__ import annotations
 

@@ -105,6 +105,11 @@ def saturating_add_meaning(a: Array, b: Array) -> Array:
     return clipped(a.astype(np.int64) + b, "i16")
 
 
+def integer_mul(a: Type, b: Type) -> Type:
+    want(a.dtype == b.dtype == "i16", f"needs i16, got {a} and {b}")
+    return Type("i32", broadcast_shapes(a.shape, b.shape))
+
+
 # --- rotations and mixtures ---
 
 
@@ -242,6 +247,13 @@ OPS = [
         saturating_add,
         saturating_add_meaning,
         "a + b, clipped to 16-bit codes",
+    ),
+    op(
+        "integer_mul",
+        "a b",
+        integer_mul,
+        lambda a, b: a.astype(np.int64) * b,
+        "a * b, exact",
     ),
     op(
         "integer_rotate",

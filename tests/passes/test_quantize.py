@@ -1,0 +1,211 @@
+"""quantize: floats become integers, within a measured error; what it cannot do is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from butterflyc.compiler.errors import BadInput, Unsupported
+from butterflyc.compiler.ir import Graph, Node, Type, input_node, make, verify
+from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.compiler.ir.ops.integer import LIMITS
+from butterflyc.passes.canonicalize import Canonicalize
+from butterflyc.passes.combine_before_down import CombineBeforeDown
+from butterflyc.passes.fold_permutations import FoldPermutations
+from butterflyc.passes.merge_rotations import MergeRotations
+from butterflyc.passes.quantize import Quantize
+from butterflyc.passes.share_expert_matmul import ShareExpertMatmul
+
+from .graphs import Array, Builder, Mixture, Rotation, build, mixtures, some
+from .meaning import GOLDEN, Golden
+
+FRONT = (
+    Canonicalize(),
+    MergeRotations(),
+    FoldPermutations(),
+    ShareExpertMatmul(),
+    CombineBeforeDown(),
+)
+
+
+def in_front(graph: Graph) -> Graph:
+    """What the passes in front of this one make of a graph."""
+    for step in FRONT:
+        graph = step(graph)
+    return graph
+
+
+def samples(graph: Graph, count: int = 6, seed: int = 0) -> list[tuple[Array, ...]]:
+    rng = np.random.default_rng(seed)
+    shapes = [node.type.shape for node in graph.inputs]
+    return [tuple(rng.standard_normal(s).astype(np.float32) for s in shapes) for _ in range(count)]
+
+
+def encoded(graph: Graph, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Floats as the codes of the inputs of an integer graph."""
+    pairs = zip(graph.inputs, inputs, strict=True)
+    limit = LIMITS["i8"]
+    return tuple(
+        np.clip(np.rint(x / node.type.scale), -limit, limit).astype(np.int8) for node, x in pairs
+    )
+
+
+def outputs(graph: Graph, inputs: tuple[Array, ...]) -> list[Array]:
+    """The real values that the outputs of an integer graph stand for."""
+    found = interpret(graph, *encoded(graph, inputs))
+    return [y * node.type.scale for y, node in zip(found, graph.outputs, strict=True)]
+
+
+def block(rng: np.random.Generator | None = None, causal: bool = False) -> Graph:
+    """A transformer block on 5 tokens of 8 channels, two heads, a mean over tokens at the end."""
+    b = Builder(rng)
+    x = input_node("x", Type("f32", (1, 5, 8)))
+
+    def linear(x: Node, name: str, rows: int) -> Node:
+        width = x.type.shape[-1]
+        operands = x, b.numbers(f"{name}.weight", rows, width), b.numbers(f"{name}.bias", rows)
+        return make("linear", *operands, name=name)
+
+    def norm(x: Node, name: str) -> Node:
+        operands = x, b.numbers(f"{name}.weight", 8), b.numbers(f"{name}.bias", 8)
+        return make("layer_norm", *operands, name=name)
+
+    def heads(x: Node, name: str) -> Node:
+        split = make("reshape", linear(x, name, 8), shape=(1, 5, 2, 4), name=f"{name}.split")
+        return make("transpose", split, order=(0, 2, 1, 3), name=f"{name}.heads")
+
+    position = b.numbers("position", 1, 5, 8)
+    stream = make("add", x, position, name="stream")
+    inner = norm(stream, "norm1")
+    parts = (heads(inner, name) for name in ("q", "k", "v"))
+    y = make("attention", *parts, scale=0.5, causal=causal, name="attention")
+    y = make("reshape", make("transpose", y, order=(0, 2, 1, 3)), shape=(1, 5, 8))
+    stream = make("add", stream, linear(y, "proj", 8), name="stream2")
+    hidden = make("gelu", linear(norm(stream, "norm2"), "up", 16), name="gelu")
+    stream = make("add", stream, linear(hidden, "down", 8), name="stream3")
+    pooled = make("mean", norm(stream, "norm3"), axes=(1,), name="pooled")
+    return Graph("block", (x,), (linear(pooled, "head", 3),), b.store)
+
+
+def test_golden(golden: Golden) -> None:
+    """A mixture and a transformer block, before and after."""
+    texts = []
+    mixture = Mixture(rotation_in=Rotation(8, 1), rotation_out=None, softmax=True)
+    for graph in (in_front(build(mixture, np.random.default_rng(0))), block()):
+        after = Quantize(samples(graph))(graph)
+        verify(after)
+        texts.append(f"{graph}\n\n==> quantize\n\n{after}\n")
+    golden(GOLDEN / "quantize.txt", "\n----\n\n".join(texts))
+
+
+@some
+@given(mixtures())
+def test_every_mixture_has_an_integer_form(mixture: Mixture) -> None:
+    """No float is left; results are near the real ones wherever the same experts are chosen."""
+    graph = in_front(build(mixture, np.random.default_rng(0)))
+    given_inputs = samples(graph, 8)
+    after = Quantize(given_inputs)(graph)
+    verify(after)
+    assert not any(type.is_float for node in after.nodes for type in node.types)
+    errors, sizes = 0.0, 0.0
+    for inputs in given_inputs:
+        if _experts(graph, inputs) != _experts(after, encoded(after, inputs)):
+            continue
+        (wanted,), (found,) = interpret(graph, *inputs), outputs(after, inputs)
+        errors += float(np.square(found - wanted).sum())
+        sizes += float(np.square(wanted).sum())
+    assert errors <= 0.16 * sizes + 1e-9  # 8 dB: rows of two channels may have few levels
+
+
+def _experts(graph: Graph, inputs: tuple[Array, ...]) -> list[list[int]]:
+    chosen: list[list[int]] = []
+
+    def observe(node: Node, value: object) -> None:
+        if node.op == "top_k" and isinstance(value, tuple):
+            chosen.append(np.sort(value[1]).ravel().tolist())
+
+    interpret(graph, *inputs, observe=observe)
+    return chosen
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_transformer_block_is_near_the_real_one(causal: bool) -> None:
+    """Attention, norms, GELU, residuals and pooling lose about one part in thirty."""
+    graph = block(np.random.default_rng(1), causal)
+    after = Quantize(samples(graph, 16))(graph)
+    verify(after)
+    fresh = samples(graph, 16, seed=5)
+    pairs = [(interpret(graph, *x)[0], outputs(after, x)[0]) for x in fresh]
+    error = sum(np.square(found - wanted).sum() for wanted, found in pairs)
+    assert error <= 0.002 * sum(np.square(wanted).sum() for wanted, _ in pairs)
+
+
+def test_what_is_added_up_has_one_scale_of_16_bits() -> None:
+    """The residual stream has one scale throughout, and so has all that is added to it."""
+    after = Quantize(samples(block(np.random.default_rng(1))))(block(np.random.default_rng(1)))
+    added = [node for node in after.nodes if node.op == "saturating_add"]
+    types = {(x.type.dtype, x.type.scale) for node in added for x in (node, *node.operands)}
+    assert len(added) == 3
+    assert len(types) == 1
+    assert types.pop()[0] == "i16"
+
+
+def test_ops_without_an_integer_form_are_listed_at_once() -> None:
+    """All of them, with their lines, and what to do."""
+    x = input_node("x", Type("f32", (2, 4)))
+    y = make("exp", x, name="e", source="model.py:3")
+    y = make("sin", make("exp", y, source="model.py:4"), source="model.py:5")
+    with pytest.raises(Unsupported) as caught:
+        Quantize([(np.zeros((2, 4), np.float32),)])(Graph("g", (x,), (y,), {}))
+    assert "exp: model.py:3, model.py:4" in str(caught.value)
+    assert "sin: model.py:5" in str(caught.value)
+    assert caught.value.where == "model.py:3"
+    assert "f32" in str(caught.value.help)
+
+
+def test_no_samples_are_refused() -> None:
+    """Scales are chosen by samples: without any there are none."""
+    with pytest.raises(BadInput, match="no samples"):
+        Quantize([])(block())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_samples_that_are_not_finite_are_refused(value: float) -> None:
+    """The sample and the value where it shows are named."""
+    graph = block(np.random.default_rng(1))
+    bad = samples(graph, 3)
+    bad[1][0][0, 2, 3] = value
+    if value == 1e30:  # finite itself, and infinite once it is squared
+        graph = Graph("g", graph.inputs, (make("mul", *graph.inputs * 2, name="square"),), {})
+    with pytest.raises(BadInput, match=r"on sample 1, '.*' is not finite"):
+        Quantize(bad)(graph)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_one_sample_and_constant_ones_will_do(size: float) -> None:
+    """One sample of zeros, or of ones, gives scales: all results are those of the real graph."""
+    graph = block(np.random.default_rng(1))
+    sample = (np.full((1, 5, 8), size, np.float32),)
+    after = Quantize([sample])(graph)
+    verify(after)
+    (wanted,), (found,) = interpret(graph, *sample), outputs(after, sample)
+    assert np.abs(found - wanted).max() <= 0.1 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("tail", [1, 2, 3, 30])
+def test_codes_are_clipped_where_that_loses_less(tail: int) -> None:
+    """Of heavy-tailed samples the chosen scale loses no more than that of the largest value."""
+    x = input_node("x", Type("f32", (100, 100)))
+    w = Builder(np.random.default_rng(0))
+    graph = Graph("g", (x,), (make("linear", x, w.numbers("w", 4, 100)),), w.store)
+    sample = np.random.default_rng(2).standard_t(tail, (100, 100)).astype(np.float32)
+    scale = Quantize([(sample,)])(graph).inputs[0].type.scale
+    assert scale is not None
+    largest = float(np.abs(sample).max()) / 127
+    chosen, unclipped = (
+        np.square(np.clip(np.rint(sample / s), -127, 127) * s - sample).mean()
+        for s in (scale, largest)
+    )
+    assert scale <= largest * (1 + 1e-6)
+    assert chosen <= unclipped * (1 + 1e-6)
