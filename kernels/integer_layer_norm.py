@@ -1,0 +1,76 @@
+"""``integer_layer_norm``: rows over their length, by a square root in integers and one division."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from .elements import parameters
+from .integer import (
+    bit_length,
+    clipped,
+    is_plain,
+    named,
+    rounded_shift,
+    rounded_shift_by,
+    square_root,
+    wide,
+)
+from .lanes import Lanes
+from .record import Kernel, Spec
+from .tir import Registers, T, function, store
+
+UNIT_SHIFT = 14  # from a length of 2**29 to one of 2**15
+
+
+def norm_bits(width: int) -> int:
+    """How many bits of each deviation are squared, so that their sum fits 31."""
+    return (30 - (width - 1).bit_length()) // 2
+
+
+def build(spec: Spec, lanes: Lanes, name: str) -> Any:
+    x_type = spec.operands[0]
+    width = x_type.shape[-1]
+    zero = T.int32(0)
+    with function(name, parameters(spec)) as f, T.serial(prod(x_type.shape[:-1])) as row:
+        x, gain, bias, y = f.buffers
+        total, largest, squares = (Registers(1, 1, "int32") for _ in range(3))
+        total[0], largest[0], squares[0] = zero, zero, zero
+        with T.serial(width) as i:
+            total[0] = total[0] + wide(x[row * width + i])
+
+        def apart(i: Any) -> Any:
+            return wide(x[row * width + i]) * T.int32(width) - total[0]
+
+        with T.serial(width) as i:
+            value = named(apart(i))
+            largest[0] = T.max(largest[0], T.max(value, zero - value))
+        drop = named(bit_length(largest[0]) - T.int32(norm_bits(width)))
+        lower, higher = named(T.max(drop, zero)), named(T.max(zero - drop, zero))
+
+        def part(i: Any) -> Any:
+            return named(rounded_shift_by(apart(i), lower) * T.shift_left(T.int32(1), higher))
+
+        with T.serial(width) as i:
+            value = part(i)
+            squares[0] = squares[0] + value * value
+        length = named(T.max(square_root(squares[0]), T.int32(1)))
+        inverse = named(T.truncdiv(T.int32(1 << 29), length))
+        with T.serial(width) as i:
+            unit = named(rounded_shift(part(i) * inverse, UNIT_SHIFT))
+            scaled = named(unit * wide(gain[i]) + bias[i])
+            store(y, clipped(rounded_shift(scaled, spec.attribute("shift")), "i8"), row * width + i)
+    return f.result
+
+
+def cost(spec: Spec, lanes: Lanes) -> float:
+    return 30.0 * prod(spec.operands[0].shape)
+
+
+KERNEL = Kernel(
+    "integer_layer_norm",
+    ("integer_layer_norm",),
+    lambda spec, lanes: is_plain(spec),
+    build,
+    cost,
+)

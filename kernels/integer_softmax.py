@@ -1,0 +1,119 @@
+"""``integer_softmax`` and ``integer_attention``: powers of two from a table of one octave."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from .elements import parameters
+from .integer import bit_length, clipped, is_plain, named, rounded_shift, rounded_shift_by, wide
+from .lanes import Lanes
+from .record import Kernel, Spec, Tensor
+from .tir import Registers, T, function, store
+
+OCTAVE, ONE_BITS, OCTAVES, UNIT_BITS = 256, 14, 16, 15
+
+
+def table() -> list[int]:
+    """2**(ONE_BITS - i / OCTAVE), rounded, for one octave."""
+    return [round(2.0 ** (ONE_BITS - i / OCTAVE)) for i in range(OCTAVE)]
+
+
+def fill(octave: Any) -> None:
+    """The table, written into scratch memory."""
+    for i, value in enumerate(table()):
+        store(octave, T.int16(value), i)
+
+
+def exp2(spec: Spec, octave: Any, below: Any) -> Any:
+    """2**(ONE_BITS - t / OCTAVE), t the steps that a score is below the largest."""
+    near = T.min(below, T.int32(spec.attribute("cap")))
+    scaled = near * T.int32(spec.attribute("multiplier"))
+    steps = named(rounded_shift(scaled, spec.attribute("shift")))
+    whole = T.min(T.shift_right(steps, T.int32(8)), T.int32(OCTAVES))
+    return T.shift_right(wide(octave[T.bitwise_and(steps, T.int32(OCTAVE - 1))]), whole)
+
+
+def softmax(spec: Spec, lanes: Lanes, name: str) -> Any:
+    x_type = spec.operands[0]
+    size = x_type.shape[-1]
+    with function(name, {**parameters(spec), **_scratch(spec)}) as f:
+        x, y, octave, powers = f.buffers
+        fill(octave)
+        with T.serial(prod(x_type.shape[:-1])) as row:
+            largest, total = Registers(1, 1, "int32"), Registers(1, 1, "int32")
+            largest[0], total[0] = wide(x[row * size]), T.int32(0)
+            with T.serial(size) as i:
+                largest[0] = T.max(largest[0], wide(x[row * size + i]))
+            with T.serial(size) as i:
+                power = named(exp2(spec, octave, largest[0] - wide(x[row * size + i])))
+                store(powers, power, i)
+                total[0] = total[0] + power
+            half = named(T.shift_right(total[0], T.int32(1)))
+            with T.serial(size) as i:
+                share = powers[i] * T.int32(1 << UNIT_BITS) + half
+                store(y, clipped(T.truncdiv(share, total[0]), "i16"), row * size + i)
+    return f.result
+
+
+def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
+    q_type, k_type, v_type = spec.operands
+    batch, heads, queries, inner = q_type.shape
+    keys, width = k_type.shape[2], v_type.shape[3]
+    causal = spec.attribute("causal")
+    with function(name, {**parameters(spec), **_scratch(spec)}) as f:
+        q, k, v, y, octave, powers = f.buffers
+        fill(octave)
+        with T.serial(batch * heads) as head, T.serial(queries) as query:
+            largest, total, sums = (Registers(1, 1, "int32") for _ in range(3))
+            count = query + 1 if causal else T.int32(keys)
+            row = head * queries + query
+            largest[0], total[0] = T.int32(-(2**30)), T.int32(0)
+            with T.serial(count) as key:
+                sums[0] = T.int32(0)
+                with T.serial(inner) as i:
+                    other = wide(k[(head * keys + key) * inner + i])
+                    sums[0] = sums[0] + wide(q[row * inner + i]) * other
+                store(powers, sums[0], key)
+                largest[0] = T.max(largest[0], sums[0])
+            with T.serial(count) as key:
+                power = named(exp2(spec, octave, largest[0] - powers[key]))
+                store(powers, power, key)
+                total[0] = total[0] + power
+            drop = named(bit_length(total[0]) - T.int32(UNIT_BITS))
+            inverse = named(T.truncdiv(T.int32(1 << 28), T.shift_right(total[0], drop)))
+            lower = named(drop + T.int32(6))
+            with T.serial(width) as c:
+                sums[0] = T.int32(0)
+                with T.serial(count) as key:
+                    sums[0] = sums[0] + powers[key] * wide(v[(head * keys + key) * width + c])
+                mean = named(rounded_shift_by(sums[0], lower) * inverse)
+                store(y, clipped(rounded_shift(mean, 22), "i8"), row * width + c)
+    return f.result
+
+
+def _scratch(spec: Spec) -> dict[str, Tensor]:
+    row = spec.operands[0].shape[-1] if spec.op == "integer_softmax" else spec.operands[1].shape[2]
+    return {"octave": Tensor("i16", (OCTAVE,)), "powers": Tensor("i32", (row,))}
+
+
+def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
+    return tuple(_scratch(spec).values())
+
+
+def build(spec: Spec, lanes: Lanes, name: str) -> Any:
+    return (softmax if spec.op == "integer_softmax" else attention)(spec, lanes, name)
+
+
+def cost(spec: Spec, lanes: Lanes) -> float:
+    return 20.0 * prod(spec.results[0].shape)
+
+
+KERNEL = Kernel(
+    "integer_softmax",
+    ("integer_softmax", "integer_attention"),
+    lambda spec, lanes: is_plain(spec),
+    build,
+    cost,
+    scratch,
+)

@@ -1,0 +1,161 @@
+"""The kernels of integer mode give the interpreter's integers, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from butterflyc.compiler.ir import Graph, Type, input_node, make
+from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.compiler.ir.ops.integer import norm_bits
+from butterflyc.kernels import all_kernels
+from butterflyc.kernels import integer_layer_norm as norm
+from butterflyc.kernels import integer_softmax as softmax
+from butterflyc.kernels.lanes import Lanes
+from butterflyc.passes.select_kernels import spec_of
+
+from .harness import Array, run
+
+SOME = settings(max_examples=12, deadline=None)
+LIMITS = {"i8": 127, "i16": 32767}
+
+
+def codes(rng: np.random.Generator, dtype: str, *shape: int) -> Array:
+    """Random codes: any, or nothing but the largest and zero."""
+    limit = LIMITS[dtype]
+    some = rng.integers(-limit, limit + 1, shape)
+    if rng.random() < 0.4:
+        some = rng.choice([-limit, limit, 0], shape)
+    return some.astype(dtype.replace("i", "int"))
+
+
+def check(op: str, *arrays: Array, **attributes: Any) -> None:
+    """The kernel that serves the op agrees with the interpreter on ``arrays``."""
+    names = {np.dtype(f"int{bits}"): f"i{bits}" for bits in (8, 16, 32, 64)}
+    inputs = [input_node(f"x{i}", Type(names[a.dtype], a.shape)) for i, a in enumerate(arrays)]
+    node = make(op, *inputs, **attributes)
+    (wanted,) = interpret(Graph("g", tuple(inputs), (node,), {}), *arrays)
+    (kernel,) = (kernel for kernel in all_kernels() if op in kernel.ops)
+    (found,) = run(kernel, spec_of(node), arrays, Lanes())
+    np.testing.assert_array_equal(found, wanted)
+
+
+@SOME
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 70), st.booleans(), st.integers(0, 99))
+def test_linear(rows: int, outputs: int, depth: int, bias: bool, seed: int) -> None:
+    """Sums of products are exact, with a bias and without."""
+    rng = np.random.default_rng(seed)
+    added = (rng.integers(-(2**20), 2**20, outputs).astype(np.int32),) if bias else ()
+    check("integer_linear", codes(rng, "i8", rows, depth), codes(rng, "i8", outputs, depth), *added)
+
+
+@SOME
+@given(
+    st.sampled_from(["i8", "i16"]), st.booleans(), st.integers(0, 12), st.integers(0, 20),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_requantize(dtype: str, by_column: bool, drop: int, shift: int, seed: int) -> None:
+    """Both roundings and the clipping are the interpreter's, up to the largest sums that fit."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-(2 ** (15 + drop)), 2 ** (15 + drop) + 1, (3, 4, 5)).astype(np.int32)
+    multiplier = codes(rng, "i16", *((5,) if by_column else ()))
+    check("requantize", x, multiplier, drop=drop, shift=shift, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "i16"])
+def test_requantize_of_codes(dtype: str) -> None:
+    """Codes go from one scale and width to another."""
+    rng = np.random.default_rng(0)
+    for to in LIMITS:
+        check("requantize", codes(rng, dtype, 4, 6), codes(rng, "i16"), shift=12, dtype=to)
+
+
+@SOME
+@given(st.integers(0, 99))
+def test_elements(seed: int) -> None:
+    """Tables, sums that saturate and products, of broadcast operands too."""
+    rng = np.random.default_rng(seed)
+    check("lookup", codes(rng, "i8", 3, 7), codes(rng, "i8", 256))
+    for op in ("saturating_add", "integer_mul"):
+        check(op, codes(rng, "i16", 2, 3, 4), codes(rng, "i16", 2, 3, 4))
+        check(op, codes(rng, "i16", 2, 3, 4), codes(rng, "i16", 4))
+        check(op, codes(rng, "i16", 2, 3, 1), codes(rng, "i16", 4))
+
+
+@SOME
+@given(st.sampled_from([2, 4, 8]), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
+def test_rotations(size: int, groups: int, k: int, seed: int) -> None:
+    """Blocks of any size turn the rows of each (token, expert), one row a token or one each."""
+    rng = np.random.default_rng(seed)
+    blocks = codes(rng, "i16", 5, groups, size, size)
+    experts = rng.integers(0, 5, (3, k)).astype(np.int64)
+    for rows in (1, k):
+        x = codes(rng, "i8", 3, rows, groups * size)
+        check("integer_rotate", x, blocks, experts, shift=14)
+
+
+@SOME
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
+def test_combine(tokens: int, k: int, channels: int, seed: int) -> None:
+    """Gates of either sign, the largest ones too."""
+    rng = np.random.default_rng(seed)
+    check("integer_combine", codes(rng, "i8", tokens, k, channels), codes(rng, "i16", tokens, k))
+
+
+@SOME
+@given(st.sampled_from(["i8", "i16"]), st.integers(1, 300), st.integers(0, 22), st.integers(0, 99))
+def test_layer_norm(dtype: str, width: int, shift: int, seed: int) -> None:
+    """Rows of any width and size, constant ones and the largest ones."""
+    rng = np.random.default_rng(seed)
+    x = codes(rng, dtype, 4, width)
+    x[1] >>= rng.integers(0, 8)
+    x[2] = x[2, 0]
+    bias = rng.integers(-(2**29), 2**29, width).astype(np.int32)
+    check("integer_layer_norm", x, codes(rng, "i16", width), bias, shift=shift)
+
+
+def decays(draw: st.DrawFn) -> dict[str, int]:
+    """Scales of scores, as the quantize pass makes them."""
+    steps = 2.0 ** draw(st.floats(-8, 8))
+    shift = max(0, min(17, math.floor(math.log2(32767 / steps))))
+    return {
+        "multiplier": max(1, round(steps * 2**shift)),
+        "cap": math.ceil(4096 / steps),
+        "shift": shift,
+    }
+
+
+DECAYS = st.composite(decays)()
+
+
+@SOME
+@given(st.sampled_from(["i16", "i32"]), st.integers(1, 40), DECAYS, st.integers(0, 99))
+def test_softmax(dtype: str, size: int, decay: dict[str, int], seed: int) -> None:
+    """Rows of one number and of many, near ones and far ones."""
+    rng = np.random.default_rng(seed)
+    x = codes(rng, "i16", 3, size).astype(dtype.replace("i", "int"))
+    check("integer_softmax", x, **decay)
+
+
+@SOME
+@given(st.integers(1, 20), st.integers(1, 20), DECAYS, st.booleans(), st.integers(0, 99))
+def test_attention(queries: int, keys: int, decay: dict[str, int], causal: bool, seed: int) -> None:
+    """Any number of queries and keys, each to all or to those in front of it."""
+    rng = np.random.default_rng(seed)
+    keys = queries if causal else keys
+    q = codes(rng, "i8", 1, 2, queries, 8)
+    k, v = codes(rng, "i8", 1, 2, keys, 8), codes(rng, "i8", 1, 2, keys, 5)
+    check("integer_attention", q, k, v, causal=causal, **decay)
+
+
+def test_what_kernels_and_meanings_both_say() -> None:
+    """The table of an octave and the bits of a norm are the same numbers on both sides."""
+    from butterflyc.compiler.ir.ops.integer import exp2_table
+
+    assert softmax.table() == exp2_table().tolist()
+    assert all(norm.norm_bits(width) == norm_bits(width) for width in range(1, 4097))
