@@ -77,6 +77,11 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     wanted |= {
         f"butterflyc/targets/cores/{path.name}" for path in (ROOT / "targets/cores").iterdir()
     }
+    wanted |= {
+        f"butterflyc/{path.relative_to(ROOT)}"
+        for path in (ROOT / "compiler/run/machines").rglob("*")
+        if path.is_file()
+    }
     wanted.add("butterflyc/py.typed")
     missing = wanted - set(shipped)
     assert not missing, f"not in the wheel: {sorted(missing)}"
