@@ -17,9 +17,9 @@ from .compiler.artefact import Artefact
 from .compiler.capture.export import capture
 from .compiler.capture.recognise import LayerReport, recognise
 from .compiler.capture.recognise_claims import check_claims
+from .compiler.codes import interpret_real
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
-from .compiler.ir.interpret import interpret
 from .compiler.ir.views import root_of
 from .compiler.lower.model_c import check_name
 from .compiler.tensors import pack_arrays
@@ -110,7 +110,8 @@ def lower(
     progress: Progress = lambda _: None,
 ) -> Lowered:
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
-    passes = family_of(core).passes(core, mode)
+    samples = source.samples(progress) if mode == "int8" else ()
+    passes = family_of(core).passes(core, mode, samples)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -161,7 +162,7 @@ def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:
         for kind, values in (
             ("input", sample),
             ("eager", source.eager(sample)),
-            ("expected", interpret(last, *sample)),
+            ("expected", interpret_real(last, *sample)),
         ):
             pairs |= {f"{i:03}.{kind}.{j}": np.asarray(v, order="C") for j, v in enumerate(values)}
     return pairs
@@ -233,6 +234,7 @@ def _assemble(
 def _ports(names: Sequence[str], nodes: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {"name": name, "dtype": node.type.dtype, "shape": list(node.type.shape)}
+        | ({} if node.type.scale is None else {"scale": node.type.scale})
         for name, node in zip(names, nodes, strict=True)
     ]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .compiler import artefact
 from .compiler.artefact import Artefact
+from .compiler.codes import decoded, encode, takes_codes
 from .compiler.errors import BadInput, Damaged, unknown_name
 from .compiler.ir import Graph, Type, parse_graph
 from .compiler.tensors import unpack_arrays
@@ -67,11 +68,11 @@ class Program:
 
     @property
     def inputs(self) -> tuple[Type, ...]:
-        return tuple(Type(port["dtype"], tuple(port["shape"])) for port in self.manifest["inputs"])
+        return tuple(map(_type_of, self.manifest["inputs"]))
 
     @property
     def outputs(self) -> tuple[Type, ...]:
-        return tuple(Type(port["dtype"], tuple(port["shape"])) for port in self.manifest["outputs"])
+        return tuple(map(_type_of, self.manifest["outputs"]))
 
     @cached_property
     def stages(self) -> Mapping[str, Graph]:
@@ -175,9 +176,20 @@ class Program:
         return ", ".join(f"{name} {type}" for name, type in pairs) or "none"
 
     def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """All outputs as arrays. Rows beyond the compiled batch are run in turn."""
+        """All outputs as arrays. Rows beyond the compiled batch are run in turn.
+
+        Where the program computes in codes, floats become codes and results floats again; codes
+        that are given as codes give codes.
+        """
         if len(inputs) != len(self.inputs):
             raise BadInput(f"{self.name} takes {len(self.inputs)} inputs, got {len(inputs)}")
+        codes = tuple(encode(np.asarray(x), t) for x, t in zip(inputs, self.inputs, strict=True))
+        outputs = self._run(codes)
+        coded = [x for x, t in zip(inputs, self.inputs, strict=True) if takes_codes(t)]
+        given = any(not np.issubdtype(np.asarray(x).dtype, np.floating) for x in coded)
+        return outputs if given else decoded(outputs, self.outputs)
+
+    def _run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         runs = self._runs(inputs)
         if runs == 1:
             return self.native(*inputs)
@@ -215,7 +227,8 @@ class Program:
 
     def routing(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The experts that the compiled model chooses, one array [..., k] a routed layer."""
-        outputs = self.native(*inputs)
+        codes = (encode(np.asarray(x), t) for x, t in zip(inputs, self.inputs, strict=True))
+        outputs = self.native(*codes)
         return tuple(
             outputs[place["output"]].reshape(place["shape"])
             if "output" in place
@@ -228,6 +241,10 @@ class Program:
         if "stages.safetensors" in self.artefact.sections:
             held |= unpack_arrays(self.artefact.section("stages.safetensors"))
         return held
+
+
+def _type_of(port: Mapping[str, Any]) -> Type:
+    return Type(port["dtype"], tuple(port["shape"]), port.get("scale"))
 
 
 def stage_section(index: int, stage: str) -> str:

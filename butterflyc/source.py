@@ -37,6 +37,26 @@ class Source:
 
         return tuple(array_of(tensor) for tensor in self.examples.tensors)
 
+    def samples(self, progress: Progress = lambda _: None) -> list[tuple[np.ndarray, ...]]:
+        """What scales are chosen by, of the examples' size: the calibration set, or the examples.
+
+        Raises BadInput for a calibration set that does not fit the first input.
+        """
+        first, *others = self.arrays
+        if self.calibration is None:
+            progress("no calibration samples: the example inputs alone stand for all that may come")
+            return [self.arrays]
+        rows = np.asarray(self.calibration)
+        if others or rows.shape[1:] != first.shape[1:] or len(rows) < len(first):
+            raise BadInput(
+                f"calibration samples are {list(rows.shape)}, the inputs "
+                f"{', '.join(str(list(array.shape)) for array in self.arrays)}",
+                help="give rows of the one input of the model, at least a batch of them",
+            )
+        count = len(rows) // len(first)
+        batches = np.split(rows[: count * len(first)].astype(first.dtype), count)
+        return [(batch,) for batch in batches]
+
     def eager(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """What PyTorch computes from other inputs, all else as in the example."""
         return eager(self.module, arrays, self.examples)

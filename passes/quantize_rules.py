@@ -152,9 +152,9 @@ def scaled(node: Node, scale: float) -> Node:
 
 
 def shift_for(largest: float, most: float = LARGEST) -> int:
-    """The largest shift by which ``largest`` * 2**shift is within ``most``."""
+    """The largest shift by which ``largest`` * 2**shift is within ``most``; of 0, any shift."""
     if largest <= 0:
-        return 0
+        return MOST_SHIFT
     return max(0, min(MOST_SHIFT, math.floor(math.log2(most / largest))))
 
 

@@ -6,9 +6,11 @@ The passes stand in the order in which they run.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..compiler.errors import UsageError, unknown_name
 from ..compiler.ir import Graph, Node
@@ -28,6 +30,7 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
+from ..passes.quantize import Quantize
 from ..passes.quantize_activations import QuantizeActivations
 from ..passes.select_kernels import SelectKernels, kernel_of, spec_of
 from ..passes.share_expert_matmul import ShareExpertMatmul
@@ -38,7 +41,7 @@ from .registry import Core
 LANES: dict[str, Lanes] = {"scalar": Lanes(), "avx2": Avx2()}
 # The CPU features, as the system names them, that code for a vector unit needs.
 FEATURES: dict[str, tuple[str, ...]] = {"scalar": (), "avx2": ("avx2", "fma", "bmi2", "f16c")}
-MODES = ("f32", "a8")
+MODES = ("f32", "a8", "int8")
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,30 @@ def host() -> tuple[str, str, str]:
     return f"{name}-linux-gnu", "generic", "scalar"
 
 
-def passes(core: Core, mode: str) -> tuple[Pass, ...]:
-    """The pipeline, in order. Raises UsageError for a mode that CPUs do not have."""
+def passes(
+    core: Core, mode: str, samples: Sequence[tuple[np.ndarray, ...]] = ()
+) -> tuple[Pass, ...]:
+    """The pipeline, in order; ``samples`` are what int8 chooses its scales by.
+
+    Raises UsageError for a mode that CPUs do not have.
+    """
     if mode not in MODES:
         raise UsageError(
             f"target {core.name} has no mode '{mode}'", help=f"modes: {', '.join(MODES)}"
         )
     lanes, kernels = machine(core).lanes, all_kernels()
+    if mode == "int8":
+        return (
+            Canonicalize(),
+            MergeRotations(),
+            FoldPermutations(),
+            ShareExpertMatmul(),
+            CombineBeforeDown(),
+            Quantize(samples),
+            SelectKernels(kernels, lanes),
+            PackWeights(kernels, lanes),
+            PlanMemory(kernels, lanes, keep_routing=True),
+        )
     return (
         Canonicalize(),
         MergeRotations(),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder to write to.",
 )
-@click.option("-m", "--mode", default="f32", show_default=True, help="f32, or a8: int8 rows.")
+@click.option("-m", "--mode", default="f32", show_default=True, help="f32, a8 or int8.")
 @click.option("--train", is_flag=True, help="Train the model afresh first (may take an hour).")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Another one, with images.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -155,6 +155,12 @@ def _header(graph: Graph, name: str, arena: int) -> str:
         for kind, ends in (("INPUT", _inputs(graph)), ("OUTPUT", _outputs(graph)))
         for i, (name, type) in enumerate(ends)
     )
+    sizes += "".join(
+        f"#define {upper}_{kind}_SCALE {type.scale!r} /* a code of {name} stands for it */\n"
+        for kind, ends in (("INPUT", _inputs(graph)), ("OUTPUT", _outputs(graph)))
+        for name, type in ends[:1]
+        if type.scale is not None
+    )
     return dedent("""\
         /* {name}: {signature}. Made by butterflyc; do not edit. */
         #ifndef BUTTERFLYC_{upper}_H

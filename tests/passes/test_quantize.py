@@ -141,6 +141,20 @@ def test_a_transformer_block_is_near_the_real_one(causal: bool) -> None:
     assert error <= 0.002 * sum(np.square(wanted).sum() for wanted, _ in pairs)
 
 
+@pytest.mark.parametrize(
+    "zero", ["norm1.bias", "norm2.weight", "up.bias", "down.weight", "q.weight"]
+)
+def test_constants_of_zeros_are_as_good_as_others(zero: str) -> None:
+    """A bias of zeros, as of a fresh norm, or a matrix of zeros takes no bits from the others."""
+    graph = block(np.random.default_rng(1))
+    digest = next(str(n["digest"]) for n in graph.nodes if n.name == zero)
+    graph.constants[digest][:] = 0  # type: ignore[index]
+    after = Quantize(samples(graph, 16))(graph)
+    pairs = [(interpret(graph, *x)[0], outputs(after, x)[0]) for x in samples(graph, 16, seed=5)]
+    error = sum(np.square(found - wanted).sum() for wanted, found in pairs)
+    assert error <= 0.002 * sum(np.square(wanted).sum() for wanted, _ in pairs)
+
+
 def test_what_is_added_up_has_one_scale_of_16_bits() -> None:
     """The residual stream has one scale throughout, and so has all that is added to it."""
     after = Quantize(samples(block(np.random.default_rng(1))))(block(np.random.default_rng(1)))

@@ -1,0 +1,106 @@
+"""Programs in mode int8: floats or codes in, floats or codes out, exact against the interpreter."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import butterflyc as bc
+from butterflyc.check import check
+from butterflyc.compiler.codes import decode, encode
+from butterflyc.compiler.errors import BadInput
+from butterflyc.compiler.ir import Type
+from butterflyc.models.butterfly import ButterflyConfig
+from butterflyc.models.vit import ViT, ViTConfig
+from butterflyc.program import Program, load
+from butterflyc.verify import verify
+
+IMAGES = np.random.default_rng(0).random((12, 1, 8, 8), np.float32)
+
+
+def model() -> ViT:
+    torch.manual_seed(0)
+    layer = ButterflyConfig(d_model=16, d_ff=32, experts=4, top_k=2, angle_std=1.0)
+    config = ViTConfig(
+        image=8, channels=1, patch=4, classes=5, d_model=16, heads=2, layers=1, mlp=layer
+    )
+    vit = ViT(config).eval()
+    with torch.no_grad():
+        vit.blocks[0].mlp.gate.weight.mul_(30)  # scores far apart: the same experts are chosen
+    return vit
+
+
+@cache
+def program() -> Program:
+    examples = (torch.from_numpy(IMAGES[:1]),)
+    return bc.compile(model(), examples, mode="int8", calibration=IMAGES)
+
+
+def test_floats_give_floats_and_codes_codes() -> None:
+    """Codes out of the program stand for the floats that it gives for floats, batch by batch."""
+    (image,), (logits,) = program().inputs, program().outputs
+    assert (image.dtype, logits.dtype) == ("i8", "i16")
+    codes = encode(IMAGES, image)
+    found = program()(codes)
+    assert (found.dtype, found.shape) == (np.int16, (12, 5))
+    real = program()(IMAGES)
+    assert real.dtype == np.float32
+    np.testing.assert_array_equal(real, decode(found, logits))
+    assert isinstance(program()(torch.from_numpy(IMAGES)), torch.Tensor)
+
+
+def test_results_are_near_the_models() -> None:
+    """Within a twelfth of the largest logit, on all but one image that is routed otherwise."""
+    with torch.no_grad():
+        wanted = model()(torch.from_numpy(IMAGES)).numpy()
+    errors = np.abs(program()(IMAGES) - wanted).max(1) / np.abs(wanted).max(1)
+    assert np.sort(errors)[-2] < 1 / 12
+
+
+def test_it_verifies_bit_for_bit(tmp_path: Path) -> None:
+    """Against what it carries, its model and each pass; from a file too."""
+    outcome = verify(program())
+    assert (outcome.passed, outcome.bit_identical, outcome.max_rel) == (True, True, 0)
+    assert outcome.samples == 9
+    outcome = check(program(), model(), [IMAGES], bisect=True)
+    assert (outcome.passed, outcome.bit_identical) == (True, True)
+    assert not next(stage for stage in outcome.stages if stage.stage == "quantize").exact
+    again = load(program().save(tmp_path / "m.bfly"))
+    assert again.inputs == program().inputs
+    np.testing.assert_array_equal(again(IMAGES), program()(IMAGES))
+
+
+def test_the_header_has_the_scales() -> None:
+    """A C program can turn its numbers into codes, and codes into numbers."""
+    header = program().artefact.section("kernels/bfly.h").decode()
+    assert f"#define BFLY_INPUT_SCALE {program().inputs[0].scale!r} " in header
+    assert f"#define BFLY_OUTPUT_SCALE {program().outputs[0].scale!r} " in header
+
+
+def test_values_without_a_code_have_the_nearest_one() -> None:
+    """What is beyond the largest code becomes it; NaN, which is near nothing, becomes 0."""
+    type = Type("i8", (6,), 0.5)
+    x = np.array([np.nan, np.inf, -np.inf, 1e9, 0.25, 0.75])
+    assert encode(x, type).tolist() == [0, 127, -127, 127, 0, 2]
+    assert encode(np.array([5], np.int8), type).tolist() == [5]
+    assert encode(x, Type("f32", (6,))) is x
+
+
+def test_without_samples_the_examples_are_taken() -> None:
+    """That is told, since these seldom stand for all that may come."""
+    said: list[str] = []
+    examples = (torch.from_numpy(IMAGES[:1]),)
+    bc.compile(model(), examples, mode="int8", progress=said.append)
+    assert any("no calibration samples" in line for line in said)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (0, 1, 8, 8), (3, 1, 8, 7)])
+def test_samples_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    """Calibration samples are rows of the one input."""
+    examples = (torch.from_numpy(IMAGES[:1]),)
+    with pytest.raises(BadInput, match="calibration samples are"):
+        bc.compile(model(), examples, mode="int8", calibration=np.zeros(shape, np.float32))
