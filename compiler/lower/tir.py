@@ -1,4 +1,4 @@
-"""TIR functions to one object file with a plain C interface, through TVM and LLVM.
+"""TIR functions, lowered; and to one object file with a plain C interface, through TVM and LLVM.
 
 A function becomes ``void name(T0 *, T1 *, ...)``: one pointer a parameter, in order, none of them
 overlapping. The object refers to nothing of TVM and to no library: memcpy, memset and, on
@@ -24,7 +24,10 @@ __all__ = [
     "TargetDescription",
     "build_object",
     "check",
+    "dtype_of",
     "lower",
+    "lower_for_c",
+    "nodes_of",
     "undefined_symbols",
 ]
 
@@ -52,6 +55,13 @@ class ForbiddenInKernel(ButterflycError):
 def lower(function: Any, target: TargetDescription) -> Any:
     """The module of one function after all TIR passes: what code generators print."""
     return _lower(_module({str(function.attrs["global_symbol"]): function}), target)
+
+
+def lower_for_c(function: Any) -> Any:
+    """One function as ``emit_c`` prints it: scalar, with the names and buffers it was given."""
+    lowered = _lower(_module({str(function.attrs["global_symbol"]): function}), {"kind": "c"})
+    (result,) = lowered.functions.values()
+    return result
 
 
 def build_object(functions: Mapping[str, Any], target: TargetDescription) -> bytes:
@@ -84,10 +94,10 @@ def check(name: str, function: Any) -> None:
     (v + c) - c to v, which undoes rounding by a magic number.
     """
     arithmetic = (tir.Add, tir.Sub, tir.Mul, tir.Div, tir.Mod, tir.FloorDiv, tir.FloorMod)
-    for node in _nodes(function.body):
-        if isinstance(node, arithmetic) and _dtype(node).startswith(("uint32", "uint64")):
+    for node in nodes_of(function.body):
+        if isinstance(node, arithmetic) and dtype_of(node).startswith(("uint32", "uint64")):
             raise ForbiddenInKernel(
-                f"kernel {name} computes in {_dtype(node)}: {node}",
+                f"kernel {name} computes in {dtype_of(node)}: {node}",
                 help="TVM assumes that it never wraps; use int32, or uint16 and narrower",
             )
         if isinstance(node, tir.Sub) and _is_magic_rounding(node):
@@ -98,7 +108,7 @@ def check(name: str, function: Any) -> None:
 
 
 def _is_magic_rounding(node: Any) -> bool:
-    if not (isinstance(node.a, tir.Add) and _dtype(node).startswith("float")):
+    if not (isinstance(node.a, tir.Add) and dtype_of(node).startswith("float")):
         return False
     constants = (tir.FloatImm, tir.Broadcast)
     terms = (node.a.a, node.a.b)
@@ -106,9 +116,14 @@ def _is_magic_rounding(node: Any) -> bool:
 
 
 def _check_stack(name: str, function: Any) -> None:
-    for node in _nodes(function.body):
+    for node in nodes_of(function.body):
         if not isinstance(node, tir.AllocBuffer):
             continue
+        if not all(isinstance(extent, tir.IntImm) for extent in node.buffer.shape):
+            raise ForbiddenInKernel(
+                f"kernel {name} keeps a buffer of shape {node.buffer.shape} on its stack",
+                help="its size must be a number: make one kernel a shape",
+            )
         kind = tvm.DataType(node.buffer.dtype)
         elements = prod(int(extent) for extent in node.buffer.shape)
         size = elements * -(-kind.bits * kind.lanes // 8)
@@ -119,13 +134,15 @@ def _check_stack(name: str, function: Any) -> None:
             )
 
 
-def _nodes(body: Any) -> list[Any]:
+def nodes_of(body: Any) -> list[Any]:
+    """Every node of a statement or expression."""
     found: list[Any] = []
     tvm_ffi.structural_walk(body, found.append)
     return found
 
 
-def _dtype(node: Any) -> str:
+def dtype_of(node: Any) -> str:
+    """TVM's name of the type of an expression: ``int32``, ``float32x8``."""
     return str(node.ty.dtype)
 
 
@@ -146,7 +163,16 @@ def _lower(module: Any, target: TargetDescription) -> Any:
 
 
 def _passes(target: Any) -> list[Any]:
-    """TVM's own order for CPUs, with raw pointers where it would pack arguments."""
+    """TVM's own order for CPUs, with raw pointers where it would pack arguments.
+
+    What is printed as C keeps its storage and names, since a C compiler merges both again; vectors
+    and raw pointers are for machine code only.
+    """
+    printed = target.kind.name == "c"
+
+    def machine_code(*passes: Any) -> tuple[Any, ...]:
+        return () if printed else passes
+
     return [
         tir.transform.BindTarget(target),
         s_tir.CanonicalizeLoop(),
@@ -161,18 +187,20 @@ def _passes(target: Any) -> list[Any]:
         tir.transform.FlattenBuffer(),
         tir.transform.NarrowDataType(32),
         s_tir.LoopPartition(),
-        tir.transform.VectorizeLoop(True),
-        # In C this would read a float array through an int pointer.
-        *([tir.transform.StorageRewrite()] if target.kind.name == "llvm" else []),
+        *machine_code(
+            tir.transform.VectorizeLoop(True),
+            # In C this would read a float array through an int pointer.
+            tir.transform.StorageRewrite(),
+        ),
         s_tir.HoistIfThenElse(),
         tir.transform.UnrollLoop(),
         s_tir.RenormalizeSplitPattern(),
         tir.transform.StmtSimplify(),
         tir.transform.RemoveNoOp(),
         s_tir.RewriteUnsafeSelect(),
-        tir.transform.CommonSubexprElim(),
+        *machine_code(tir.transform.CommonSubexprElim()),
         tir.transform.VerifyMemory(),
-        _raw_pointer_parameters(),
+        *machine_code(_raw_pointer_parameters()),
         # Not LowerTVMBuiltin: allocations stay on the stack, bounded by STACK_BYTES.
         tir.transform.LowerIntrin(),
     ]
