@@ -123,13 +123,18 @@ def store(buffer: Any, value: Any, *indices: Any) -> None:
 class Registers:
     """``count`` vectors that live in registers.
 
-    They are one small allocation that is indexed by constants only, which LLVM promotes.
+    They are one small allocation that is indexed by constants only, which LLVM promotes. Printed C
+    keeps the name.
     """
 
-    def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
+    def __init__(
+        self, count: int, lanes: int, dtype: str = "float32", name: str | None = None
+    ) -> None:
         self.count = count
         self.lanes = lanes
         self._buffer = T.alloc_buffer((count * lanes,), dtype)
+        if name:
+            _ir_builder.IRBuilder.name(name, self._buffer)
 
     def __getitem__(self, index: int) -> Any:
         return self._buffer[span(index * self.lanes, self.lanes)]
@@ -147,6 +152,18 @@ def let(value: Any, lanes: int, dtype: str = "float32") -> Any:
     named = Registers(1, lanes, dtype)
     named[0] = value
     return named[0]
+
+
+def named(name: str, value: Any) -> Any:
+    """Compute the scalar ``value`` once, here, and return it under a name that printed C keeps."""
+    return _ir_builder.IRBuilder.name(name, T.bind(value))
+
+
+@contextmanager
+def loop(name: str, count: Any) -> Iterator[Any]:
+    """A loop over 0 .. count - 1, whose variable printed C calls ``name``."""
+    with T.serial(count) as i:
+        yield _ir_builder.IRBuilder.name(name, i)
 
 
 def lane(vector: Any, index: int, lanes: int) -> Any:
