@@ -37,7 +37,7 @@ def compile(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     *,
     target: str = "host",
-    mode: str = "f32",
+    mode: str | None = None,
     calibration: Any = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
@@ -52,15 +52,17 @@ def compile(
     ``model.pt2``, ``file.py:function`` or ``checkpoint.safetensors``. ``example_inputs`` are the
     arguments of forward, a tuple, or a dict by their names: tensors in them are the inputs of the
     program, anything else is fixed (docs/inputs_and_outputs.md). ``mode`` is a numeric mode of the
-    target. ``dump_ir`` names a folder that gets the text of each stage as it is made, so that a
-    failed pass leaves something to look at; ``record`` gets what was recognised and each stage,
-    also of a compilation that fails.
+    target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
+    of the one input. ``dump_ir`` names a folder that gets the text of each stage as it is made, so
+    that a failed pass leaves something to look at; ``record`` gets what was recognised and each
+    stage, also of a compilation that fails.
 
     Raises UnknownName (target), UsageError (mode, name), BadInput (examples, NaN weights),
     Unsupported (ops, listed with source lines), ToolMissing (no C compiler).
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
+    mode = mode or family_of(core).MODES[0]
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))

@@ -15,7 +15,7 @@ import numpy as np
 from .compiler import artefact
 from .compiler.artefact import Artefact
 from .compiler.codes import decoded, encode, takes_codes
-from .compiler.errors import BadInput, Damaged, unknown_name
+from .compiler.errors import BadInput, Damaged, Incompatible, unknown_name
 from .compiler.ir import Graph, Type, parse_graph
 from .compiler.tensors import unpack_arrays
 
@@ -109,8 +109,15 @@ class Program:
         """The library, loaded. Raises Incompatible if this CPU cannot run it."""
         from .compiler.run.native import Native
 
+        library = f"kernels/lib{self.name}.so"
+        if library not in self.artefact.sections:
+            raise Incompatible(
+                f"{self.name} was compiled for {self.target}, as C for a machine of its own",
+                help="add the C files that `compile -o FOLDER` writes to a project for that chip; "
+                "the same integers come from --target host --mode int8",
+            )
         return Native(
-            self.artefact.section(f"kernels/lib{self.name}.so"),
+            self.artefact.section(library),
             self.name,
             self.inputs,
             self.outputs,

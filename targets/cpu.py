@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.errors import UsageError, unknown_name
-from ..compiler.ir import Graph, Node
+from ..compiler.errors import unknown_name
+from ..compiler.ir import Graph
 from ..compiler.lower.link import c_compiler, link_shared
 from ..compiler.lower.model_c import write_model
 from ..compiler.lower.tir import build_object
@@ -30,12 +30,12 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
-from ..passes.quantize import Quantize
 from ..passes.quantize_activations import QuantizeActivations
-from ..passes.select_kernels import SelectKernels, kernel_of, spec_of
+from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.spread_rotations import SpreadRotations
 from .lanes_x86 import Avx2
+from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core
 
 LANES: dict[str, Lanes] = {"scalar": Lanes(), "avx2": Avx2()}
@@ -85,23 +85,10 @@ def passes(
 
     Raises UsageError for a mode that CPUs do not have.
     """
-    if mode not in MODES:
-        raise UsageError(
-            f"target {core.name} has no mode '{mode}'", help=f"modes: {', '.join(MODES)}"
-        )
+    check_mode(core.name, mode, MODES)
     lanes, kernels = machine(core).lanes, all_kernels()
     if mode == "int8":
-        return (
-            Canonicalize(),
-            MergeRotations(),
-            FoldPermutations(),
-            ShareExpertMatmul(),
-            CombineBeforeDown(),
-            Quantize(samples),
-            SelectKernels(kernels, lanes),
-            PackWeights(kernels, lanes),
-            PlanMemory(kernels, lanes, keep_routing=True),
-        )
+        return integer_passes(samples, lanes, keep_routing=True)
     return (
         Canonicalize(),
         MergeRotations(),
@@ -123,18 +110,8 @@ def emit(
     graph: Graph, core: Core, name: str, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, bytes]:
     """The compiled model: ``libNAME.so``, its header and driver, and the kernels' object."""
-    built, kernels = machine(core), all_kernels()
-    symbols: dict[Node, str] = {}
-    functions: dict[str, Any] = {}
-    for node in graph.nodes:
-        if "kernel" not in node.notes:
-            continue
-        spec = spec_of(node)
-        symbols[node] = f"{name}_k_{node.notes['kernel']}_{spec.digest}"
-        if symbols[node] not in functions:
-            progress(f"kernel {node.notes['kernel']} for {node.name}")
-            kernel = kernel_of(node, kernels)
-            functions[symbols[node]] = kernel.build(spec, built.lanes, symbols[node])
+    built = machine(core)
+    symbols, functions = kernel_functions(graph, built.lanes, name, progress)
     progress(f"compiling {len(functions)} kernels for {built.target['mcpu']}")
     objects = build_object(functions, built.target)
     model = write_model(graph, name, symbols)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("-t", "--target", default="host", show_default=True, help="See `targets`.")
-@click.option("-m", "--mode", default="f32", show_default=True, help="f32, a8 or int8.")
+@click.option("-m", "--mode", help="f32, a8 or int8; by default the target's first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def command(
     model: str,
     target: str,
-    mode: str,
+    mode: str | None,
     output: Path,
     calibrate: Path | None,
     name: str,

@@ -50,14 +50,23 @@ def check_name(name: str) -> str:
     return name
 
 
-def write_model(graph: Graph, name: str, symbols: dict[Node, str]) -> ModelSource:
-    """The driver of ``graph``; ``symbols`` names the kernel function of every node that has one."""
+def write_model(
+    graph: Graph, name: str, symbols: dict[Node, str], kernels_header: str = ""
+) -> ModelSource:
+    """The driver of ``graph``; ``symbols`` names the kernel function of every node that has one.
+
+    Kernels are declared as taking untyped pointers, or as ``kernels_header`` has them.
+    """
     check_name(name)
     offsets, weights = _lay_out_weights(graph)
     arena = int(graph.notes.get("arena_bytes", 0))  # type: ignore[arg-type]
     places = _Places(graph, offsets)
     calls = [_call(node, symbols[node], places) for node in graph.nodes if node in symbols]
     copies = [_copy(i, node, places) for i, node in enumerate(graph.outputs)]
+    users = _first_users(symbols).items()
+    declared = "".join(_declaration(node, symbol) for symbol, node in users)
+    if kernels_header:
+        declared = f'#include "{kernels_header}"\n'
     source = f"""\
 /* {name}: {_signature(graph)}. Made by butterflyc; do not edit. */
 #include "{name}.h"
@@ -65,7 +74,7 @@ def write_model(graph: Graph, name: str, symbols: dict[Node, str]) -> ModelSourc
 #include <string.h>
 
 extern const unsigned char {name}_weights[];
-{"".join(_declaration(node, symbol) for symbol, node in _first_users(symbols).items())}
+{declared}
 int {name}_run(const void *const *in, void *const *out, void *arena) {{
   unsigned char *const a = (unsigned char *)arena;
   const unsigned char *const w = {name}_weights;
@@ -134,9 +143,9 @@ def _declaration(node: Node, symbol: str) -> str:
 
 
 def _call(node: Node, symbol: str, places: _Places) -> str:
-    arguments = [places.pointer(operand) for operand in node.operands]
-    arguments += [places.pointer(node, i) for i in range(len(node.types))]
-    arguments += places.scratch(node)
+    arguments = [f"(const void *)({places.pointer(operand)})" for operand in node.operands]
+    results = [places.pointer(node, i) for i in range(len(node.types))]
+    arguments += [f"(void *)({place})" for place in (*results, *places.scratch(node))]
     comment = print_node(node).split(" @ ")[0].replace("*/", "* /").replace("/*", "/ *")
     return f"  /* {comment} */\n  {symbol}({', '.join(arguments)});\n"
 

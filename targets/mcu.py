@@ -1,0 +1,90 @@
+"""Microcontrollers: integers alone, as C99 that any compiler of the chip takes.
+
+The passes stand in the order in which they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..compiler.ir import Graph
+from ..compiler.lower.emit_c import emit as print_c
+from ..compiler.lower.emit_c import emit_header, lower_for_c
+from ..compiler.lower.model_c import ALIGNMENT, write_model
+from ..kernels.lanes import Lanes
+from ..passes.base import Pass
+from .parts import check_mode, integer_passes, kernel_functions
+from .registry import Core
+
+MODES = ("int8",)
+BYTES_A_LINE = 20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What code is made for: one number at a time, no features that a chip might lack."""
+
+    lanes: Lanes = field(default_factory=Lanes)
+    features: tuple[str, ...] = ()
+
+
+def machine(core: Core) -> Machine:
+    """The machine that ``core`` describes."""
+    return Machine()
+
+
+def passes(
+    core: Core, mode: str, samples: Sequence[tuple[np.ndarray, ...]] = ()
+) -> tuple[Pass, ...]:
+    """The pipeline, in order. Raises UsageError for a mode that these targets do not have."""
+    check_mode(core.name, mode, MODES)
+    return integer_passes(samples, machine(core).lanes, keep_routing=False)
+
+
+def emit(
+    graph: Graph, core: Core, name: str, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, bytes]:
+    """The compiled model as C: the driver and its header, the kernels and theirs, the weights."""
+    symbols, functions = kernel_functions(graph, machine(core).lanes, name, progress)
+    progress(f"printing {len(functions)} kernels as C")
+    lowered = [lower_for_c(function) for function in functions.values()]
+    kernels_header = f"{name}_kernels.h"
+    model = write_model(graph, name, symbols, kernels_header)
+    guard = f"BUTTERFLYC_{name.upper()}_KERNELS_H"
+    texts = {
+        f"{name}.h": model.header,
+        f"{name}.c": model.source,
+        kernels_header: emit_header(lowered, guard),
+        f"{name}_kernels.c": print_c(lowered),
+        f"{name}_weights.c": weights_c(name, model.weights),
+    }
+    return {file: text.encode() for file, text in texts.items()}
+
+
+def weights_c(name: str, weights: bytes) -> str:
+    """The weights as one constant array; a macro may put them into a section of their own."""
+    upper = name.upper()
+    lines = [
+        "    " + ", ".join(map(str, weights[i : i + BYTES_A_LINE])) + ","
+        for i in range(0, len(weights), BYTES_A_LINE)
+    ]
+    return "\n".join(
+        [
+            f"/* The weights of {name}. Made by butterflyc; do not edit.",
+            f"   {upper}_WEIGHTS_SECTION may say where they go: __attribute__((section(...))). */",
+            f"#ifndef {upper}_WEIGHTS_SECTION",
+            f"#define {upper}_WEIGHTS_SECTION",
+            "#endif",
+            "",
+            f"extern const unsigned char {name}_weights[{max(1, len(weights))}];",
+            f"{upper}_WEIGHTS_SECTION",
+            f"__attribute__((aligned({ALIGNMENT})))",
+            f"const unsigned char {name}_weights[{max(1, len(weights))}] = {{",
+            *(lines or ["    0"]),
+            "};",
+            "",
+        ]
+    )
