@@ -1,8 +1,10 @@
 """Lowered TIR as C99 that a person can read: scalars, <stdint.h>, no library but memcpy and memset.
 
 Integer kernels give the same bits from every compiler. Signed 32- and 64-bit arithmetic must not
-overflow, as in machine code made through TVM; 8- and 16-bit types wrap. Buffers do not overlap, and
-right shifts of negative numbers must be arithmetic, which every compiler we know makes them.
+overflow, as in machine code made through TVM. 8- and 16-bit types wrap as printed here, but TVM
+simplifies as if they did not, and as if a cast to them kept a value whose range it knows: kernels
+must not count on either. Buffers do not overlap, and right shifts of negative numbers must be
+arithmetic, which every compiler we know makes them.
 """
 
 from __future__ import annotations
