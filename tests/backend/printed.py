@@ -57,7 +57,11 @@ def _call(name: str, arrays: Sequence[Array]) -> str:
 
 
 def run_printed(
-    folder: Path, gcc: str, functions: Sequence[Any], calls: Sequence[tuple[str, Sequence[Array]]]
+    folder: Path,
+    gcc: str,
+    functions: Sequence[Any],
+    calls: Sequence[tuple[str, Sequence[Array]]],
+    flags: Sequence[str] = (),
 ) -> list[list[Array]]:
     """All arrays of every call (a kernel's name, one array a parameter) as they are afterwards."""
     lowered = [lower_for_c(function) for function in functions]
@@ -67,7 +71,7 @@ def run_printed(
     (folder / "main.c").write_text(f"{main}    return fclose(in) + fclose(out);\n}}\n")
     given = [np.ascontiguousarray(a) for _, arrays in calls for a in arrays]
     (folder / "in.bin").write_bytes(b"".join(a.tobytes() for a in given))
-    build = [gcc, *C_FLAGS, "-O1", *SANITIZERS, "kernels.c", "main.c", "-o", "main"]
+    build = [gcc, *C_FLAGS, *flags, "-O1", *SANITIZERS, "kernels.c", "main.c", "-o", "main"]
     subprocess.run(build, cwd=folder, check=True)
     # Leaks are found by stopping the program from outside, which containers forbid.
     environment = {"ASAN_OPTIONS": "detect_leaks=0"}
