@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -57,15 +56,13 @@ def test_header_text(golden: Callable[[Path, str], None]) -> None:
 
 @pytest.mark.parametrize(
     ("compiler", "flags"),
-    [("gcc", C_FLAGS), ("g++", CXX_FLAGS), ("clang", C_FLAGS), ("clang++", CXX_FLAGS)],
+    [("gcc", C_FLAGS), ("g++", CXX_FLAGS), ("clang-22", C_FLAGS), ("clang++-22", CXX_FLAGS)],
     ids=["gcc", "g++", "clang", "clang++"],
 )
 def test_no_compiler_warns(
     needs_tool: Callable[..., str], tmp_path: Path, compiler: str, flags: tuple[str, ...]
 ) -> None:
     """All kernels in one file compile without a warning, and agree with their header."""
-    if compiler.startswith("clang") and not shutil.which(compiler):
-        pytest.skip(f"{compiler} is not installed; gcc checks the same text")
     functions = [lower_for_c(f) for f in kernels.every_kernel()]
     (tmp_path / "kernels.h").write_text(emit_header(functions, "KERNELS_H"))
     source = '#include "kernels.h"\n#include "kernels.h"\n' + emit(functions)
