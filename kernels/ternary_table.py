@@ -42,28 +42,50 @@ def build(
     }
     with function(name, parameters) as f:
         pair, codes, table, lanes, acc = f.buffers
-
-        def add_block(b: Any, first: bool) -> None:
-            for output in _each(outputs, unroll):
-                total = T.int32(0) if first else lanes[output]
-                for g in range(groups):
-                    code = cast("int32", codes[b, output, g], 1)
-                    total = total + table[code + g * entries]
-                store(lanes, total, output)
-
-        with loop("b", blocks) as b:
-            with loop("g", groups) as g:
-                _fill_table(pair, (b * groups + g) * trits, table, g * entries, trits)
-            with T.If(b == 0):
-                with T.Then():
-                    add_block(0, first=True)
-                with T.Else():
-                    add_block(b, first=False)
+        pair_sums(pair, codes, table, lanes, (outputs, blocks), trits, groups, unroll)
         with loop("f", outputs) as output:
-            low = named("low", cast("int32", cast("int16", lanes[output], 1), 1))
+            low, high = both_sums(lanes[output])
             store(acc, low, 0, output)
-            store(acc, (lanes[output] - low) >> 16, 1, output)
+            store(acc, high, 1, output)
     return f.result
+
+
+def pair_sums(
+    pair: Any,
+    codes: Any,
+    table: Any,
+    lanes: Any,
+    sizes: tuple[int, int],
+    trits: int,
+    groups: int,
+    unroll: int,
+) -> None:
+    """Write to ``lanes`` the sums of both rows, for ``sizes`` outputs and blocks of columns."""
+    outputs, blocks = sizes
+    entries = 3**trits
+
+    def add_block(b: Any, first: bool) -> None:
+        for output in _each(outputs, unroll):
+            total = T.int32(0) if first else lanes[output]
+            for g in range(groups):
+                code = cast("int32", codes[b, output, g], 1)
+                total = total + table[code + g * entries]
+            store(lanes, total, output)
+
+    with loop("b", blocks) as b:
+        with loop("g", groups) as g:
+            _fill_table(pair, (b * groups + g) * trits, table, g * entries, trits)
+        with T.If(b == 0):
+            with T.Then():
+                add_block(0, first=True)
+            with T.Else():
+                add_block(b, first=False)
+
+
+def both_sums(lane: Any) -> tuple[Any, Any]:
+    """The sums of row 0 and of row 1 that one int32 holds."""
+    low = named("low", cast("int32", cast("int16", lane, 1), 1))
+    return low, (lane - low) >> 16
 
 
 def _each(outputs: int, unroll: int) -> Any:
