@@ -6,24 +6,38 @@ from math import prod
 from typing import Any
 
 from .elements import broadcast_strides, nest, offset, parameters
-from .integer import clipped, is_plain, rounded_shift, wide
+from .integer import clipped, is_plain, named, rounded_shift, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .take import position
-from .tir import Registers, T, function, store
+from .tir import Registers, T, function, row_blocks, store
 
 
 def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
     x_type, w_type, *bias = spec.operands
     outputs, depth = w_type.shape
-    rows = prod(x_type.shape[:-1])
-    with function(name, parameters(spec)) as f, nest((rows, outputs)) as (row, n):
+    tile_rows, tile_outputs = spec.parameter("rows", 2), spec.parameter("outputs", 4)
+    with function(name, parameters(spec)) as f:
         x, w, *added, y = f.buffers
-        total = Registers(1, 1, "int32")
-        total[0] = added[0][n] if bias else T.int32(0)
-        with T.serial(depth) as k:
-            total[0] = total[0] + wide(x[row * depth + k]) * wide(w[n * depth + k])
-        store(y, total[0], row * outputs + n)
+
+        def tile(row: Any, rows: int, output: Any, count: int) -> None:
+            """``rows`` times ``count`` sums at once: each weight and each code is loaded once."""
+            sums = Registers(rows * count, 1, "int32")
+            for i in range(rows * count):
+                sums[i] = added[0][output + i % count] if bias else T.int32(0)
+            with T.serial(depth) as k:
+                codes = [named(wide(x[(row + r) * depth + k])) for r in range(rows)]
+                for n in range(count):
+                    weight = named(wide(w[(output + n) * depth + k]))
+                    for r in range(rows):
+                        sums[r * count + n] = sums[r * count + n] + codes[r] * weight
+            for i in range(rows * count):
+                store(y, sums[i], (row + i // count) * outputs + output + i % count)
+
+        for first_row, row_turns, rows in row_blocks(prod(x_type.shape[:-1]), tile_rows):
+            for first, turns, count in row_blocks(outputs, tile_outputs):
+                with T.serial(row_turns) as row, T.serial(turns) as turn:
+                    tile(first_row + row * rows, rows, first + turn * count, count)
     return f.result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -9,9 +10,10 @@ from .elements import parameters
 from .integer import bit_length, clipped, is_plain, named, rounded_shift, rounded_shift_by, wide
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
-from .tir import Registers, T, function, store
+from .tir import Registers, T, function, row_blocks, store
 
 OCTAVE, ONE_BITS, OCTAVES, UNIT_BITS = 256, 14, 16, 15
+TILE = 4  # sums that are kept in registers
 
 
 def table() -> list[int]:
@@ -65,17 +67,27 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
         q, k, v, y, octave, powers = f.buffers
         fill(octave)
         with T.serial(batch * heads) as head, T.serial(queries) as query:
-            largest, total, sums = (Registers(1, 1, "int32") for _ in range(3))
+            largest, total = Registers(1, 1, "int32"), Registers(1, 1, "int32")
             count = query + 1 if causal else T.int32(keys)
             row = head * queries + query
             largest[0], total[0] = T.int32(-(2**30)), T.int32(0)
-            with T.serial(count) as key:
-                sums[0] = T.int32(0)
-                with T.serial(inner) as i:
-                    other = wide(k[(head * keys + key) * inner + i])
-                    sums[0] = sums[0] + wide(q[row * inner + i]) * other
-                store(powers, sums[0], key)
-                largest[0] = T.max(largest[0], sums[0])
+
+            def score(key: Any, several: int) -> None:
+                """The scores of a few keys at once: each code of the query is loaded once."""
+                first = head * keys + key
+                sums = _sums(
+                    several,
+                    inner,
+                    lambda i: wide(q[row * inner + i]),
+                    lambda i, n: wide(k[(first + n) * inner + i]),
+                )
+                for n in range(several):
+                    store(powers, sums[n], key + n)
+                    largest[0] = T.max(largest[0], sums[n])
+
+            for first, turns, several in [(0, count, 1)] if causal else row_blocks(keys, TILE):
+                with T.serial(turns) as turn:
+                    score(first + turn * several, several)
             with T.serial(count) as key:
                 power = named(exp2(spec, octave, largest[0] - powers[key]))
                 store(powers, power, key)
@@ -83,13 +95,38 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
             drop = named(bit_length(total[0]) - T.int32(UNIT_BITS))
             inverse = named(T.truncdiv(T.int32(1 << 28), T.shift_right(total[0], drop)))
             lower = named(drop + T.int32(6))
-            with T.serial(width) as c:
-                sums[0] = T.int32(0)
-                with T.serial(count) as key:
-                    sums[0] = sums[0] + powers[key] * wide(v[(head * keys + key) * width + c])
-                mean = named(rounded_shift_by(sums[0], lower) * inverse)
-                store(y, clipped(rounded_shift(mean, 22), "i8"), row * width + c)
+
+            def mix(channel: Any, several: int) -> None:
+                """A few channels of the weighed values: each power is loaded once."""
+                start = head * keys * width + channel
+                sums = _sums(
+                    several,
+                    count,
+                    lambda key: powers[key],
+                    lambda key, n: wide(v[start + key * width + n]),
+                )
+                for n in range(several):
+                    mean = named(rounded_shift_by(sums[n], lower) * inverse)
+                    store(y, clipped(rounded_shift(mean, 22), "i8"), row * width + channel + n)
+
+            for first, turns, several in row_blocks(width, TILE):
+                with T.serial(turns) as turn:
+                    mix(first + turn * several, several)
     return f.result
+
+
+def _sums(
+    several: int, depth: Any, left: Callable[[Any], Any], right: Callable[[Any, int], Any]
+) -> Registers:
+    """The sums over i of left(i) * right(i, n), for each n of ``several``."""
+    sums = Registers(several, 1, "int32")
+    for n in range(several):
+        sums[n] = T.int32(0)
+    with T.serial(depth) as i:
+        value = named(left(i))
+        for n in range(several):
+            sums[n] = sums[n] + value * right(i, n)
+    return sums
 
 
 def _scratch(spec: Spec) -> dict[str, Tensor]:
