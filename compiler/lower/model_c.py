@@ -61,7 +61,8 @@ def write_model(
     offsets, weights = _lay_out_weights(graph)
     arena = int(graph.notes.get("arena_bytes", 0))  # type: ignore[arg-type]
     places = _Places(graph, offsets)
-    calls = [_call(node, symbols[node], places) for node in graph.nodes if node in symbols]
+    called = [node for node in graph.nodes if node in symbols]
+    calls = [_call(node, symbols[node], places, bool(kernels_header)) for node in called]
     copies = [_copy(i, node, places) for i, node in enumerate(graph.outputs)]
     users = _first_users(symbols).items()
     declared = "".join(_declaration(node, symbol) for symbol, node in users)
@@ -142,12 +143,15 @@ def _declaration(node: Node, symbol: str) -> str:
     return f"void {symbol}({', '.join(reads + writes)});\n"
 
 
-def _call(node: Node, symbol: str, places: _Places) -> str:
-    arguments = [f"(const void *)({places.pointer(operand)})" for operand in node.operands]
-    results = [places.pointer(node, i) for i in range(len(node.types))]
-    arguments += [f"(void *)({place})" for place in (*results, *places.scratch(node))]
+def _call(node: Node, symbol: str, places: _Places, typed: bool) -> str:
+    """The call of a kernel; where it takes ``typed`` pointers, bytes must be untyped to pass."""
+    reads = [places.pointer(operand) for operand in node.operands]
+    writes = [places.pointer(node, i) for i in range(len(node.types))] + places.scratch(node)
+    if typed:
+        reads = [f"(const void *)({place})" for place in reads]
+        writes = [f"(void *)({place})" for place in writes]
     comment = print_node(node).split(" @ ")[0].replace("*/", "* /").replace("/*", "/ *")
-    return f"  /* {comment} */\n  {symbol}({', '.join(arguments)});\n"
+    return f"  /* {comment} */\n  {symbol}({', '.join([*reads, *writes])});\n"
 
 
 def _copy(index: int, node: Node, places: _Places) -> str:
