@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..kernels.integer_numbers import LIMITS
 from .ir.graph import Graph
 from .ir.interpret import Observer, interpret
-from .ir.ops.integer import LIMITS
 from .ir.types import Type
 
 Array = np.ndarray
@@ -40,7 +40,7 @@ def decode(codes: Array, type: Type) -> Array:
     """The real numbers, float32, that codes stand for; what is no codes stays as it is."""
     if not takes_codes(type):
         return codes
-    return (codes * np.float64(type.scale or 1)).astype(np.float32)
+    return np.asarray(codes * np.float64(type.scale or 1), np.float32)
 
 
 def interpret_real(

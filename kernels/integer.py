@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .integer_numbers import LIMITS
 from .record import Spec
 from .tir import DTYPES, Registers, T, let
-
-LIMITS = {"i8": 127, "i16": 32767}
 
 
 def wide(value: Any) -> Any:
@@ -18,7 +17,7 @@ def wide(value: Any) -> Any:
     return T.Cast("int32", value)
 
 
-def named(value: Any) -> Any:
+def once(value: Any) -> Any:
     """An int32 that is computed once."""
     return let(value, 1, "int32")
 
@@ -47,10 +46,10 @@ def bit_length(value: Any) -> Any:
     rest, bits = Registers(1, 1, "int32"), Registers(1, 1, "int32")
     rest[0], bits[0] = value, T.int32(0)
     for step in (16, 8, 4, 2, 1):
-        high = named(T.shift_right(rest[0], T.int32(step)))
+        high = once(T.shift_right(rest[0], T.int32(step)))
         bits[0] = bits[0] + T.Select(high > T.int32(0), T.int32(step), T.int32(0))
         rest[0] = T.Select(high > T.int32(0), high, rest[0])
-    return named(bits[0] + rest[0])
+    return once(bits[0] + rest[0])
 
 
 def square_root(value: Any) -> Any:
@@ -58,9 +57,9 @@ def square_root(value: Any) -> Any:
     rest, root = Registers(1, 1, "int32"), Registers(1, 1, "int32")
     rest[0], root[0] = value, T.int32(0)
     with T.serial(16) as i:
-        bit = named(T.shift_left(T.int32(1), T.int32(30) - i * 2))
-        tried = named(root[0] + bit)
-        fits = named(T.Select(rest[0] >= tried, T.int32(1), T.int32(0)))
+        bit = once(T.shift_left(T.int32(1), T.int32(30) - i * 2))
+        tried = once(root[0] + bit)
+        fits = once(T.Select(rest[0] >= tried, T.int32(1), T.int32(0)))
         rest[0] = rest[0] - T.Select(fits > T.int32(0), tried, T.int32(0))
         half = T.shift_right(root[0], T.int32(1))
         root[0] = half + T.Select(fits > T.int32(0), bit, T.int32(0))

@@ -10,22 +10,16 @@ from .integer import (
     bit_length,
     clipped,
     is_plain,
-    named,
+    once,
     rounded_shift,
     rounded_shift_by,
     square_root,
     wide,
 )
+from .integer_numbers import LENGTH_BITS, UNIT_BITS, norm_bits
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .tir import Registers, T, function, store
-
-UNIT_SHIFT = 14  # from a length of 2**29 to one of 2**15
-
-
-def norm_bits(width: int) -> int:
-    """How many bits of each deviation are squared, so that their sum fits 31."""
-    return (30 - (width - 1).bit_length()) // 2
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -43,22 +37,22 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
             return wide(x[row * width + i]) * T.int32(width) - total[0]
 
         with T.serial(width) as i:
-            value = named(apart(i))
+            value = once(apart(i))
             largest[0] = T.max(largest[0], T.max(value, zero - value))
-        drop = named(bit_length(largest[0]) - T.int32(norm_bits(width)))
-        lower, higher = named(T.max(drop, zero)), named(T.max(zero - drop, zero))
+        drop = once(bit_length(largest[0]) - T.int32(norm_bits(width)))
+        lower, higher = once(T.max(drop, zero)), once(T.max(zero - drop, zero))
 
         def part(i: Any) -> Any:
-            return named(rounded_shift_by(apart(i), lower) * T.shift_left(T.int32(1), higher))
+            return once(rounded_shift_by(apart(i), lower) * T.shift_left(T.int32(1), higher))
 
         with T.serial(width) as i:
             value = part(i)
             squares[0] = squares[0] + value * value
-        length = named(T.max(square_root(squares[0]), T.int32(1)))
-        inverse = named(T.truncdiv(T.int32(1 << 29), length))
+        length = once(T.max(square_root(squares[0]), T.int32(1)))
+        inverse = once(T.truncdiv(T.int32(1 << LENGTH_BITS), length))
         with T.serial(width) as i:
-            unit = named(rounded_shift(part(i) * inverse, UNIT_SHIFT))
-            scaled = named(unit * wide(gain[i]) + bias[i])
+            unit = once(rounded_shift(part(i) * inverse, LENGTH_BITS - UNIT_BITS))
+            scaled = once(unit * wide(gain[i]) + bias[i])
             store(y, clipped(rounded_shift(scaled, spec.attribute("shift")), "i8"), row * width + i)
     return f.result
 

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from .elements import broadcast_strides, nest, offset, parameters
-from .integer import clipped, is_plain, named, rounded_shift, wide
+from .integer import clipped, is_plain, once, rounded_shift, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .take import position
@@ -26,9 +26,9 @@ def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
             for i in range(rows * count):
                 sums[i] = added[0][output + i % count] if bias else T.int32(0)
             with T.serial(depth) as k:
-                codes = [named(wide(x[(row + r) * depth + k])) for r in range(rows)]
+                codes = [once(wide(x[(row + r) * depth + k])) for r in range(rows)]
                 for n in range(count):
-                    weight = named(wide(w[(output + n) * depth + k]))
+                    weight = once(wide(w[(output + n) * depth + k]))
                     for r in range(rows):
                         sums[r * count + n] = sums[r * count + n] + codes[r] * weight
             for i in range(rows * count):

@@ -7,23 +7,18 @@ from math import prod
 from typing import Any
 
 from .elements import parameters
-from .integer import bit_length, clipped, is_plain, named, rounded_shift, rounded_shift_by, wide
+from .integer import bit_length, clipped, is_plain, once, rounded_shift, rounded_shift_by, wide
+from .integer_numbers import INVERSE_BITS, MEAN_BITS, OCTAVE, OCTAVES, UNIT_BITS, exp2_table
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .tir import Registers, T, function, row_blocks, store
 
-OCTAVE, ONE_BITS, OCTAVES, UNIT_BITS = 256, 14, 16, 15
 TILE = 4  # sums that are kept in registers
-
-
-def table() -> list[int]:
-    """2**(ONE_BITS - i / OCTAVE), rounded, for one octave."""
-    return [round(2.0 ** (ONE_BITS - i / OCTAVE)) for i in range(OCTAVE)]
 
 
 def fill(octave: Any) -> None:
     """The table, written into scratch memory."""
-    for i, value in enumerate(table()):
+    for i, value in enumerate(exp2_table()):
         store(octave, T.int16(value), i)
 
 
@@ -31,8 +26,8 @@ def exp2(spec: Spec, octave: Any, below: Any) -> Any:
     """2**(ONE_BITS - t / OCTAVE), t the steps that a score is below the largest."""
     near = T.min(below, T.int32(spec.attribute("cap")))
     scaled = near * T.int32(spec.attribute("multiplier"))
-    steps = named(rounded_shift(scaled, spec.attribute("shift")))
-    whole = T.min(T.shift_right(steps, T.int32(8)), T.int32(OCTAVES))
+    steps = once(rounded_shift(scaled, spec.attribute("shift")))
+    whole = T.min(T.shift_right(steps, T.int32(OCTAVE.bit_length() - 1)), T.int32(OCTAVES))
     return T.shift_right(wide(octave[T.bitwise_and(steps, T.int32(OCTAVE - 1))]), whole)
 
 
@@ -48,10 +43,10 @@ def softmax(spec: Spec, lanes: Lanes, name: str) -> Any:
             with T.serial(size) as i:
                 largest[0] = T.max(largest[0], wide(x[row * size + i]))
             with T.serial(size) as i:
-                power = named(exp2(spec, octave, largest[0] - wide(x[row * size + i])))
+                power = once(exp2(spec, octave, largest[0] - wide(x[row * size + i])))
                 store(powers, power, i)
                 total[0] = total[0] + power
-            half = named(T.shift_right(total[0], T.int32(1)))
+            half = once(T.shift_right(total[0], T.int32(1)))
             with T.serial(size) as i:
                 share = powers[i] * T.int32(1 << UNIT_BITS) + half
                 store(y, clipped(T.truncdiv(share, total[0]), "i16"), row * size + i)
@@ -89,12 +84,12 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
                 with T.serial(turns) as turn:
                     score(first + turn * several, several)
             with T.serial(count) as key:
-                power = named(exp2(spec, octave, largest[0] - powers[key]))
+                power = once(exp2(spec, octave, largest[0] - powers[key]))
                 store(powers, power, key)
                 total[0] = total[0] + power
-            drop = named(bit_length(total[0]) - T.int32(UNIT_BITS))
-            inverse = named(T.truncdiv(T.int32(1 << 28), T.shift_right(total[0], drop)))
-            lower = named(drop + T.int32(6))
+            drop = once(bit_length(total[0]) - T.int32(UNIT_BITS))
+            inverse = once(T.truncdiv(T.int32(1 << INVERSE_BITS), T.shift_right(total[0], drop)))
+            lower = once(drop + T.int32(6))
 
             def mix(channel: Any, several: int) -> None:
                 """A few channels of the weighed values: each power is loaded once."""
@@ -106,8 +101,10 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
                     lambda key, n: wide(v[start + key * width + n]),
                 )
                 for n in range(several):
-                    mean = named(rounded_shift_by(sums[n], lower) * inverse)
-                    store(y, clipped(rounded_shift(mean, 22), "i8"), row * width + channel + n)
+                    mean = once(rounded_shift_by(sums[n], lower) * inverse)
+                    store(
+                        y, clipped(rounded_shift(mean, MEAN_BITS), "i8"), row * width + channel + n
+                    )
 
             for first, turns, several in row_blocks(width, TILE):
                 with T.serial(turns) as turn:
@@ -123,7 +120,7 @@ def _sums(
     for n in range(several):
         sums[n] = T.int32(0)
     with T.serial(depth) as i:
-        value = named(left(i))
+        value = once(left(i))
         for n in range(several):
             sums[n] = sums[n] + value * right(i, n)
     return sums

@@ -10,7 +10,7 @@ import numpy as np
 from ..compiler.errors import BadInput
 from ..compiler.ir import Graph, Node
 from ..compiler.ir.interpret import interpret
-from ..compiler.ir.ops.integer import LIMITS
+from ..kernels.integer_numbers import LIMITS
 
 Array = np.ndarray
 Progress = Callable[[str], None]

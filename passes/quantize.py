@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compiler.errors import Unsupported
-from ..compiler.ir import Graph, Node, Type, input_node
+from ..compiler.ir import Graph, Node, Type, input_node, make, rebuild, remake
 from .base import pruned
 from .calibration import calibrate
-from .quantize_rules import RULES, Quantizer
+from .quantize_rules import RULES, Quantizer, as_it_is, why_not
 
 Array = np.ndarray
 
@@ -36,16 +36,31 @@ class Quantize:
     exact = False
 
     def __call__(self, graph: Graph) -> Graph:
+        graph = rebuild(graph, _apart)
         _check_covered(graph)
         quantizer = Quantizer(graph, calibrate(graph, self.samples))
         for node in graph.nodes:
             if node.op == "input":
                 quantizer.done[node] = _input(quantizer, node)
-            elif node.op != "constant" and not quantizer.is_constant(node):
-                quantizer.done[node] = RULES[node.op](quantizer, node)
+            elif node.op != "constant":
+                rule = RULES[node.op] if _has_floats(node) else as_it_is
+                quantizer.done[node] = rule(quantizer, node)
         inputs = tuple(quantizer.done[node] for node in graph.inputs)
-        outputs = tuple(quantizer.done[node] for node in graph.outputs)
+        outputs = tuple(quantizer.done.get(node, node) for node in graph.outputs)
         return pruned(Graph(graph.name, inputs, outputs, quantizer.store, graph.notes))
+
+
+def _apart(node: Node) -> Node:
+    """``node`` with its activation behind it: in front of a table its sums have codes, too."""
+    if node.op != "linear" or node["activation"] == "none":
+        return node
+    sums = remake(replace(node, name=f"{node.name}.linear"), *node.operands, activation="none")
+    return make(str(node["activation"]), sums, name=node.name, source=node.source)
+
+
+def _has_floats(node: Node) -> bool:
+    types = [type for part in (node, *node.operands) for type in part.types]
+    return any(type.is_float for type in types)
 
 
 def _input(quantizer: Quantizer, node: Node) -> Node:
@@ -59,10 +74,13 @@ def _check_covered(graph: Graph) -> None:
     """Unsupported, with every such op and its lines, for what has no integer form."""
     missing: dict[str, list[str]] = {}
     for node in graph.nodes:
-        if node.op not in RULES and node.op not in ("input", "constant"):
-            missing.setdefault(node.op, []).append(node.source or node.name)
+        if node.op in ("input", "constant") or not _has_floats(node):
+            continue
+        why = why_not(node)
+        if why:
+            missing.setdefault(why, []).append(node.source or node.name)
     if missing:
-        lines = [f"  {op}: {', '.join(dict.fromkeys(where))}" for op, where in missing.items()]
+        lines = [f"  {what}: {', '.join(dict.fromkeys(where))}" for what, where in missing.items()]
         raise Unsupported(
             "\n".join(["mode int8 has no integer form of", *lines]),
             where=next(iter(missing.values()))[0],

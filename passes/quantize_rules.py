@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.ir import Graph, Node, Type, constant, make, result
+from ..compiler.ir import Graph, Node, Type, constant, make, remake, result
 from ..compiler.ir.interpret import constant_value
 from ..compiler.ir.ops.elementwise import ACTIVATIONS
-from ..compiler.ir.ops.integer import LIMITS, OCTAVE, OCTAVES, UNIT_BITS
+from ..kernels.integer_numbers import LIMITS, OCTAVE, OCTAVES, UNIT_BITS
 from .calibration import Seen, threshold
 
 Array = np.ndarray
@@ -79,9 +79,6 @@ class Quantizer:
         return [seen for node, seen in self.seen.items() if self._leader(node) is leader]
 
     # --- codes ---
-
-    def is_constant(self, node: Node) -> bool:
-        return node.op == "constant"
 
     def value(self, node: Node) -> Array:
         return constant_value(self.graph.constants, node)
@@ -206,7 +203,6 @@ def activation(q: Quantizer, node: Node) -> Node:
 
 def rotate(q: Quantizer, node: Node) -> Node:
     x, blocks, experts = node.operands
-    assert node["lanes"] == 1, "rotations in spread order have no integer form"
     codes, scale = q.codes(x), q.scale(node, "i8")
     turns = q.value(blocks).astype(np.float64) * (q.scale_of(codes) / scale)
     shift = shift_for(float(np.abs(turns).max()))
@@ -242,7 +238,6 @@ def layer_norm(q: Quantizer, node: Node) -> Node:
 def softmax(q: Quantizer, node: Node) -> Node:
     (x,) = node.operands
     codes = q.done[x]
-    assert node["axis"] % x.type.rank == x.type.rank - 1, "softmax along another axis"
     decay = decay_of(q.scale_of(codes))
     made = make("integer_softmax", codes, name=node.name, source=node.source, **decay)
     return scaled(made, 2.0**-UNIT_BITS)
@@ -282,7 +277,6 @@ def total(q: Quantizer, node: Node) -> Node:
     )  # fmt: skip
     unit = q.scale_of(codes) / (count if node.op == "mean" else 1)
     bound = LIMITS[codes.type.dtype] * count
-    assert bound < 2**31, f"a sum of {count} codes does not fit 32 bits"
     return q.finished(node, sums, unit, bound)
 
 
@@ -331,3 +325,40 @@ RULES: dict[str, Callable[[Quantizer, Node], Node]] = {
     "ternary_matmul": ternary_matmul,
     "top_k": top_k,
 }
+# Operands that must be constants, from the second on; and how many numbers a row may have.
+CONSTANTS = frozenset({"layer_norm", "linear", "rotate", "ternary_matmul"})
+LONGEST = {"attention": 1024, "layer_norm": 4096, "softmax": 1024, "sum": 1 << 16, "mean": 1 << 16}
+
+
+def as_it_is(q: Quantizer, node: Node) -> Node:
+    """An op on integers alone, which are what they were."""
+    return remake(node, *(q.done.get(operand, operand) for operand in node.operands))
+
+
+def why_not(node: Node) -> str:
+    """What of ``node`` has no integer form; "" where it has one."""
+    if node.op not in RULES:
+        return node.op
+    x, *others = node.operands
+    fixed = others[:1] if node.op == "rotate" else others
+    if node.op in CONSTANTS and not all(other.op == "constant" for other in fixed):
+        return f"{node.op} by what is computed"
+    if node.op in ("layer_norm", "softmax", "top_k") and x.op == "constant":
+        return f"{node.op} of a constant"
+    if node.op == "softmax" and node["axis"] % x.type.rank != x.type.rank - 1:
+        return "softmax along another axis than the last"
+    if node.op == "rotate" and node["lanes"] != 1:
+        return "rotate in spread order"
+    if node.op in LONGEST and _row_of(node) > LONGEST[node.op]:
+        return f"{node.op} of {_row_of(node)} numbers, of {LONGEST[node.op]} at most"
+    return ""
+
+
+def _row_of(node: Node) -> int:
+    """How many numbers each result of ``node`` is computed from."""
+    x = node.operands[0].type
+    if node.op == "attention":
+        return node.operands[1].type.shape[2]
+    if node.op in ("sum", "mean"):
+        return x.size // max(1, node.type.size)
+    return x.shape[-1] if x.rank else 1

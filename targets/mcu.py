@@ -1,7 +1,4 @@
-"""Microcontrollers: integers alone, as C99 that any compiler of the chip takes.
-
-The passes stand in the order in which they run.
-"""
+"""Microcontrollers: integers alone, as C99 that any compiler of the chip takes."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ def machine(core: Core) -> Machine:
 def passes(
     core: Core, mode: str, samples: Sequence[tuple[np.ndarray, ...]] = ()
 ) -> tuple[Pass, ...]:
-    """The pipeline, in order. Raises UsageError for a mode that these targets do not have."""
+    """`integer_passes`. Raises UsageError for a mode that these targets do not have."""
     check_mode(core.name, mode, MODES)
     return integer_passes(samples, machine(core).lanes, keep_routing=False)
 

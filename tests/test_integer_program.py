@@ -88,6 +88,7 @@ def test_values_without_a_code_have_the_nearest_one() -> None:
     assert encode(x, type).tolist() == [0, 127, -127, 127, 0, 2]
     assert encode(np.array([5], np.int8), type).tolist() == [5]
     assert encode(x, Type("f32", (6,))) is x
+    assert decode(np.array(3, np.int16), Type("i16", (), 0.5)).shape == ()
 
 
 def test_without_samples_the_examples_are_taken() -> None:

@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 
 from butterflyc.compiler.ir import Graph, Type, input_node, make
 from butterflyc.compiler.ir.interpret import interpret
-from butterflyc.compiler.ir.ops.integer import norm_bits
 from butterflyc.kernels import all_kernels
-from butterflyc.kernels import integer_layer_norm as norm
-from butterflyc.kernels import integer_softmax as softmax
+from butterflyc.kernels.integer_numbers import LIMITS
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.passes.select_kernels import spec_of
 
 from .harness import Array, run
 
 SOME = settings(max_examples=12, deadline=None)
-LIMITS = {"i8": 127, "i16": 32767}
 
 
 def codes(rng: np.random.Generator, dtype: str, *shape: int) -> Array:
@@ -151,11 +148,3 @@ def test_attention(queries: int, keys: int, decay: dict[str, int], causal: bool,
     q = codes(rng, "i8", 1, 2, queries, 8)
     k, v = codes(rng, "i8", 1, 2, keys, 8), codes(rng, "i8", 1, 2, keys, 5)
     check("integer_attention", q, k, v, causal=causal, **decay)
-
-
-def test_what_kernels_and_meanings_both_say() -> None:
-    """The table of an octave and the bits of a norm are the same numbers on both sides."""
-    from butterflyc.compiler.ir.ops.integer import exp2_table
-
-    assert softmax.table() == exp2_table().tolist()
-    assert all(norm.norm_bits(width) == norm_bits(width) for width in range(1, 4097))

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import numpy as np
 import pytest
 from hypothesis import given
 
+from butterflyc.compiler.codes import encode, interpret_real
 from butterflyc.compiler.errors import BadInput, Unsupported
-from butterflyc.compiler.ir import Graph, Node, Type, input_node, make, verify
+from butterflyc.compiler.ir import Graph, Node, Type, input_node, make, result, verify
 from butterflyc.compiler.ir.interpret import interpret
-from butterflyc.compiler.ir.ops.integer import LIMITS
-from butterflyc.passes.canonicalize import Canonicalize
-from butterflyc.passes.combine_before_down import CombineBeforeDown
-from butterflyc.passes.fold_permutations import FoldPermutations
-from butterflyc.passes.merge_rotations import MergeRotations
+from butterflyc.kernels.lanes import Lanes
 from butterflyc.passes.quantize import Quantize
-from butterflyc.passes.share_expert_matmul import ShareExpertMatmul
+from butterflyc.targets.parts import integer_passes
 
 from .graphs import Array, Builder, Mixture, Rotation, build, mixtures, some
 from .meaning import GOLDEN, Golden
 
-FRONT = (
-    Canonicalize(),
-    MergeRotations(),
-    FoldPermutations(),
-    ShareExpertMatmul(),
-    CombineBeforeDown(),
-)
-
 
 def in_front(graph: Graph) -> Graph:
     """What the passes in front of this one make of a graph."""
-    for step in FRONT:
+    steps = integer_passes((), Lanes(), keep_routing=False)
+    for step in takewhile(lambda step: step.name != "quantize", steps):
         graph = step(graph)
     return graph
 
@@ -44,17 +36,7 @@ def samples(graph: Graph, count: int = 6, seed: int = 0) -> list[tuple[Array, ..
 
 def encoded(graph: Graph, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
     """Floats as the codes of the inputs of an integer graph."""
-    pairs = zip(graph.inputs, inputs, strict=True)
-    limit = LIMITS["i8"]
-    return tuple(
-        np.clip(np.rint(x / node.type.scale), -limit, limit).astype(np.int8) for node, x in pairs
-    )
-
-
-def outputs(graph: Graph, inputs: tuple[Array, ...]) -> list[Array]:
-    """The real values that the outputs of an integer graph stand for."""
-    found = interpret(graph, *encoded(graph, inputs))
-    return [y * node.type.scale for y, node in zip(found, graph.outputs, strict=True)]
+    return tuple(encode(x, node.type) for x, node in zip(inputs, graph.inputs, strict=True))
 
 
 def block(rng: np.random.Generator | None = None, causal: bool = False) -> Graph:
@@ -112,7 +94,7 @@ def test_every_mixture_has_an_integer_form(mixture: Mixture) -> None:
     for inputs in given_inputs:
         if _experts(graph, inputs) != _experts(after, encoded(after, inputs)):
             continue
-        (wanted,), (found,) = interpret(graph, *inputs), outputs(after, inputs)
+        (wanted,), (found,) = interpret(graph, *inputs), interpret_real(after, *inputs)
         errors += float(np.square(found - wanted).sum())
         sizes += float(np.square(wanted).sum())
     assert errors <= 0.16 * sizes + 1e-9  # 8 dB: rows of two channels may have few levels
@@ -136,7 +118,7 @@ def test_a_transformer_block_is_near_the_real_one(causal: bool) -> None:
     after = Quantize(samples(graph, 16))(graph)
     verify(after)
     fresh = samples(graph, 16, seed=5)
-    pairs = [(interpret(graph, *x)[0], outputs(after, x)[0]) for x in fresh]
+    pairs = [(interpret(graph, *x)[0], interpret_real(after, *x)[0]) for x in fresh]
     error = sum(np.square(found - wanted).sum() for wanted, found in pairs)
     assert error <= 0.002 * sum(np.square(wanted).sum() for wanted, _ in pairs)
 
@@ -150,7 +132,9 @@ def test_constants_of_zeros_are_as_good_as_others(zero: str) -> None:
     digest = next(str(n["digest"]) for n in graph.nodes if n.name == zero)
     graph.constants[digest][:] = 0  # type: ignore[index]
     after = Quantize(samples(graph, 16))(graph)
-    pairs = [(interpret(graph, *x)[0], outputs(after, x)[0]) for x in samples(graph, 16, seed=5)]
+    pairs = [
+        (interpret(graph, *x)[0], interpret_real(after, *x)[0]) for x in samples(graph, 16, seed=5)
+    ]
     error = sum(np.square(found - wanted).sum() for wanted, found in pairs)
     assert error <= 0.002 * sum(np.square(wanted).sum() for wanted, _ in pairs)
 
@@ -178,6 +162,51 @@ def test_ops_without_an_integer_form_are_listed_at_once() -> None:
     assert "f32" in str(caught.value.help)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_activations_within_a_product_are_not_lost(activation: str) -> None:
+    """A linear op with its activation is a product and a table."""
+    b = Builder(np.random.default_rng(3))
+    x = input_node("x", Type("f32", (6, 8)))
+    y = make("linear", x, b.numbers("w", 5, 8), b.numbers("b", 5), activation=activation)
+    graph = Graph("g", (x,), (y,), b.store)
+    after = Quantize(samples(graph, 20))(graph)
+    verify(after)
+    assert sum(node.op == "lookup" for node in after.nodes) == 1
+    for inputs in samples(graph, 5, seed=9):
+        (wanted,), (found,) = interpret(graph, *inputs), interpret_real(after, *inputs)
+        assert np.abs(found - wanted).max() <= 0.05 * np.abs(wanted).max()
+
+
+def test_integers_and_constants_stay_what_they_are() -> None:
+    """Numbers of experts are computed with as before; a constant output has no codes."""
+    b = Builder(np.random.default_rng(0))
+    x = input_node("x", Type("f32", (3, 8)))
+    numbers = result(make("top_k", x, k=2, name="top"), 1)
+    more = make("add", numbers, b.constant("one", np.array(1), "i64"), name="more")
+    graph = Graph("g", (x,), (more, b.numbers("c", 4), make("neg", more)), b.store)
+    after = Quantize(samples(graph))(graph)
+    verify(after)
+    inputs = samples(graph, 1)[0]
+    pairs = zip(interpret(graph, *inputs), interpret_real(after, *inputs), strict=True)
+    for wanted, found in pairs:
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_forms_of_an_op_that_have_no_integers() -> None:
+    """Products by what is computed, softmax down a column, and rows that would overflow."""
+    x = input_node("x", Type("f32", (2, 8)))
+    wide = input_node("x", Type("f32", (300, 300)))
+    cases: list[tuple[str, Graph]] = [
+        ("linear by what is computed", Graph("g", (x,), (make("linear", x, x),), {})),
+        ("another axis", Graph("g", (x,), (make("softmax", x, axis=0),), {})),
+        ("sum of 90000 numbers", Graph("g", (wide,), (make("sum", wide, axes=(0, 1)),), {})),
+    ]
+    for what, graph in cases:
+        zeros = (np.zeros(graph.inputs[0].type.shape, np.float32),)
+        with pytest.raises(Unsupported, match=what):
+            Quantize([zeros])(graph)
+
+
 def test_no_samples_are_refused() -> None:
     """Scales are chosen by samples: without any there are none."""
     with pytest.raises(BadInput, match="no samples"):
@@ -203,7 +232,7 @@ def test_one_sample_and_constant_ones_will_do(size: float) -> None:
     sample = (np.full((1, 5, 8), size, np.float32),)
     after = Quantize([sample])(graph)
     verify(after)
-    (wanted,), (found,) = interpret(graph, *sample), outputs(after, sample)
+    (wanted,), (found,) = interpret(graph, *sample), interpret_real(after, *sample)
     assert np.abs(found - wanted).max() <= 0.1 * np.abs(wanted).max()
 
 

@@ -144,12 +144,20 @@ def test_what_such_a_program_cannot_do_here(machine: str) -> None:
 
 
 @pytest.mark.slow
-def test_digits_have_the_bits_of_the_interpreter(machine: str, tmp_path: Path) -> None:
-    """The trained digits model, whole, on a hundred test images."""
+def test_digits_have_the_bits_of_the_interpreter(
+    machine: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The trained digits model, whole, on a hundred test images.
+
+    ``--junitxml=FILE`` holds what was counted.
+    """
     model = Path(bc.__file__).parent.parent / "models" / "digits.safetensors"
     program = bc.compile(str(model), target=machine, name="digits")
     codes = encode(digits_test().floats()[:100], program.inputs[0])
     ran = run_on(machine, program, codes, tmp_path)
+    record_property("instructions", int(np.mean(ran.instructions)))
+    record_property("stack_bytes", ran.stack_bytes)
+    record_property("arena_bytes", program.memory["arena"])
     np.testing.assert_array_equal(ran.outputs, wanted(program, codes))
     assert ran.foreign <= ALLOWED
     assert ran.stack_bytes <= 1536

@@ -8,18 +8,24 @@ so; nothing needs 64 bits or a float on a chip.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
+from ....kernels.integer_numbers import (
+    INVERSE_BITS,
+    LENGTH_BITS,
+    LIMITS,
+    MEAN_BITS,
+    OCTAVE,
+    OCTAVES,
+    UNIT_BITS,
+    exp2_table,
+    norm_bits,
+)
 from ..types import Type
 from .table import REQUIRED, broadcast_shapes, op, want
 
 Array = np.ndarray
-LIMITS = {"i8": 127, "i16": 32767}
-# Codes of `exp2`: an octave in 256 steps, 1 as 2**14. Behind 16 octaves all is 0.
-OCTAVE, ONE_BITS, OCTAVES = 256, 14, 16
-UNIT_BITS = 15  # a row of length 1 in `integer_layer_norm`, and a probability in `integer_softmax`
+_EXP2 = np.array(exp2_table(), np.int64)
 
 
 def fits(x: Array) -> Array:
@@ -143,11 +149,6 @@ def integer_combine_meaning(values: Array, gates: Array) -> Array:
 # --- norms and exponentials ---
 
 
-def norm_bits(width: int) -> int:
-    """How many bits of each deviation `integer_layer_norm` squares, so that their sum fits 31."""
-    return (30 - (width - 1).bit_length()) // 2
-
-
 def integer_layer_norm(x: Type, gain: Type, bias: Type, shift: int) -> Type:
     _codes(x, "i8", "i16")
     want(gain.dtype == "i16" and gain.shape == x.shape[-1:], f"gain {gain} for {x}")
@@ -164,20 +165,14 @@ def integer_layer_norm_meaning(x: Array, gain: Array, bias: Array, shift: int) -
     lower, higher = np.maximum(drop, 0), np.maximum(-drop, 0)
     rows = rounded_shift(apart, lower) << higher
     length = np.maximum(square_root(fits((rows * rows).sum(-1, keepdims=True))), 1)
-    unit = rounded_shift(rows * ((1 << 29) // length), 29 - UNIT_BITS)
+    unit = rounded_shift(rows * ((1 << LENGTH_BITS) // length), LENGTH_BITS - UNIT_BITS)
     return clipped(rounded_shift(fits(unit * gain + bias), shift), "i8")
-
-
-@cache
-def exp2_table() -> Array:
-    """2**(ONE_BITS - i / OCTAVE), rounded, for i in one octave: [OCTAVE] of 15 bits."""
-    return np.rint(2.0 ** (ONE_BITS - np.arange(OCTAVE) / OCTAVE)).astype(np.int64)
 
 
 def exp2(below: Array, multiplier: int, cap: int, shift: int) -> Array:
     """2**(ONE_BITS - t / OCTAVE) for t = min(below, cap) * multiplier / 2**shift, below >= 0."""
     steps = rounded_shift(fits(np.minimum(below, cap) * multiplier), shift)
-    return exp2_table()[steps % OCTAVE] >> np.minimum(steps // OCTAVE, OCTAVES)
+    return _EXP2[steps % OCTAVE] >> np.minimum(steps // OCTAVE, OCTAVES)
 
 
 def integer_softmax(x: Type, multiplier: int, cap: int, shift: int) -> Type:
@@ -217,9 +212,9 @@ def integer_attention_meaning(
         e = np.where(ahead, 0, e)
     total = e.sum(-1, keepdims=True)  # at least 2**14
     drop = bit_length(total) - UNIT_BITS
-    inverse = (1 << 28) // (total >> drop)
+    inverse = (1 << INVERSE_BITS) // (total >> drop)
     sums = rounded_shift(fits(e @ v.astype(np.int64)), drop + 6)
-    return clipped(rounded_shift(fits(sums * inverse), 22), "i8")
+    return clipped(rounded_shift(fits(sums * inverse), MEAN_BITS), "i8")
 
 
 OPS = [

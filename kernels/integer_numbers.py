@@ -1,0 +1,21 @@
+"""The numbers of integer mode that its kernels and the meanings of its ops share."""
+
+from __future__ import annotations
+
+# The largest code: the lowest number of a type is none, so that sums of products stay bounded.
+LIMITS = {"i8": 127, "i16": 32767}
+# An octave of powers of two in 256 steps, 1 as 2**14. Behind 16 octaves all is 0.
+OCTAVE, ONE_BITS, OCTAVES = 256, 14, 16
+UNIT_BITS = 15  # of a row of length 1 in a norm, and of a probability in a softmax
+# A norm divides 2**29 by a row's length; attention divides 2**28 by a sum, which leaves 22 bits.
+LENGTH_BITS, INVERSE_BITS, MEAN_BITS = 29, 28, 22
+
+
+def exp2_table() -> list[int]:
+    """2**(ONE_BITS - i / OCTAVE), rounded, for i in one octave: at most 2**14."""
+    return [round(2.0 ** (ONE_BITS - i / OCTAVE)) for i in range(OCTAVE)]
+
+
+def norm_bits(width: int) -> int:
+    """How many bits of each deviation of a row a norm squares, so that their sum fits 31."""
+    return (30 - (width - 1).bit_length()) // 2
