@@ -22,7 +22,8 @@ from ..compiler.errors import Unsupported
 from ..compiler.ir import Graph, Node, Type, input_node, make, rebuild, remake
 from .base import pruned
 from .calibration import calibrate
-from .quantize_rules import RULES, Quantizer, as_it_is, why_not
+from .quantize_codes import Quantizer
+from .quantize_rules import RULES, as_it_is, why_not
 
 Array = np.ndarray
 

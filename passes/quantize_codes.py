@@ -1,0 +1,163 @@
+"""The codes of an integer graph: which scale and how many bits, constants, and other scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..compiler.ir import Graph, Node, Type, constant, make
+from ..compiler.ir.interpret import constant_value
+from ..kernels.integer_numbers import LIMITS, OCTAVE, OCTAVES
+from .calibration import Seen, threshold
+
+Array = np.ndarray
+# Ops that only move elements: their result has the codes of their operand.
+MOVES = frozenset({"reshape", "transpose", "slice", "broadcast", "shuffle"})
+LARGEST = 32767  # of a multiplier
+MOST_SHIFT = 30
+
+
+class Quantizer:
+    """The integer graph as far as it is made: ``done`` has the codes of each float value."""
+
+    def __init__(self, graph: Graph, seen: Mapping[Node, Seen]) -> None:
+        self.graph = graph
+        self.seen = seen
+        self.store: dict[str, Array] = dict(graph.constants)
+        self.done: dict[Node, Node] = {}
+        self._leaders: dict[Node, Node] = {}
+        self._scales: dict[tuple[Node, str], float] = {}
+        self._wide: set[Node] = set()
+        self._group()
+
+    # --- which values share a scale, and which have 16 bits ---
+
+    def _group(self) -> None:
+        """Joins what is added or concatenated, through ops that only move it."""
+        wide: list[Node] = list(self.graph.outputs)
+        for node in self.graph.nodes:
+            if len(node.types) > 1 or not node.type.is_float:
+                wide += node.operands if node.op == "top_k" else ()
+                continue
+            joined = node.operands if node.op in ("add", "concat") else ()
+            moved = node.operands[:1] if node.op in MOVES or node.op == "result" else ()
+            for operand in (*joined, *moved):
+                self._join(node, operand)
+            wide += [node] if node.op == "add" else node.operands if node.op == "softmax" else ()
+        self._wide = {self._leader(node) for node in wide}
+
+    def _leader(self, node: Node) -> Node:
+        if node.op == "top_k":
+            node = node.operands[0]  # its values are some of these
+        while node in self._leaders:
+            node = self._leaders[node]
+        return node
+
+    def _join(self, a: Node, b: Node) -> None:
+        a, b = self._leader(a), self._leader(b)
+        if a is not b:
+            self._leaders[a] = b
+
+    def dtype(self, node: Node) -> str:
+        return "i16" if self._leader(node) in self._wide else "i8"
+
+    def scale(self, node: Node, dtype: str) -> float:
+        """What a code of ``node`` stands for, in codes of ``dtype``."""
+        leader = self._leader(node)
+        key = (leader if dtype == "i16" else node, dtype)
+        if key not in self._scales:
+            seen = [self.seen[node]] if dtype == "i8" else self._seen_in(leader)
+            self._scales[key] = threshold(seen, dtype) / LIMITS[dtype]
+        return self._scales[key]
+
+    def _seen_in(self, leader: Node) -> list[Seen]:
+        return [seen for node, seen in self.seen.items() if self._leader(node) is leader]
+
+    # --- codes ---
+
+    def value(self, node: Node) -> Array:
+        return constant_value(self.graph.constants, node)
+
+    def codes(self, node: Node, dtype: str = "i8", scale: float | None = None) -> Node:
+        """The codes of a float value in ``dtype``, at ``scale`` if one is wanted."""
+        if node.op == "constant":
+            value = self.value(node)
+            own = float(np.abs(value).max(initial=0)) / LIMITS[dtype] or 1.0
+            return self.encoded(value, dtype, own if scale is None else scale, node.name)
+        found = self.done[node]
+        if found.type.dtype == dtype and scale in (None, found.type.scale):
+            return found
+        wanted = self.scale(node, dtype) if scale is None else scale
+        return self.requantized(node, found, self.scale_of(found), dtype, wanted)
+
+    def scale_of(self, codes: Node) -> float:
+        assert codes.type.scale is not None, f"'{codes.name}' has no scale"
+        return codes.type.scale
+
+    def encoded(self, value: Array, dtype: str, scale: float, name: str) -> Node:
+        limit = LIMITS[dtype]
+        array = np.clip(np.rint(value / scale), -limit, limit)
+        stored = Type(dtype, tuple(value.shape))
+        codes = constant(self.store, array.astype(stored.storage), name, stored)
+        return scaled(codes, scale)
+
+    def constant(self, value: Any, dtype: str, name: str) -> Node:
+        array = np.asarray(value)
+        type = Type(dtype, array.shape)
+        return constant(self.store, array.astype(type.storage), name, type)
+
+    def finished(self, node: Node, sums: Node, unit: Any, bound: float) -> Node:
+        """``sums`` in units of ``unit`` as the codes that ``node`` has."""
+        dtype = self.dtype(node)
+        return self.requantized(node, sums, unit, dtype, self.scale(node, dtype), bound)
+
+    def settled(self, node: Node, codes: Node) -> Node:
+        """``codes`` as they are, or wider where ``node`` is added to others."""
+        dtype = self.dtype(node)
+        if dtype == codes.type.dtype:
+            return codes
+        scale = self.scale(node, dtype)
+        return self.requantized(node, codes, self.scale_of(codes), dtype, scale)
+
+    def requantized(
+        self, node: Node, x: Node, unit: Any, dtype: str, scale: float, bound: float = 0
+    ) -> Node:
+        """``x``, whose codes stand for ``unit`` each, in codes of ``scale``.
+
+        ``bound``: what no code of x is beyond, where x has 32 bits.
+        """
+        bound = bound or LIMITS[x.type.dtype]
+        factor = np.asarray(unit, np.float64) / scale
+        drop = max(0, int(bound).bit_length() - 15)
+        shift = shift_for(float(np.abs(factor).max()) * 2.0**drop)
+        multiplier = np.rint(factor * 2.0 ** (drop + shift))
+        held = self.constant(multiplier, "i16", f"{node.name}.multiplier")
+        made = make(
+            "requantize", x, held, name=node.name, source=node.source,
+            drop=drop, shift=shift, dtype=dtype,
+        )  # fmt: skip
+        return scaled(made, scale)
+
+
+def scaled(node: Node, scale: float) -> Node:
+    return replace(node, types=(replace(node.type, scale=float(scale)),))
+
+
+def shift_for(largest: float, most: float = LARGEST) -> int:
+    """The largest shift by which ``largest`` * 2**shift is within ``most``; of 0, any shift."""
+    if largest <= 0:
+        return MOST_SHIFT
+    return max(0, min(MOST_SHIFT, math.floor(math.log2(most / largest))))
+
+
+def decay_of(unit: float) -> dict[str, Any]:
+    """Multiplier, cap and shift of `exp2`, for codes that stand for ``unit`` each."""
+    steps = unit * math.log2(math.e) * OCTAVE
+    cap = math.ceil(OCTAVE * OCTAVES / steps)
+    # The product with the cap fits 31 bits, and the multiplier 15.
+    shift = max(0, min(shift_for(steps), 30 - (OCTAVE * OCTAVES).bit_length()))
+    return {"multiplier": max(1, round(steps * 2**shift)), "cap": cap, "shift": shift}
