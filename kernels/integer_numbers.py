@@ -10,6 +10,9 @@ UNIT_BITS = 15  # of a row of length 1 in a norm, and of a probability in a soft
 # A norm divides 2**29 by a row's length; attention divides 2**28 by a sum, which leaves 22 bits.
 LENGTH_BITS, INVERSE_BITS, MEAN_BITS = 29, 28, 22
 
+# A curve of 16-bit codes: a value at each 256th code, and one behind the last.
+KNOTS = 257
+
 
 def exp2_table() -> list[int]:
     """2**(ONE_BITS - i / OCTAVE), rounded, for i in one octave: at most 2**14."""

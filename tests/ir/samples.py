@@ -29,6 +29,11 @@ def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         "lookup": [([codes, Type("i8", (256,))], {})],
         "saturating_add": [([wide, wide], {}), ([wide, row], {})],
         "integer_mul": [([wide, wide], {}), ([Type("i16", (2, 1)), row], {})],
+        "integer_divide": [
+            ([wide, wide], {"shift": 15}),
+            ([Type("i16", (2, 1)), row], {"shift": 0}),
+        ],
+        "interpolate": [([wide, Type("i16", (257,))], {})],
         "integer_rotate": [
             ([Type("i8", (2, 1, 6)), Type("i16", (4, 3, 2, 2)), experts], {"shift": 14})
         ],

@@ -85,6 +85,26 @@ def test_elements(seed: int) -> None:
 
 
 @SOME
+@given(st.integers(0, 15), st.integers(0, 99))
+def test_quotients(shift: int, seed: int) -> None:
+    """Of broadcast operands too, by zero too, of the largest codes too."""
+    rng = np.random.default_rng(seed)
+    for shape in ((2, 3, 4), (2, 3, 1), (4,)):
+        check("integer_divide", codes(rng, "i16", 2, 3, 4), codes(rng, "i16", *shape), shift=shift)
+    few = rng.integers(-3, 4, (2, 1)).astype(np.int16)
+    check("integer_divide", few, codes(rng, "i16", 5), shift=shift)
+    check("integer_divide", codes(rng, "i16", 5), few, shift=shift)
+
+
+@SOME
+@given(st.integers(0, 99))
+def test_curves(seed: int) -> None:
+    """Any knots, at any code."""
+    rng = np.random.default_rng(seed)
+    check("interpolate", codes(rng, "i16", 3, 7), codes(rng, "i16", 257))
+
+
+@SOME
 @given(st.sampled_from([2, 4, 8]), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
 def test_rotations(size: int, groups: int, k: int, seed: int) -> None:
     """Blocks of any size turn the rows of each (token, expert), one row a token or one each."""
