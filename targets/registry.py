@@ -16,11 +16,21 @@ CORES = Path(__file__).parent / "cores"
 
 @attrs.frozen
 class Memory:
-    """One memory region: ``nominal`` bytes it has, ``usable`` are left for a model."""
+    """One memory region: ``nominal`` bytes it has, ``usable`` are left for a model.
+
+    ``window`` is the most bytes of it that the chip can address at once. Of a flash, ``firmware``
+    are the bytes that are not for a model (what is not usable, if None), and ``partition`` is the
+    part that holds the program (all of it, if None). What is ``optional`` is not there unless a
+    user says so: PSRAM, which some modules have beside the chip.
+    """
 
     name: str
     nominal: int = attrs.field(validator=attrs.validators.gt(0))
     usable: int = attrs.field(validator=attrs.validators.gt(0))
+    window: int | None = None
+    firmware: int | None = None
+    partition: int | None = None
+    optional: bool = False
 
     @usable.validator
     def _not_over_nominal(self, _: object, usable: int) -> None:
@@ -49,6 +59,11 @@ class Core:
     runner: str
     memories: tuple[Memory, ...] = ()
     clock_hz: int | None = None
+
+    def memory(self, name: str) -> Memory | None:
+        """The memory of that name that is there, if any."""
+        found = (m for m in self.memories if m.name == name and not m.optional)
+        return next(found, None)
 
 
 def core_names() -> tuple[str, ...]:
@@ -79,7 +94,7 @@ def core_from(data: Mapping[str, Any]) -> Core:
     from cattrs import Converter
 
     converter = Converter(forbid_extra_keys=True)
-    for kind in (int, str):  # cattrs would make "8" of 8, and 8 of "8"
+    for kind in (int, str, bool):  # cattrs would make "8" of 8, and 8 of "8"
         converter.register_structure_hook(kind, _exactly)
     return converter.structure(data, Core)
 
