@@ -42,6 +42,7 @@ LANES: dict[str, Lanes] = {"scalar": Lanes(), "avx2": Avx2()}
 # The CPU features, as the system names them, that code for a vector unit needs.
 FEATURES: dict[str, tuple[str, ...]] = {"scalar": (), "avx2": ("avx2", "fma", "bmi2", "f16c")}
 MODES = ("f32", "a8", "int8")
+MEMORIES = ()  # no limit that matters
 
 
 @dataclass(frozen=True)

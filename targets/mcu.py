@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,10 +13,14 @@ from ..compiler.lower.emit_c import emit_header, lower_for_c
 from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
+from . import placement
+from .code_size import Code, estimated, measured
+from .fit import does_not_fit
 from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core
 
 MODES = ("int8",)
+MEMORIES = placement.MEMORIES
 BYTES_A_LINE = 20
 
 
@@ -59,6 +63,24 @@ def emit(
         f"{name}_weights.c": weights_c(name, model.weights),
     }
     return {file: text.encode() for file, text in texts.items()}
+
+
+def place(
+    graph: Graph, core: Core, name: str, files: Mapping[str, bytes] | None = None
+) -> placement.Placement:
+    """Where the model goes on ``core``; with its ``files`` its code is measured, if it can be.
+
+    Raises DoesNotFit: without files only for what is known exactly, which is all but the code.
+    """
+
+    def on(other: Core, code: Code) -> placement.Placement:
+        return placement.place(graph, other, machine(other).lanes, code)
+
+    code = (measured(files, name, core) if files else None) or estimated(graph)
+    placed = on(core, code)
+    if not (placed if files else on(core, Code(0))).fits:
+        raise does_not_fit(graph, placed, lambda other: on(other, code))
+    return placed
 
 
 def weights_c(name: str, weights: bytes) -> str:
