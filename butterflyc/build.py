@@ -25,7 +25,9 @@ from .compiler.lower.model_c import check_name
 from .compiler.tensors import pack_arrays
 from .explain import Record
 from .program import Program, stage_section
+from .report import report_sections
 from .source import Source, open_model
+from .targets.memories import sized
 from .targets.registry import Core, load_core
 
 Progress = Callable[[str], None]
@@ -41,6 +43,7 @@ def compile(
     calibration: Any = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
+    memories: Mapping[str, str | int] | None = None,
     dump_ir: str | Path | None = None,
     keep_stages: bool = False,
     record: Record | None = None,
@@ -57,11 +60,15 @@ def compile(
     that a failed pass leaves something to look at; ``record`` gets what was recognised and each
     stage, also of a compilation that fails.
 
-    Raises UnknownName (target), UsageError (mode, name), BadInput (examples, NaN weights),
-    Unsupported (ops, listed with source lines), ToolMissing (no C compiler).
+    ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
+    "3M", "sram": "200K", "psram": "8M"}``, or some of these.
+
+    Raises UnknownName (target, memory), UsageError (mode, name, size), BadInput (examples, NaN
+    weights), Unsupported (ops, listed with source lines), DoesNotFit, ToolMissing (no C compiler).
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
+    core = sized(core, memories or {}, family_of(core).MEMORIES)
     mode = mode or family_of(core).MODES[0]
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
@@ -69,10 +76,18 @@ def compile(
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
     built = lower(source, core, mode, name, dump, record, progress)
-    files = family_of(core).emit(built.last, core, name, progress)
+    family = family_of(core)
+    if family.MEMORIES:
+        family.place(built.last, core, name)  # what cannot fit is told before kernels are built
+    files = family.emit(built.last, core, name, progress)
     golden = _golden(source, built.last)
+    reports = {}
+    if family.MEMORIES:
+        progress("placing")
+        placed = family.place(built.last, core, name, files)
+        reports = report_sections(built, placed, files, golden)
     splits = _samples_are_independent(source)
-    return _assemble(built, files, golden, splits, keep_stages)
+    return _assemble(built, files, golden, splits, keep_stages, reports)
 
 
 @dataclass(frozen=True)
@@ -194,9 +209,11 @@ def _assemble(
     golden: Mapping[str, np.ndarray],
     splits: bool,
     keep_stages: bool,
+    reports: Mapping[str, bytes],
 ) -> Program:
     last, stages, layers = built.last, built.stages, built.layers
     sections = {f"kernels/{file}": content for file, content in files.items()}
+    sections |= reports
     for i, (step, graph) in enumerate(stages.items()):
         sections[stage_section(i, step)] = f"{graph}\n".encode()
     sections["weights.safetensors"] = pack_arrays(last.constants)

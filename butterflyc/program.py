@@ -57,6 +57,12 @@ class Program:
         return dict(self.manifest["memory"])
 
     @property
+    def placement(self) -> Mapping[str, Any] | None:
+        """What goes where on a microcontroller, as in ``report.json``; None for other targets."""
+        section = self.artefact.sections.get("report/report.json")
+        return None if section is None else dict(json.loads(section))
+
+    @property
     def census(self) -> Mapping[str, int]:
         """``found`` and ``choosable`` experts, over all recognised layers."""
         return dict(self.manifest["census"])
