@@ -11,6 +11,7 @@ import click
 
 from ..compiler.errors import UsageError
 from ._explain import show_explanation
+from ._memory import show_placement
 from ._output import bytes_text, print_columns, print_json
 from ._progress import progress
 from ._threads import one_thread
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
+@click.option("--flash", help="Of a board: all its flash, as 8M.")
+@click.option("--partition", help="Of a board: the part of its flash for the program, as 3M.")
+@click.option("--sram", help="Of a board: the SRAM that the firmware leaves, as 200K.")
+@click.option("--psram", help="Of a board: its PSRAM, as 8M.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for each stage's text.")
 @click.option("--keep-stages", is_flag=True, help="Keep the constants of all stages.")
 @click.option("--explain", is_flag=True, help="Say what was recognised, and what passes did.")
@@ -40,6 +45,10 @@ def command(
     calibrate: Path | None,
     name: str,
     target_file: Path | None,
+    flash: str | None,
+    partition: str | None,
+    sram: str | None,
+    psram: str | None,
     dump_ir: Path | None,
     keep_stages: bool,
     explain: bool,
@@ -54,6 +63,7 @@ def command(
     from ..targets.registry import load_core
 
     load_core(target, target_file)  # a wrong name is found before torch is loaded
+    sizes = {"flash": flash, "partition": partition, "sram": sram, "psram": psram}
     folder = output.suffix != ".bfly"
     artefact = output / f"{name}.bfly" if folder else output
     if artefact.exists() and not force:
@@ -74,6 +84,7 @@ def command(
                 calibration=samples,
                 name=name,
                 target_file=target_file,
+                memories={name: size for name, size in sizes.items() if size is not None},
                 dump_ir=dump_ir,
                 keep_stages=keep_stages,
                 record=record,
@@ -98,12 +109,13 @@ def command(
 def write(program: Program, artefact: Path, folder: bool) -> None:
     """The artefact; in a folder also what a C program links with."""
     from ..compiler.files import make_folder, write_whole
+    from ..report import FOLDER
 
     if folder:
         make_folder(artefact.parent)
         for section, content in program.artefact.sections.items():
-            if section.startswith("kernels/"):
-                write_whole(artefact.parent / section.removeprefix("kernels/"), [content])
+            if section.startswith(("kernels/", FOLDER)):
+                write_whole(artefact.parent / section.partition("/")[2], [content])
     program.save(artefact)
 
 
@@ -120,5 +132,7 @@ def _print(program: Program, artefact: Path, seconds: float) -> None:
             ("time", f"{seconds:.1f} s"),
         ]
     )
+    if program.placement:
+        show_placement(program.placement)
     click.echo(f"wrote {artefact}")
     click.echo(f"next: butterflyc verify {artefact}   butterflyc inspect {artefact}")

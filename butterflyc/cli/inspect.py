@@ -12,6 +12,7 @@ import click
 from ..compiler.errors import UsageError, unknown_name
 from ..mlir import DIALECTS, view
 from ._explain import show_layers
+from ._memory import show_placement
 from ._output import bytes_text, print_columns, print_json
 
 if TYPE_CHECKING:
@@ -123,7 +124,12 @@ def memory(program: Program) -> dict[str, Any]:
             if at >= 0:
                 row = {"at": at, "bytes": type.bytes, "name": node.name, "source": node.source}
                 buffers.append(row)
-    return {**program.memory, "buffers": sorted(buffers, key=lambda row: row["at"])}
+    placement = {"placement": program.placement} if program.placement else {}
+    return {
+        **program.memory,
+        "buffers": sorted(buffers, key=lambda row: row["at"]),
+        **placement,
+    }
 
 
 def kernels(program: Program) -> dict[str, Any]:
@@ -170,6 +176,9 @@ def _show_summary(data: Mapping[str, Any]) -> None:
 
 
 def _show_memory(data: Mapping[str, Any]) -> None:
+    if placement := data.get("placement"):
+        show_placement(placement, whole=True)
+        click.echo()
     click.echo(
         f"weights {bytes_text(data['weights'])}, arena {bytes_text(data['arena'])} "
         f"(no plan needs less than {bytes_text(data['arena_lower_bound'])})"

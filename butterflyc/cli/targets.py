@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,13 +34,23 @@ def command(name: str | None, target_file: Path | None, as_json: bool) -> None:
             for key, value in cores[0].items()
             if value is not None
         ]
-        sizes = [
-            (
-                f"memory {memory['name']}",
-                f"{bytes_text(memory['usable'])} usable of {bytes_text(memory['nominal'])}",
-            )
-            for memory in memories
-        ]
+        sizes = [(f"memory {memory['name']}", _memory(memory)) for memory in memories]
         print_columns([*values, *sizes])
     else:
-        print_columns([(core["name"], core["family"], core["description"]) for core in cores])
+        rows = [
+            (core["name"], core["family"], core["description"], _usable(core["memories"]))
+            for core in cores
+        ]
+        print_columns(rows)
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    """A memory of a board in full."""
+    text = f"{bytes_text(memory['usable'])} usable of {bytes_text(memory['nominal'])}"
+    return f"{text}, on some boards (--psram)" if memory["optional"] else text
+
+
+def _usable(memories: Sequence[Mapping[str, Any]]) -> str:
+    """What a board has for a model, in a few words."""
+    there = [memory for memory in memories if not memory["optional"]]
+    return ", ".join(f"{memory['name']} {bytes_text(memory['usable'])}" for memory in there)

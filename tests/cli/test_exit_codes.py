@@ -80,6 +80,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         ("compile model.py:make -o missing/m.bfly", 7, "cannot write"),
         ("compile model.py:make --calibrate no.npz -o m.bfly", 2, "no.npz"),
         ("compile model.py:make --target-file no.toml -t x -o m.bfly", 2, "no.toml"),
+        ("compile model.py:make -t esp32 --sram 9G -o m.bfly", 2, "'9G' is no size for sram"),
+        ("compile model.py:make -t esp32c3 --psram 8M -o m.bfly", 2, "no interface for PSRAM"),
+        ("compile model.py:make --flash 8M -o m.bfly", 2, "host has no flash to size"),
+        ("compile model.py:make -t esp32 --sram 1K -o m.bfly", 4, "does not fit esp32"),
         ("verify none.bfly", 2, "none.bfly"),
         ("run none.bfly --inputs x.npz --out y.npz", 2, "none.bfly"),
         ("inspect model.py", 6, "no butterflyc artefact"),
@@ -243,6 +247,27 @@ def test_run_verify_and_inspect_work_on_what_compile_wrote(
     assert capsys.readouterr().out.startswith('digraph "net"')
     assert run(["inspect", "out", "ir", "--stage", "none"]) == 2
     assert run(["inspect", "out", "memory", "--stage", "capture"]) == 2
+
+
+def test_a_board_and_what_goes_where(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The memories given are those used, in what is printed, written, inspected and recorded."""
+    line = "compile model.py:make -t esp32 --sram 2K --psram 2M --flash 2M --partition 1M -o out"
+    assert run(line.split()) == 0
+    text = capsys.readouterr().out
+    assert "flash" in text
+    assert "sram    " in text
+    assert {"report.json", "report.md"} <= {path.name for path in (folder / "out").iterdir()}
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert report["memory"]["sram"]["usable"] == 2048
+    assert report["memory"]["psram"]["nominal"] == 2 << 20
+    assert report["memory"]["flash"]["usable"] == 512 << 10
+    assert run(["inspect", "out", "memory", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["placement"] == report
+    assert run(["inspect", "out", "manifest"]) == 0
+    core = json.loads(capsys.readouterr().out)["manifest"]["core"]
+    assert {"name": "flash", "partition": 1 << 20}.items() <= core["memories"][0].items()
+    assert run(["inspect", "out", "memory"]) == 0
+    assert "weights by kind" in capsys.readouterr().out
 
 
 def test_a_model_that_changed_fails_verification(

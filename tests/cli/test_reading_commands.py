@@ -73,6 +73,10 @@ def test_one_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "targets", "my-board", "--target-file", board)
     assert "memory sram  320.00 KiB usable of 400.00 KiB" in text
     assert "features     m c" in text
+    assert "memory psram  4.00 MiB usable of 4.00 MiB, on some boards" in output(
+        capsys, "targets", "esp32"
+    )
+    assert "flash 832.00 KiB, sram 192.00 KiB" in output(capsys, "targets")
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], needs_tool: Callable[..., str]) -> None:

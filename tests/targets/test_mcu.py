@@ -152,7 +152,9 @@ def test_digits_have_the_bits_of_the_interpreter(
     ``--junitxml=FILE`` holds what was counted.
     """
     model = Path(bc.__file__).parent.parent / "models" / "digits.safetensors"
-    program = bc.compile(str(model), target=machine, name="digits")
+    # More SRAM than an ESP32 has in one piece: what is emulated has megabytes.
+    sizes = {"sram": "256K"}
+    program = bc.compile(str(model), target=machine, name="digits", memories=sizes)
     codes = encode(digits_test().floats()[:100], program.inputs[0])
     ran = run_on(machine, program, codes, tmp_path)
     record_property("instructions", int(np.mean(ran.instructions)))
