@@ -114,14 +114,16 @@ def _flash_tips(graph: Graph, placement: Placement, replace: Replace) -> Iterato
 
 
 def _fewer_experts(experts: Experts, placement: Placement) -> str:
-    flash = placement.region("flash")
-    most = experts.fitting((flash.usable or 0) - placement.code.bytes)
+    usable, code = placement.region("flash").usable or 0, placement.code
+    most, least = experts.fitting(usable - code.bytes), experts.chosen
     all_of_them = experts.weights(experts.count)
-    if most < experts.chosen:
-        saved = all_of_them - experts.weights(experts.chosen)
+    if most < least:
+        saved = all_of_them - experts.weights(least)
+        may = code.measured is None and experts.fitting(usable) >= least
         return (
-            f"fewer experts do not help: {experts.chosen} a layer, as many as a token takes, in "
-            f"place of {experts.count} save {saved:,} bytes"
+            f"fewer experts {'may' if may else 'do not'} help: {least} a layer, as many as a token "
+            f"takes, in place of {experts.count} save {saved:,} bytes"
+            + (", and the code may be smaller than estimated" if may else "")
         )
     return (
         f"{most} experts a layer in place of {experts.count}: saves "

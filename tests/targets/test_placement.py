@@ -182,7 +182,7 @@ def test_what_is_said(golden: Callable[[Path, str], None]) -> None:
         "flash, fewer experts": (many, "esp32", {"flash": "580K"}),
         "partition": (many, "esp32s3", {"partition": "580K"}),
         "partition of a small flash": (few, "esp32c3", {"flash": "520K", "partition": "518K"}),
-        "flash in the chip": (few, "nrf52840", {"flash": "200K"}),
+        "flash in the chip": (few, "nrf52840", {"flash": "201K"}),
         "both": (few, "esp32c6", {"flash": "520K", "sram": "4K"}),
     }
     texts = [f"{what}\n{error_of(case[0], case[1], **case[2])}" for what, case in cases.items()]
