@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +108,32 @@ def test_memories_that_cannot_be() -> None:
     with pytest.raises(UnknownName, match="unknown memory 'ccm'"):
         sized(odd, {}, MEMORIES)
     assert sized(load_core("host"), {}, ()) == load_core("host")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "microcontrollers.md"
+HEAD = "| target | clock | flash | SRAM | PSRAM, on some boards |"
+
+
+def table() -> str:
+    """The boards of the manual, from their files: usable of nominal bytes."""
+    rows = [HEAD, "|---|---|---|---|---|"]
+    for name in BOARDS:
+        core = load_core(name)
+        sizes = {m.name: f"{m.usable:,} of {m.nominal:,}" for m in core.memories}
+        clock = f"{(core.clock_hz or 0) // 1_000_000} MHz"
+        rows.append(
+            f"| `{name}` | {clock} | {sizes['flash']} | {sizes['sram']} | "
+            f"{sizes.get('psram', 'none')} |"
+        )
+    return "\n".join(rows)
+
+
+def test_the_manual_lists_the_boards(request: pytest.FixtureRequest) -> None:
+    """The table of boards in the manual is what their files say; --update-golden rewrites it."""
+    page = PAGE.read_text()
+    found = re.search(rf"{re.escape(HEAD)}\n(\|.*\n)+", page)
+    assert found
+    if request.config.getoption("--update-golden"):
+        PAGE.write_text(page.replace(found[0], table() + "\n"))
+    else:
+        assert found[0] == table() + "\n"
