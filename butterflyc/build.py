@@ -79,8 +79,8 @@ def compile(
     family = family_of(core)
     if family.MEMORIES:
         family.place(built.last, core, name)  # what cannot fit is told before kernels are built
-    files = family.emit(built.last, core, name, progress)
     golden = _golden(source, built.last)
+    files = family.emit(built.last, core, name, progress, golden)
     reports = {}
     if family.MEMORIES:
         progress("placing")

@@ -55,7 +55,8 @@ def measured(files: Mapping[str, bytes], name: str, core: Core) -> Code | None:
     machine = core.runner
     if machine not in machine_names() or bare_metal.available(machine):
         return None
-    texts = {file: files[file].decode() for file in files if file.endswith((".c", ".h"))}
+    sources = [f"{stem}.{kind}" for stem in (name, f"{name}_kernels") for kind in "hc"]
+    texts = {source: files[f"src/{source}"].decode() for source in sources}
     # The weights are left out: they are data, and many.
     texts[f"{name}_weights.c"] = f"const unsigned char {name}_weights[1];\n"
     texts["main.c"] = "int main(void) { return 0; }\n"

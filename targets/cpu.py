@@ -6,7 +6,7 @@ The passes stand in the order in which they run.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +108,16 @@ def passes(
 
 
 def emit(
-    graph: Graph, core: Core, name: str, progress: Callable[[str], None] = lambda _: None
+    graph: Graph,
+    core: Core,
+    name: str,
+    progress: Callable[[str], None] = lambda _: None,
+    golden: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, bytes]:
-    """The compiled model: ``libNAME.so``, its header and driver, and the kernels' object."""
+    """The compiled model: ``libNAME.so``, its header and driver, and the kernels' object.
+
+    A library holds no ``golden`` pairs: where it runs, those of the artefact can be read.
+    """
     built = machine(core)
     symbols, functions = kernel_functions(graph, built.lanes, name, progress)
     progress(f"compiling {len(functions)} kernels for {built.target['mcpu']}")

@@ -16,6 +16,7 @@ from ..passes.base import Pass
 from . import placement
 from .code_size import Code, estimated, measured
 from .fit import does_not_fit
+from .package import package
 from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core
 
@@ -46,23 +47,33 @@ def passes(
 
 
 def emit(
-    graph: Graph, core: Core, name: str, progress: Callable[[str], None] = lambda _: None
+    graph: Graph,
+    core: Core,
+    name: str,
+    progress: Callable[[str], None] = lambda _: None,
+    golden: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, bytes]:
-    """The compiled model as C: the driver and its header, the kernels and theirs, the weights."""
+    """The compiled model as C: the driver and its header, the kernels and theirs, the weights.
+
+    They lie in ``src/``. With ``golden`` pairs come a self-test, and all else of a `package`.
+    """
     symbols, functions = kernel_functions(graph, machine(core).lanes, name, progress)
     progress(f"printing {len(functions)} kernels as C")
     lowered = [lower_for_c(function) for function in functions.values()]
     kernels_header = f"{name}_kernels.h"
     model = write_model(graph, name, symbols, kernels_header)
     guard = f"BUTTERFLYC_{name.upper()}_KERNELS_H"
-    texts = {
+    sources = {
         f"{name}.h": model.header,
         f"{name}.c": model.source,
         kernels_header: emit_header(lowered, guard),
         f"{name}_kernels.c": print_c(lowered),
         f"{name}_weights.c": weights_c(name, model.weights),
     }
-    return {file: text.encode() for file, text in texts.items()}
+    files = {f"src/{file}": text for file, text in sources.items()}
+    if golden is not None:
+        files |= package(graph, core, name, golden)
+    return {file: text.encode() for file, text in files.items()}
 
 
 def place(

@@ -57,7 +57,8 @@ def command(
 ) -> None:
     """Compile MODEL: model.pt2, file.py:function, or a checkpoint.safetensors.
 
-    OUTPUT is a .bfly file; or a folder, which also gets the library and its header for C.
+    OUTPUT is a .bfly file; or a folder, which also gets the library and its header for
+    C, or what a build for a microcontroller takes.
     """
     one_thread()
     from ..targets.registry import load_core
@@ -95,7 +96,7 @@ def command(
             show_explanation(record.explanation(), sys.stderr if as_json else None)
         raise
     seconds = perf_counter() - start
-    write(program, artefact, folder)
+    write(program, artefact, folder, force)
     if as_json:
         data = {"artefact": str(artefact), "seconds": seconds, **program.manifest}
         print_json("compile", data | ({"explanation": record.explanation()} if explain else {}))
@@ -106,17 +107,32 @@ def command(
         show_explanation(record.explanation())
 
 
-def write(program: Program, artefact: Path, folder: bool) -> None:
-    """The artefact; in a folder also what a C program links with."""
+def write(program: Program, artefact: Path, folder: bool, force: bool) -> None:
+    """The artefact; in a folder also what a C program links with.
+
+    Raises UsageError for files that would be overwritten, unless by ``force``.
+    """
     from ..compiler.files import make_folder, write_whole
     from ..report import FOLDER
 
+    files = {
+        artefact.parent / section.partition("/")[2]: content
+        for section, content in program.artefact.sections.items()
+        if section.startswith(("kernels/", FOLDER)) and folder
+    }
+    there = sorted(str(path) for path in files if path.exists())
+    if there and not force:
+        more = f" and {len(there) - 1} more files" if len(there) > 1 else ""
+        raise UsageError(
+            f"{there[0]}{more} would be overwritten",
+            help="choose another folder, or overwrite them with --force",
+        )
     if folder:
         make_folder(artefact.parent)
-        for section, content in program.artefact.sections.items():
-            if section.startswith(("kernels/", FOLDER)):
-                write_whole(artefact.parent / section.partition("/")[2], [content])
-    program.save(artefact)
+    program.save(artefact)  # this refuses names of sections that lead out of the folder
+    for path, content in files.items():
+        make_folder(path.parent)
+        write_whole(path, [content])
 
 
 def _print(program: Program, artefact: Path, seconds: float) -> None:

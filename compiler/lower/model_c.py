@@ -169,9 +169,10 @@ def _header(graph: Graph, name: str, arena: int) -> str:
         for i, (name, type) in enumerate(ends)
     )
     sizes += "".join(
-        f"#define {upper}_{kind}_SCALE {type.scale!r} /* a code of {name} stands for it */\n"
+        f"#define {upper}_{kind}{place}_SCALE {type.scale!r} /* a code of {name} stands for it */\n"
         for kind, ends in (("INPUT", _inputs(graph)), ("OUTPUT", _outputs(graph)))
-        for name, type in ends[:1]
+        for i, (name, type) in enumerate(ends)
+        for place in ((i, "") if i == 0 else (i,))
         if type.scale is not None
     )
     return dedent("""\

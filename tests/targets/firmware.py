@@ -57,8 +57,8 @@ class Ran:
 def sources(program: Program) -> dict[str, str]:
     """The C files of a program, by name."""
     sections = program.artefact.sections
-    files = [key for key in sections if key.startswith("kernels/")]
-    return {key.removeprefix("kernels/"): sections[key].decode() for key in files}
+    files = [key for key in sections if key.startswith("kernels/src/")]
+    return {key.removeprefix("kernels/src/"): sections[key].decode() for key in files}
 
 
 def run_on(machine: str, program: Program, codes: Array, folder: Path) -> Ran:
