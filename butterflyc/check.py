@@ -15,6 +15,7 @@ from .compiler.ir import Graph, Node, constant, rebuild
 from .compiler.ir.interpret import constant_value
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
+from .placed import Placed
 from .program import Program
 from .source import Source, open_model
 from .targets.registry import core_from
@@ -33,16 +34,18 @@ def check(
     labels: np.ndarray | None = None,
     *,
     bisect: bool = False,
+    on: Placed | None = None,
     progress: Progress = lambda _: None,
 ) -> Verification:
     """Compare ``program`` with ``against``: a model as `compile` takes it, or a torch module.
 
     ``samples`` are arrays with one axis more rows than the compiled batch; without them the golden
-    inputs are used. Without ``against`` the golden pairs are. Raises UsageError if ``bisect`` has
+    inputs are used. Without ``against`` the golden pairs are. ``on`` is where the program runs, if
+    not on this machine. Raises UsageError if ``bisect`` has
     nothing to work on.
     """
     if against is None:
-        outcome = verify(program, labels=labels, progress=progress)
+        outcome = verify(program, labels=labels, on=on, progress=progress)
         return _with_stages(outcome, program, program.stages, None, progress) if bisect else outcome
     from .compiler.capture.export import capture
 
@@ -71,6 +74,7 @@ def check(
         routing=reference,
         forced=_forced(program),
         against="PyTorch" if program.mode == "f32" else "the interpreter; PyTorch for top-1",
+        on=on,
         progress=progress,
     )
     if not bisect:

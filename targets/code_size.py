@@ -57,12 +57,8 @@ def measured(files: Mapping[str, bytes], name: str, core: Core) -> Code | None:
         return None
     sources = [f"{stem}.{kind}" for stem in (name, f"{name}_kernels") for kind in "hc"]
     texts = {source: files[f"src/{source}"].decode() for source in sources}
-    # The weights are left out: they are data, and many.
-    texts[f"{name}_weights.c"] = f"const unsigned char {name}_weights[1];\n"
-    texts["main.c"] = "int main(void) { return 0; }\n"
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        bare_metal.build(machine, texts, folder)
-        objects = [folder / f"{file}.o" for file in (f"{name}.c", f"{name}_kernels.c")]
-        sizes = [bare_metal.sizes(machine, path) for path in objects]
+        objects = bare_metal.compile_sources(machine, texts, folder)
+        sizes = [bare_metal.sizes(machine, folder / object) for object in objects]
     return Code(sum(size.text + size.data + size.bss for size in sizes), machine)

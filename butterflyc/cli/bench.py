@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ..compiler.errors import UsageError
 from ._output import print_columns, print_json
 from ._progress import progress
 from ._threads import one_thread
@@ -17,13 +19,33 @@ if TYPE_CHECKING:
 SUITES = ("kernels", "vit")
 
 
+SHOWN_STEPS = 10
+
+
 @click.command()
+@click.argument("artefact", type=click.Path(path_type=Path), required=False)
+@click.option("--on", "place", default="native", help="With ARTEFACT: qemu.")
 @click.option("--suite", type=click.Choice(SUITES), default="vit", show_default=True)
 @click.option("--rounds", type=click.IntRange(3, 1000), default=15, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(suite: str, rounds: int, as_json: bool) -> None:
-    """Time compiled code against its rivals, in turns, in one process, on one core."""
+def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json: bool) -> None:
+    """Time compiled code against its rivals, in turns, in one process, on one core.
+
+    `bench ARTEFACT --on qemu` counts the instructions of a model for a microcontroller instead.
+    """
     one_thread()
+    from ..placed import check_place
+
+    check_place(place)
+    if (artefact is not None) != (place == "qemu"):
+        raise UsageError(
+            "an artefact and --on qemu go together",
+            help="`bench OUT --on qemu` for one that was compiled for a microcontroller; "
+            "`bench --suite vit` needs no artefact",
+        )
+    if artefact is not None:
+        _count(artefact, as_json)
+        return
     from importlib import import_module
 
     from ..build import tool_versions
@@ -36,6 +58,24 @@ def command(suite: str, rounds: int, as_json: bool) -> None:
         return
     header = ("name", "shape", "against", "ratio", "spread", "wanted", "")
     print_columns([header, *map(_cells, rows)])
+
+
+def _count(artefact: Path, as_json: bool) -> None:
+    from ..bench.emulated import rows_of
+    from ..program import load
+
+    program = load(artefact)
+    with progress() as report:
+        rows, compiler = rows_of(program, report)
+    if as_json:
+        data = {"target": program.target, "compiler": compiler, "tools": program.manifest["tools"]}
+        print_json("bench", {**data, "rows": [row.as_dict() for row in rows]})
+        return
+    click.echo(f"{program.name} for {program.target}, by {compiler}")
+    steps = [row for row in rows if row.metric.startswith("step ")]
+    shown = [row for row in rows if row not in steps[SHOWN_STEPS:]]
+    cells = [(r.metric, f"{r.value:,.0f}", f"{r.ratio:.1%}" if r.baseline else "") for r in shown]
+    print_columns([("metric", "value", "of mean"), *cells])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

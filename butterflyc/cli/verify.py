@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--against", help="The MODEL it was compiled from, as `compile` takes it.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Their classes: an .npz file.")
+@click.option("--on", "place", default="native", help="native, or qemu for microcontrollers.")
 @click.option("--bisect", is_flag=True, help="Find the first pass beyond its limit.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
@@ -28,23 +29,27 @@ def command(
     against: str | None,
     inputs: Path | None,
     labels: Path | None,
+    place: str,
     bisect: bool,
     as_json: bool,
 ) -> None:
     """Compare ARTEFACT with its model; without --against, with the golden pairs it carries."""
     one_thread()
+    from ..placed import check_place
     from ..program import load
     from ._files import read_arrays
 
     if inputs and not against:
         raise UsageError("--inputs needs a model to compare with", help="give --against MODEL")
+    check_place(place)
     program = load(artefact)
     samples = read_arrays(inputs) if inputs else None
     classes = read_arrays(labels)[0] if labels else None
     from ..check import check
 
     with progress() as report:
-        outcome = check(program, against, samples, classes, bisect=bisect, progress=report)
+        on = program.on(place, report)
+        outcome = check(program, against, samples, classes, bisect=bisect, on=on, progress=report)
     if as_json:
         print_json("verify", outcome.as_dict())
     else:
@@ -64,8 +69,13 @@ def show(outcome: Verification) -> None:
         ("against", f"{outcome.against}, {outcome.samples} samples"),
         ("largest error", f"{outcome.max_rel:.2e} relative (limit {outcome.limit:g})"),
         ("top-1 agreement", f"{outcome.top1_agreement:.2%}"),
-        ("routing agreement", f"{outcome.routing_agreement:.2%}"),
     ]
+    if outcome.routing_agreement is not None:
+        rows.append(("routing agreement", f"{outcome.routing_agreement:.2%}"))
+    if outcome.instructions:
+        least, most = min(outcome.instructions), max(outcome.instructions)
+        rows.append(("instructions", f"{least:,} to {most:,} a run"))
+        rows.append(("stack", f"{outcome.stack_bytes:,} bytes"))
     if outcome.accuracy is not None:
         both = f"{outcome.accuracy:.2%}, PyTorch {outcome.model_accuracy:.2%}"
         rows.append(("accuracy", both))

@@ -95,6 +95,18 @@ def build(
     Raises UnknownName, ToolMissing, UsageError for a bad file name, CannotWrite, ToolFailed with
     the first lines of what the compiler or the linker said.
     """
+    objects = compile_sources(machine, sources, folder, optimise, flags)
+    return link(machine, objects, folder, f"{machine}.elf")
+
+
+def compile_sources(
+    machine: str,
+    sources: Mapping[str, str],
+    folder: Path,
+    optimise: str = "-O2",
+    flags: Sequence[str] = (),
+) -> list[str]:
+    """The names of the objects of ``sources`` in ``folder``, as in `build`, which may be linked."""
     record = load_machine(machine)
     _need_tools(record)
     for name in sources:
@@ -104,17 +116,30 @@ def build(
                 help="a plain name that ends in .c, .h or .s, and is not hal.h",
             )
     make_folder(folder)
-    objects = [f"machine.{i}.o" for i in range(len(record.sources))]
-    for name, content in zip(objects, _machine_objects(machine), strict=True):
-        (folder / name).write_bytes(content)
     for name, text in sources.items():
         (folder / name).write_text(text, encoding="utf-8")
-    for name in sources:
-        if not name.endswith(".h"):
-            objects.append(_object(record, name, folder, optimise, flags))
-    elf = f"{machine}.elf"
-    run_tool(_filled(record.link, {"result": elf}, {"objects": objects}), folder)
+    files = [name for name in sources if not name.endswith(".h")]
+    return [_object(record, name, folder, optimise, flags) for name in files]
+
+
+def link(machine: str, objects: Sequence[str], folder: Path, elf: str) -> Path:
+    """The program ``elf`` made of ``objects`` in ``folder`` and the machine's own code.
+
+    Raises ToolFailed with what the linker said, as where it does not fit.
+    """
+    own = [f"machine.{i}.o" for i in range(len(load_machine(machine).sources))]
+    for name, content in zip(own, _machine_objects(machine), strict=True):
+        (folder / name).write_bytes(content)
+    command = load_machine(machine).link
+    run_tool(_filled(command, {"result": elf}, {"objects": [*own, *objects]}), folder)
     return folder / elf
+
+
+def compiler_version(machine: str) -> str:
+    """The C compiler of ``machine``, as its first line of ``--version``. Raises ToolMissing."""
+    record = load_machine(machine)
+    _need_tools(record)
+    return run_tool([record.step(".c").command[0], "--version"], MACHINES).splitlines()[0]
 
 
 def run(machine: str, elf: Path, timeout: float = 60.0) -> Output:

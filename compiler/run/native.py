@@ -47,7 +47,7 @@ class Native:
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Raises BadInput if an array does not fit, RunFailed if the model reports an error."""
         arrays = [
-            _fitting(i, x, type)
+            fitting(i, x, type)
             for i, (x, type) in enumerate(zip(inputs, self._inputs, strict=True))
         ]
         results = [np.empty(type.shape, type.storage) for type in self._outputs]
@@ -55,6 +55,10 @@ class Native:
         if status != 0:
             raise RunFailed(f"the compiled model returned status {status}")
         return tuple(results)
+
+    def many(self, samples: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+        """The outputs for each of ``samples``. Raises what a call does."""
+        return [self(*sample) for sample in samples]
 
     def peek(self, at: int, type: Type) -> np.ndarray:
         """A copy of the tensor that the last run left at offset ``at`` of the arena."""
@@ -91,7 +95,8 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
-def _fitting(index: int, array: np.ndarray, type: Type) -> np.ndarray:
+def fitting(index: int, array: np.ndarray, type: Type) -> np.ndarray:
+    """``array``, dense. Raises BadInput unless it is of ``type``."""
     array = np.asarray(array)
     if array.dtype != type.storage or array.shape != type.shape:
         raise BadInput(

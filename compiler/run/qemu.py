@@ -1,0 +1,227 @@
+"""A compiled model's C on a machine that QEMU emulates: its results, and what it costs, exactly.
+
+A firmware (``machines/firmware.c``) holds some samples and the model, and writes what the model
+makes of each. The model is compiled once; each lot of samples is linked to it and run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+
+from ..ir import Type
+from .bare_metal import (
+    Sizes,
+    compile_sources,
+    compiler_version,
+    link,
+    object_symbols,
+    run,
+    sizes,
+)
+from .frames import Ran, read_frames
+from .machine import MACHINES
+from .native import RunFailed, fitting
+
+Array = np.ndarray
+Progress = Callable[[str], None]
+
+# What every machine has for code and constants; some of it is left to the firmware itself.
+CONSTANT_BYTES = (4 << 20) - (128 << 10)
+# At most so many bytes of samples in one program.
+LOT_BYTES = 2 << 20
+# QEMU does 150 to 250 million a second on a core of its own: a lot takes some 10 s, a tenth of
+# that speed is waited for, and the first run may take long, as nothing is known of it.
+LOT_INSTRUCTIONS = 2_000_000_000
+SLOWEST = 15_000_000
+FIRST_SECONDS = 600.0
+START_SECONDS = 60.0
+
+SAMPLES = """\
+    .section .rodata, "a"
+    .balign 8
+    .global __samples
+__samples:
+    .incbin "firmware-samples.bin"
+    .balign 4
+    .global __sample_count
+__sample_count:
+    .4byte {count}
+"""
+HEADER = """\
+#include "{name}.h"
+#define MODEL_RUN {name}_run
+#define MODEL_TICK {name}_tick
+#define MODEL_ARENA_BYTES {upper}_ARENA_BYTES
+#ifdef {upper}_STEPS
+#define MODEL_STEPS {upper}_STEPS
+#endif
+#define MODEL_INPUTS {inputs}
+#define MODEL_OUTPUTS {outputs}
+#define INPUT_BYTES {input_bytes}
+#define OUTPUT_BYTES {output_bytes}
+#define TOTAL_OUTPUT_BYTES {total_output}
+#define SAMPLE_BYTES {sample}
+"""
+
+
+class Emulated:
+    """The C files of a model on ``machine``. ``instructions`` and ``stack_bytes`` grow with runs.
+
+    ``files`` are texts by name, with NAME.h and NAME.c among them. Raises UnknownName for another
+    machine, ToolMissing with what to install, ToolFailed if a compiler refuses the files.
+    """
+
+    def __init__(
+        self,
+        machine: str,
+        files: Mapping[str, str],
+        name: str,
+        inputs: Sequence[Type],
+        outputs: Sequence[Type],
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self.machine = machine
+        self.instructions: tuple[int, ...] = ()
+        self.stack_bytes = 0
+        self._files = [file for file in files if file.endswith(".c")]
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+        self._progress = progress
+        self._folder = Path(mkdtemp(prefix="butterflyc-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        progress(f"compiling {name} for {machine}")
+        self.compiler = compiler_version(machine)
+        texts = {**files, "firmware-model.h": _header(name, self._inputs, self._outputs)}
+        self._objects = compile_sources(machine, texts, self._folder)
+        self._sizes = {
+            file: sizes(machine, self._folder / object)
+            for file, object in zip(self._files, self._objects, strict=True)
+        }
+
+    @property
+    def sizes(self) -> Mapping[str, Sizes]:
+        """Bytes of the object that each C file of the model became."""
+        return self._sizes
+
+    @cached_property
+    def foreign(self) -> frozenset[str]:
+        """The symbols that the model asks of others, such as memcpy."""
+        own: set[str] = set()
+        asked: set[str] = set()
+        for object in self._objects:
+            for symbol in object_symbols(self.machine, self._folder / object):
+                # nm's w is a symbol that may be missing.
+                (asked if symbol.kind in "Uw" else own).add(symbol.name)
+        return frozenset(asked - own)
+
+    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        """As `Native`'s."""
+        return self.many([inputs])[0]
+
+    def many(self, samples: Sequence[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """The outputs for each of ``samples``.
+
+        Raises BadInput if an array does not fit, RunFailed if the model reports an error,
+        ProgramFailed if it traps or does not end.
+        """
+        runs = self._run_all(samples, self._firmware())
+        self.instructions += tuple(ran.instructions for ran in runs)
+        self.stack_bytes = max([self.stack_bytes, *(ran.stack_bytes for ran in runs)])
+        return [self._results(ran.outputs) for ran in runs]
+
+    def steps(self, samples: Sequence[tuple[Array, ...]]) -> list[tuple[int, ...]]:
+        """Instructions of each step for each of ``samples``, without what counting them costs.
+
+        For a model that tells its steps: whose NAME.h has NAME_STEPS.
+        """
+        runs = self._run_all(samples, self._firmware("-DCOUNT_STEPS"))
+        return [ran.steps for ran in runs]
+
+    def _firmware(self, *flags: str) -> list[str]:
+        text = (MACHINES / "firmware.c").read_text(encoding="utf-8")
+        sources = {f"firmware{''.join(flags)}.c": text}
+        return compile_sources(self.machine, sources, self._folder, flags=flags)
+
+    def _run_all(self, samples: Sequence[tuple[Array, ...]], firmware: list[str]) -> list[Ran]:
+        blocks = [self._block(sample) for sample in samples]
+        runs: list[Ran] = []
+        for lot in self._lots(blocks[:1]):
+            runs += self._run_lot(lot, firmware, FIRST_SECONDS, 0)
+        each = max([1, *(ran.instructions for ran in runs)])
+        for lot in self._lots(blocks[1:], each):
+            self._progress(f"{self.machine}: {len(runs)} of {len(blocks)} samples done")
+            seconds = START_SECONDS + len(lot) * each / SLOWEST
+            runs += self._run_lot(lot, firmware, seconds, len(runs))
+        return runs
+
+    def _lots(self, blocks: Sequence[bytes], instructions: int = 1) -> list[Sequence[bytes]]:
+        """``blocks`` in lots that fit beside the model, and that take some seconds."""
+        if not blocks:
+            return []
+        left = CONSTANT_BYTES - sum(size.text + size.data for size in self._sizes.values())
+        room = min(LOT_BYTES, left) // max(1, len(blocks[0]))
+        count = max(1, min(room, LOT_INSTRUCTIONS // instructions))
+        lots = ceil(len(blocks) / count)
+        return [
+            blocks[len(blocks) * i // lots : len(blocks) * (i + 1) // lots] for i in range(lots)
+        ]
+
+    def _run_lot(
+        self, lot: Sequence[bytes], firmware: list[str], seconds: float, before: int
+    ) -> list[Ran]:
+        (self._folder / "firmware-samples.bin").write_bytes(b"".join(lot))
+        made = {"firmware-samples.s": SAMPLES.format(count=len(lot))}
+        objects = [*self._objects, *firmware, *compile_sources(self.machine, made, self._folder)]
+        elf = link(self.machine, objects, self._folder, "firmware.elf")
+        output = run(self.machine, elf, seconds).checked()
+        output_bytes = sum(map(_bytes, self._outputs))
+        runs = read_frames(output.data, output_bytes)
+        for i, ran in enumerate(runs):
+            if ran.status != 0:
+                raise RunFailed(
+                    f"the compiled model returned status {ran.status} on {self.machine} for "
+                    f"sample {before + i}"
+                )
+        assert len(runs) == len(lot), f"{len(lot)} samples, {len(runs)} results"
+        return runs
+
+    def _block(self, sample: tuple[Array, ...]) -> bytes:
+        pairs = zip(sample, self._inputs, strict=True)
+        return b"".join(_padded(fitting(i, x, t).tobytes()) for i, (x, t) in enumerate(pairs))
+
+    def _results(self, block: bytes) -> tuple[Array, ...]:
+        found, at = [], 0
+        for type in self._outputs:
+            flat = np.frombuffer(block, type.storage, type.size, at)
+            found.append(flat.reshape(type.shape).copy())
+            at += _bytes(type)
+        return tuple(found)
+
+
+def _header(name: str, inputs: Sequence[Type], outputs: Sequence[Type]) -> str:
+    return HEADER.format(
+        name=name,
+        upper=name.upper(),
+        inputs=len(inputs),
+        outputs=len(outputs),
+        input_bytes="".join(f"{_bytes(type)}, " for type in inputs),
+        output_bytes="".join(f"{_bytes(type)}, " for type in outputs),
+        total_output=sum(map(_bytes, outputs)),
+        sample=sum(map(_bytes, inputs)),
+    )
+
+
+def _bytes(type: Type) -> int:
+    """Bytes of a port in the firmware: each starts where any number may lie."""
+    return ceil(type.bytes / 8) * 8
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 8)
