@@ -21,7 +21,7 @@ from .compiler.codes import interpret_real
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.views import root_of
-from .compiler.lower.model_c import check_name
+from .compiler.lower.model_c import check_name, step_names
 from .compiler.tensors import pack_arrays
 from .explain import Record
 from .program import Program, stage_section
@@ -243,6 +243,7 @@ def _assemble(
             "arena_lower_bound": last.notes.get("arena_lower_bound", 0),
         },
         "routing": _routing(last),
+        "steps": step_names(last),
         "splits": splits,
         "cpu_features": list(family_of(built.core).machine(built.core).features),
         "tools": tool_versions(),

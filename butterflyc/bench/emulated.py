@@ -40,7 +40,7 @@ def rows_of(program: Program, progress: Callable[[str], None]) -> tuple[list[Row
     ]
     names = program.manifest.get("steps", ())
     if names:
-        rows += step_rows(row, names, machine.steps(samples), mean)
+        rows += step_rows(row, names, machine.steps, mean)
     weights = f"{program.name}_weights.c"
     code = [s.text + s.data for file, s in machine.sizes.items() if file != weights]
     sizes = {

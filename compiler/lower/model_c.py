@@ -1,8 +1,8 @@
 """The driver of a compiled model: ``NAME.c`` and ``NAME.h``, one kernel call an op, in order.
 
 The graph must be planned: kernels and arena offsets in its notes. The code calls nothing but
-kernels and memcpy, keeps no state and allocates nothing, so it may run in several threads at once,
-each with an arena of its own.
+kernels, memcpy and what the program gave as NAME_tick, keeps no state and allocates nothing, so it
+may run in several threads at once, each with an arena of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +29,18 @@ C_TYPES = {
     "f64": "double",
 }
 
+DECLARED_TICK = """
+/* {name}_run calls this after each of its steps, with how many are done. It does nothing unless a
+   program defines it: to reset a watchdog, to let others run, to measure. */
+#define {upper}_STEPS {steps}
+void {name}_tick(int done);
+"""
+WEAK_TICK = """
+__attribute__((weak)) void {name}_tick(int done) {{
+  (void)done;
+}}
+"""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -38,6 +50,11 @@ class ModelSource:
     header: str
     source: str
     weights: bytes
+
+
+def step_names(graph: Graph) -> list[str]:
+    """What the driver calls, one after another: the names of the nodes that have kernels."""
+    return [node.name for node in graph.nodes if "kernel" in node.notes]
 
 
 def check_name(name: str) -> str:
@@ -55,7 +72,8 @@ def write_model(
 ) -> ModelSource:
     """The driver of ``graph``; ``symbols`` names the kernel function of every node that has one.
 
-    Kernels are declared as taking untyped pointers, or as ``kernels_header`` has them.
+    Kernels are declared as taking untyped pointers, or as ``kernels_header`` has them. With it
+    ``NAME_tick`` is called after each of `step_names`.
     """
     check_name(name)
     offsets, weights = _lay_out_weights(graph)
@@ -63,6 +81,8 @@ def write_model(
     places = _Places(graph, offsets)
     called = [node for node in graph.nodes if node in symbols]
     calls = [_call(node, symbols[node], places, bool(kernels_header)) for node in called]
+    if kernels_header:
+        calls = [f"{call}  {name}_tick({i});\n" for i, call in enumerate(calls, 1)]
     copies = [_copy(i, node, places) for i, node in enumerate(graph.outputs)]
     users = _first_users(symbols).items()
     declared = "".join(_declaration(node, symbol) for symbol, node in users)
@@ -85,7 +105,11 @@ int {name}_run(const void *const *in, void *const *out, void *arena) {{
 {"".join(calls)}{"".join(filter(None, copies))}  return 0;
 }}
 {_typed_wrapper(graph, name, body=True)}"""
-    return ModelSource(name, _header(graph, name, arena), source, weights)
+    ticks = len(called) if kernels_header else 0
+    header = _header(graph, name, arena, ticks)
+    if ticks:
+        source += WEAK_TICK.format(name=name)
+    return ModelSource(name, header, source, weights)
 
 
 class _Places:
@@ -161,7 +185,7 @@ def _copy(index: int, node: Node, places: _Places) -> str:
     return f"  memcpy(out[{index}], {places.pointer(node)}, {node.type.bytes});\n"
 
 
-def _header(graph: Graph, name: str, arena: int) -> str:
+def _header(graph: Graph, name: str, arena: int, steps: int) -> str:
     upper = name.upper()
     sizes = "".join(
         f"#define {upper}_{kind}{i}_BYTES {type.bytes} /* {name}: {type} */\n"
@@ -192,7 +216,7 @@ def _header(graph: Graph, name: str, arena: int) -> str:
         /* Computes out[] from in[]: dense row-major tensors in the order above.
            Returns 0, or -1 for a null pointer, or -2 for an arena that is not aligned. */
         int {name}_run(const void *const *in, void *const *out, void *arena);
-        {wrapper}
+        {wrapper}{tick}
         #ifdef __cplusplus
         }}
         #endif
@@ -205,6 +229,7 @@ def _header(graph: Graph, name: str, arena: int) -> str:
         arena=arena,
         sizes=sizes,
         wrapper=_typed_wrapper(graph, name, body=False),
+        tick=DECLARED_TICK.format(name=name, upper=upper, steps=steps) if steps else "",
     )
 
 

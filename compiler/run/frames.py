@@ -18,7 +18,8 @@ SAMPLE_HEAD = struct.Struct("<qQQ")
 class Ran:
     """One run: what the model returned, what it cost, and the bytes of its outputs.
 
-    ``steps`` are the instructions of each step, if they were counted.
+    ``steps`` are the instructions of each step, if the model tells of them; what telling costs is
+    counted nowhere.
     """
 
     status: int
@@ -69,4 +70,5 @@ def _ran(payload: bytes, output_bytes: int, tick_cost: int) -> Ran:
     after = SAMPLE_HEAD.size + output_bytes
     ticks = struct.unpack(f"<{(len(payload) - after) // 8}Q", payload[after:])
     steps = tuple(b - a - tick_cost for a, b in pairwise(ticks))
+    instructions -= tick_cost * len(steps)
     return Ran(status, instructions, stack, payload[SAMPLE_HEAD.size : after], steps)

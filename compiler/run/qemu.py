@@ -73,8 +73,10 @@ HEADER = """\
 
 
 class Emulated:
-    """The C files of a model on ``machine``. ``instructions`` and ``stack_bytes`` grow with runs.
+    """The C files of a model on ``machine``.
 
+    ``instructions`` and ``stack_bytes`` grow with runs, as do ``steps``, the instructions of each
+    step of each run: empty for a model whose NAME.h does not say how many NAME_STEPS it has.
     ``files`` are texts by name, with NAME.h and NAME.c among them. Raises UnknownName for another
     machine, ToolMissing with what to install, ToolFailed if a compiler refuses the files.
     """
@@ -90,6 +92,7 @@ class Emulated:
     ) -> None:
         self.machine = machine
         self.instructions: tuple[int, ...] = ()
+        self.steps: tuple[tuple[int, ...], ...] = ()
         self.stack_bytes = 0
         self._files = [file for file in files if file.endswith(".c")]
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
@@ -100,6 +103,8 @@ class Emulated:
         self.compiler = compiler_version(machine)
         texts = {**files, "firmware-model.h": _header(name, self._inputs, self._outputs)}
         self._objects = compile_sources(machine, texts, self._folder)
+        firmware = (MACHINES / "firmware.c").read_text(encoding="utf-8")
+        self._firmware = compile_sources(machine, {"firmware.c": firmware}, self._folder)
         self._sizes = {
             file: sizes(machine, self._folder / object)
             for file, object in zip(self._files, self._objects, strict=True)
@@ -131,34 +136,22 @@ class Emulated:
         Raises BadInput if an array does not fit, RunFailed if the model reports an error,
         ProgramFailed if it traps or does not end.
         """
-        runs = self._run_all(samples, self._firmware())
+        runs = self._run_all(samples)
         self.instructions += tuple(ran.instructions for ran in runs)
+        self.steps += tuple(ran.steps for ran in runs)
         self.stack_bytes = max([self.stack_bytes, *(ran.stack_bytes for ran in runs)])
         return [self._results(ran.outputs) for ran in runs]
 
-    def steps(self, samples: Sequence[tuple[Array, ...]]) -> list[tuple[int, ...]]:
-        """Instructions of each step for each of ``samples``, without what counting them costs.
-
-        For a model that tells its steps: whose NAME.h has NAME_STEPS.
-        """
-        runs = self._run_all(samples, self._firmware("-DCOUNT_STEPS"))
-        return [ran.steps for ran in runs]
-
-    def _firmware(self, *flags: str) -> list[str]:
-        text = (MACHINES / "firmware.c").read_text(encoding="utf-8")
-        sources = {f"firmware{''.join(flags)}.c": text}
-        return compile_sources(self.machine, sources, self._folder, flags=flags)
-
-    def _run_all(self, samples: Sequence[tuple[Array, ...]], firmware: list[str]) -> list[Ran]:
+    def _run_all(self, samples: Sequence[tuple[Array, ...]]) -> list[Ran]:
         blocks = [self._block(sample) for sample in samples]
         runs: list[Ran] = []
         for lot in self._lots(blocks[:1]):
-            runs += self._run_lot(lot, firmware, FIRST_SECONDS, 0)
+            runs += self._run_lot(lot, FIRST_SECONDS, 0)
         each = max([1, *(ran.instructions for ran in runs)])
         for lot in self._lots(blocks[1:], each):
             self._progress(f"{self.machine}: {len(runs)} of {len(blocks)} samples done")
             seconds = START_SECONDS + len(lot) * each / SLOWEST
-            runs += self._run_lot(lot, firmware, seconds, len(runs))
+            runs += self._run_lot(lot, seconds, len(runs))
         return runs
 
     def _lots(self, blocks: Sequence[bytes], instructions: int = 1) -> list[Sequence[bytes]]:
@@ -173,12 +166,11 @@ class Emulated:
             blocks[len(blocks) * i // lots : len(blocks) * (i + 1) // lots] for i in range(lots)
         ]
 
-    def _run_lot(
-        self, lot: Sequence[bytes], firmware: list[str], seconds: float, before: int
-    ) -> list[Ran]:
+    def _run_lot(self, lot: Sequence[bytes], seconds: float, before: int) -> list[Ran]:
         (self._folder / "firmware-samples.bin").write_bytes(b"".join(lot))
         made = {"firmware-samples.s": SAMPLES.format(count=len(lot))}
-        objects = [*self._objects, *firmware, *compile_sources(self.machine, made, self._folder)]
+        samples = compile_sources(self.machine, made, self._folder)
+        objects = [*self._objects, *self._firmware, *samples]
         elf = link(self.machine, objects, self._folder, "firmware.elf")
         output = run(self.machine, elf, seconds).checked()
         output_bytes = sum(map(_bytes, self._outputs))

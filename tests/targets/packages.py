@@ -44,6 +44,16 @@ def write_package(program: Program, folder: Path) -> Path:
     return folder
 
 
+def packed_sources(program: Program) -> dict[str, str]:
+    """The C files of a package, by name."""
+    sections, folder = program.artefact.sections, "kernels/src/"
+    return {
+        key.removeprefix(folder): content.decode()
+        for key, content in sections.items()
+        if key.startswith(folder)
+    }
+
+
 def codes_and_outputs(
     program: Program, images: np.ndarray = IMAGES[:3]
 ) -> tuple[np.ndarray, np.ndarray]:

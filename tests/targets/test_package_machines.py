@@ -10,8 +10,7 @@ import pytest
 
 from butterflyc.compiler.run.bare_metal import available, build, object_symbols, run
 
-from .firmware import sources
-from .packages import STAND_INS, STRICT, c_array, codes_and_outputs, compiled
+from .packages import STAND_INS, STRICT, c_array, codes_and_outputs, compiled, packed_sources
 from .test_mcu import ALLOWED, MACHINES
 from .test_package import PASSED
 
@@ -66,7 +65,7 @@ def esp_idf_project(machine: str, folder: Path, flags: list[str]) -> str:
     program = compiled(machine)
     files = {name: (STAND_INS / "bare" / name).read_text() for name in ("bare.c", "stdio.h")}
     example = program.artefact.section("kernels/examples/esp-idf/main/main.c").decode()
-    files |= {**sources(program), "main.c": example}
+    files |= {**packed_sources(program), "main.c": example}
     elf = build(machine, files, folder, flags=["-I.", f"-I{STAND_INS}", *STRICT, *flags])
     return run(machine, elf).checked().text
 
@@ -99,7 +98,7 @@ def test_two_models_in_one_program(machine: str, tmp_path: Path) -> None:
     files: dict[str, str] = {}
     arrays, wanted = "", []
     for name, program in models.items():
-        files |= sources(program)
+        files |= packed_sources(program)
         codes, outputs = codes_and_outputs(program)
         arrays += c_array("int8_t", f"{name}_inputs", codes)
         wanted.append(outputs.reshape(3, 3))
@@ -111,7 +110,7 @@ def test_two_models_in_one_program(machine: str, tmp_path: Path) -> None:
     defined = [
         {
             symbol.name
-            for file in sources(program)
+            for file in packed_sources(program)
             if file.endswith(".c")
             for symbol in object_symbols(machine, tmp_path / f"{file}.o")
             if symbol.kind.isupper() and symbol.kind != "U"

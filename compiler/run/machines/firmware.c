@@ -19,8 +19,8 @@ static void *out[MODEL_OUTPUTS + 1];
 static unsigned char arena[MODEL_ARENA_BYTES + 64] __attribute__((aligned(64)));
 static unsigned char outputs[TOTAL_OUTPUT_BYTES + 8] __attribute__((aligned(8)));
 
-#ifdef COUNT_STEPS
-/* The counter at the start and after each step. */
+#ifdef MODEL_STEPS
+/* The counter at the start and after each step. A 32-bit clock is also read often enough so. */
 static uint64_t ticks[MODEL_STEPS + 1];
 
 void MODEL_TICK(int done) {
@@ -65,7 +65,7 @@ static int nothing(const void *const *i, void *const *o, void *a) {
 static Model volatile model = nothing;
 
 static uint64_t counted(int *status) {
-#ifdef COUNT_STEPS
+#ifdef MODEL_STEPS
     MODEL_TICK(0);
 #endif
     const uint64_t start = hal_instructions();
@@ -87,14 +87,14 @@ static int run_sample(const unsigned char *sample, uint64_t nothing_cost) {
     found[1] = counted(&status) - nothing_cost;
     found[0] = (uint64_t)(int64_t)status;
     found[2] = hal_stack_bytes();
-#ifdef COUNT_STEPS
+#ifdef MODEL_STEPS
     start_frame(SAMPLE, sizeof found + TOTAL_OUTPUT_BYTES + sizeof ticks);
 #else
     start_frame(SAMPLE, sizeof found + TOTAL_OUTPUT_BYTES);
 #endif
     put(found, sizeof found);
     put(outputs, TOTAL_OUTPUT_BYTES);
-#ifdef COUNT_STEPS
+#ifdef MODEL_STEPS
     put(ticks, sizeof ticks);
 #endif
     end_frame();
@@ -106,7 +106,7 @@ int main(void) {
     int status;
     counted(&status); /* so that the next one finds all as the model will */
     const uint64_t nothing_cost = counted(&status);
-#ifdef COUNT_STEPS
+#ifdef MODEL_STEPS
     MODEL_TICK(0);
     MODEL_TICK(1);
     tick_cost = ticks[1] - ticks[0];

@@ -14,8 +14,6 @@
 static unsigned char arena[@ARENA@] __attribute__((aligned(64)));
 static int64_t last_break;
 
-void @NAME@_tick(int done);
-
 /* Called by the model after each of its steps. The task watchdog wants the idle task to run every
    few seconds, which a break of one tick allows. A task that is itself watched, through
    esp_task_wdt_add(), must call esp_task_wdt_reset() here as well. */
