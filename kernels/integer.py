@@ -66,6 +66,13 @@ def square_root(value: Any) -> Any:
     return root[0]
 
 
+def requantized(spec: Spec, value: Any, multiplier: Any, dtype: str) -> Any:
+    """A sum as a code of ``dtype``, by the shifts of ``spec`` and a loaded multiplier."""
+    dropped = rounded_shift(value, spec.attribute("drop"))
+    scaled = once(dropped * wide(multiplier))
+    return clipped(rounded_shift(scaled, spec.attribute("shift")), dtype)
+
+
 def is_plain(spec: Spec) -> bool:
     """Whether nothing is packed, and nothing is empty."""
     tensors = (*spec.operands, *spec.results)

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from .elements import broadcast_strides, merge, nest, offset, parameters, row_major
-from .integer import clipped, is_plain, once, rounded_shift, wide
+from .integer import clipped, is_plain, requantized, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .tir import T, function, store
@@ -18,9 +18,7 @@ def _value(spec: Spec, x: Any, other: Any) -> Any:
         return clipped(wide(x) + wide(other), "i16")
     if spec.op == "integer_mul":
         return wide(x) * wide(other)
-    dropped = rounded_shift(wide(x), spec.attribute("drop"))
-    scaled = once(dropped * wide(other))
-    return clipped(rounded_shift(scaled, spec.attribute("shift")), spec.attribute("dtype"))
+    return requantized(spec, wide(x), other, spec.attribute("dtype"))
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from .elements import broadcast_strides, nest, offset, parameters
-from .integer import clipped, is_plain, once, rounded_shift, wide
+from .integer import clipped, is_plain, once, requantized, rounded_shift, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .take import position
@@ -14,17 +14,31 @@ from .tir import Registers, T, function, row_blocks, store
 
 
 def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
-    x_type, w_type, *bias = spec.operands
+    x_type, w_type, *_ = spec.operands
     outputs, depth = w_type.shape
     tile_rows, tile_outputs = spec.parameter("rows", 2), spec.parameter("outputs", 4)
     with function(name, parameters(spec)) as f:
-        x, w, *added, y = f.buffers
+        x, w, *others, y = f.buffers
+        added, others = others[:1], others[1:]
+
+        def finished(total: Any, row: Any, output: Any) -> Any:
+            """A sum as it is stored: itself, or a code, added to the residual if there is one."""
+            if spec.op == "integer_linear":
+                return total
+            multiplier, *residual = others
+            by_row = len(spec.operands[3].shape) > 0
+            code = requantized(
+                spec, total, multiplier[output if by_row else 0], spec.attribute("dtype")
+            )
+            if not residual:
+                return code
+            return clipped(wide(residual[0][row * outputs + output]) + wide(code), "i16")
 
         def tile(row: Any, rows: int, output: Any, count: int) -> None:
             """``rows`` times ``count`` sums at once: each weight and each code is loaded once."""
             sums = Registers(rows * count, 1, "int32")
             for i in range(rows * count):
-                sums[i] = added[0][output + i % count] if bias else T.int32(0)
+                sums[i] = added[0][output + i % count] if added else T.int32(0)
             with T.serial(depth) as k:
                 codes = [once(wide(x[(row + r) * depth + k])) for r in range(rows)]
                 for n in range(count):
@@ -32,7 +46,8 @@ def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
                     for r in range(rows):
                         sums[r * count + n] = sums[r * count + n] + codes[r] * weight
             for i in range(rows * count):
-                store(y, sums[i], (row + i // count) * outputs + output + i % count)
+                at, column = row + i // count, output + i % count
+                store(y, finished(sums[i], at, column), at * outputs + column)
 
         for first_row, row_turns, rows in row_blocks(prod(x_type.shape[:-1]), tile_rows):
             for first, turns, count in row_blocks(outputs, tile_outputs):
@@ -67,17 +82,27 @@ def rotate(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 def combine(spec: Spec, lanes: Lanes, name: str) -> Any:
     *tokens, chosen, channels = spec.operands[0].shape
+    by_channel = spec.op == "quantized_combine" and len(spec.operands[2].shape) > 0
     with function(name, parameters(spec)) as f, nest((prod(tokens), channels)) as (token, c):
-        values, gates, y = f.buffers
+        values, gates, *multiplier, y = f.buffers
         total: Any = T.int32(0)
         for i in range(chosen):
             value = values[(token * chosen + i) * channels + c]
             total = total + wide(value) * wide(gates[token * chosen + i])
+        if multiplier:
+            factor = multiplier[0][c if by_channel else 0]
+            total = requantized(spec, total, factor, spec.attribute("dtype"))
         store(y, total, token * channels + c)
     return f.result
 
 
-BUILD = {"integer_linear": linear, "integer_rotate": rotate, "integer_combine": combine}
+BUILD = {
+    "integer_linear": linear,
+    "quantized_linear": linear,
+    "integer_rotate": rotate,
+    "integer_combine": combine,
+    "quantized_combine": combine,
+}
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -85,7 +110,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 
 def cost(spec: Spec, lanes: Lanes) -> float:
-    inner = spec.operands[1].shape[-1] if spec.op != "integer_combine" else 1
+    inner = 1 if spec.op.endswith("combine") else spec.operands[1].shape[-1]
     return 4.0 * prod(spec.results[0].shape) * inner
 
 

@@ -1,14 +1,16 @@
 """``ternary_dot`` by tables of signed sums, two rows of codes at a time: for chips without vectors.
 
-A row without a partner goes with a row of zeros.
+A row without a partner goes with a row of zeros. ``quantized_ternary`` makes codes of the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
+from .elements import held
+from .integer import once, requantized, wide
 from .lanes import Lanes
 from .layout import storage
 from .layout_table import columns_of
@@ -34,7 +36,7 @@ def layout_of(spec: Spec) -> str:
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:
-    codes, w = spec.operands
+    codes, w, *_ = spec.operands
     return (
         codes.dtype == "i8"
         and codes.layout is None
@@ -71,21 +73,36 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({}, *ways)
 
 
+def _finisher(spec: Spec, factors: Sequence[Any], output: Any) -> Callable[[Any], Any]:
+    """What makes of a sum what is stored: the sum, or a code."""
+    if spec.op == "ternary_dot":
+        return lambda total: total
+    by_output = len(spec.operands[2].shape) > 0
+    multiplier = once(wide(factors[0][output if by_output else 0]))
+
+    def code(total: Any) -> Any:
+        made = requantized(spec, total, multiplier, "i8")
+        return factors[1][wide(made) + T.int32(128)] if len(factors) > 1 else made
+
+    return code
+
+
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
-    codes_type, w_type = spec.operands
+    codes_type, w_type, *others = spec.operands
     pair_type, table_type, sums_type = scratch(spec, lanes)
     outputs, depth = w_type.shape
     rows = prod(codes_type.shape[:-1])
     parameters = {
         "x": rows_of(codes_type),
         "codes": storage(Tensor(w_type.dtype, w_type.shape, layout_of(spec))),
+        **{f"x{i}": held(tensor) for i, tensor in enumerate(others, 2)},
         "y": rows_of(spec.results[0]),
         "pair": pair_type,
         "table": table_type,
         "lanes": sums_type,
     }
     with function(name, parameters) as f:
-        x, codes, y, pair, table, sums = f.buffers
+        x, codes, *factors, y, pair, table, sums = f.buffers
         with loop("k", pair_type.shape[0] - depth) as k:
             store(pair, T.int32(0), k + depth)
 
@@ -99,9 +116,10 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
             pair_sums(pair, codes, table, sums, sizes, *shape_of(spec))
             with loop("n", outputs) as n:
                 low, high = both_sums(sums[n])
-                store(y, low, first, n)
+                finished = _finisher(spec, factors, n)
+                store(y, finished(low), first, n)
                 if both:
-                    store(y, high, first + 1, n)
+                    store(y, finished(high), first + 1, n)
 
         if rows >= 2:
             with loop("two", rows // 2) as two:
@@ -112,5 +130,12 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 
 KERNEL = Kernel(
-    "ternary_dot_table", ("ternary_dot",), supports, build, cost, scratch, layouts, space
+    "ternary_dot_table",
+    ("ternary_dot", "quantized_ternary"),
+    supports,
+    build,
+    cost,
+    scratch,
+    layouts,
+    space,
 )

@@ -19,7 +19,7 @@ from .registry import Core
 KERNEL_BYTES = {
     "integer_elements": 570,
     "integer_layer_norm": 1200,
-    "integer_products": 930,
+    "integer_products": 1010,
     "integer_softmax": 3370,
     "lookup": 130,
     "move": 1450,

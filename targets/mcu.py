@@ -13,6 +13,7 @@ from ..compiler.lower.emit_c import emit_header, lower_for_c
 from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
+from ..passes.fuse_epilogues import FuseEpilogues
 from . import placement
 from .code_size import Code, estimated, measured
 from .fit import does_not_fit
@@ -43,7 +44,8 @@ def passes(
 ) -> tuple[Pass, ...]:
     """`integer_passes`. Raises UsageError for a mode that these targets do not have."""
     check_mode(core.name, mode, MODES)
-    return integer_passes(samples, machine(core).lanes, keep_routing=False)
+    own = (FuseEpilogues(),)
+    return integer_passes(samples, machine(core).lanes, keep_routing=False, after=own)
 
 
 def emit(

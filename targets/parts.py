@@ -30,9 +30,15 @@ def check_mode(target: str, mode: str, modes: Sequence[str]) -> None:
 
 
 def integer_passes(
-    samples: Sequence[tuple[np.ndarray, ...]], lanes: Lanes, keep_routing: bool
+    samples: Sequence[tuple[np.ndarray, ...]],
+    lanes: Lanes,
+    keep_routing: bool,
+    after: Sequence[Pass] = (),
 ) -> tuple[Pass, ...]:
-    """Mode int8, in order: ``samples`` are what scales are chosen by."""
+    """Mode int8, in order: ``samples`` are what scales are chosen by.
+
+    ``after`` are a family's own passes on integers.
+    """
     kernels = all_kernels()
     return (
         Canonicalize(),
@@ -41,6 +47,7 @@ def integer_passes(
         ShareExpertMatmul(),
         CombineBeforeDown(),
         Quantize(samples),
+        *after,
         SelectKernels(kernels, lanes),
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing=keep_routing),

@@ -27,6 +27,13 @@ KINDS = {
     ("integer_layer_norm", 1): "norms",
     ("integer_layer_norm", 2): "norms",
     ("ternary_dot", 1): "ternary weights",
+    ("quantized_linear", 1): "dense weights",
+    ("quantized_linear", 2): "biases",
+    ("quantized_linear", 3): "multipliers",
+    ("quantized_ternary", 1): "ternary weights",
+    ("quantized_ternary", 2): "multipliers",
+    ("quantized_ternary", 3): "tables",
+    ("quantized_combine", 2): "multipliers",
     ("requantize", 1): "multipliers",
     ("lookup", 1): "tables",
 }

@@ -38,6 +38,21 @@ def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
             ([Type("i8", (2, 1, 6)), Type("i16", (4, 3, 2, 2)), experts], {"shift": 14})
         ],
         "integer_combine": [([rows, Type("i16", (2, 3))], {})],
+        "quantized_linear": [
+            ([codes, Type("i8", (3, 6)), Type("i32", (3,)), Type("i16", (3,))], {"shift": 8}),
+            (
+                [codes, Type("i8", (6, 6)), bias, Type("i16", ()), wide],
+                {"drop": 2, "shift": 9, "dtype": "i16"},
+            ),
+        ],
+        "quantized_ternary": [
+            ([codes, Type("ternary", (8, 6)), Type("i16", (8,))], {"shift": 14}),
+            ([codes, Type("ternary", (8, 6)), Type("i16", ()), Type("i8", (256,))], {"shift": 3}),
+        ],
+        "quantized_combine": [
+            ([rows, Type("i16", (2, 3)), row], {"drop": 8, "shift": 15}),
+            ([rows, Type("i16", (2, 3)), Type("i16", ())], {"drop": 8, "shift": 9, "dtype": "i16"}),
+        ],
         "integer_layer_norm": [
             ([wide, row, bias], {"shift": 20}),
             ([codes, row, bias], {"shift": 9}),

@@ -31,10 +31,16 @@ def codes(rng: np.random.Generator, dtype: str, *shape: int) -> Array:
     return some.astype(dtype.replace("i", "int"))
 
 
-def check(op: str, *arrays: Array, **attributes: Any) -> None:
-    """The kernel that serves the op agrees with the interpreter on ``arrays``."""
-    names = {np.dtype(f"int{bits}"): f"i{bits}" for bits in (8, 16, 32, 64)}
-    inputs = [input_node(f"x{i}", Type(names[a.dtype], a.shape)) for i, a in enumerate(arrays)]
+def check(op: str, *arrays: Array, ternary: int = -1, **attributes: Any) -> None:
+    """The kernel that serves the op agrees with the interpreter on ``arrays``.
+
+    ``ternary`` is the number of the operand that holds ternary weights, if one does.
+    """
+    dtypes = [a.dtype.name.replace("int", "i") for a in arrays]
+    if ternary >= 0:
+        dtypes[ternary] = "ternary"
+    types = [Type(dtype, a.shape) for dtype, a in zip(dtypes, arrays, strict=True)]
+    inputs = [input_node(f"x{i}", type) for i, type in enumerate(types)]
     node = make(op, *inputs, **attributes)
     (wanted,) = interpret(Graph("g", tuple(inputs), (node,), {}), *arrays)
     (kernel,) = (kernel for kernel in all_kernels() if op in kernel.ops)
@@ -122,6 +128,51 @@ def test_combine(tokens: int, k: int, channels: int, seed: int) -> None:
     """Gates of either sign, the largest ones too."""
     rng = np.random.default_rng(seed)
     check("integer_combine", codes(rng, "i8", tokens, k, channels), codes(rng, "i16", tokens, k))
+
+
+def fused(rng: np.random.Generator, columns: int) -> tuple[Array, dict[str, Any]]:
+    """Multipliers, one or one a column, and the shifts that go with sums of 2**21."""
+    multiplier = codes(rng, "i16", *((columns,) if rng.random() < 0.5 else ()))
+    return multiplier, {"drop": int(rng.integers(6, 12)), "shift": int(rng.integers(0, 20))}
+
+
+@SOME
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 70), st.integers(0, 99))
+def test_quantized_linear(rows: int, outputs: int, depth: int, seed: int) -> None:
+    """The codes of a product, and those added to a residual, are the interpreter's."""
+    rng = np.random.default_rng(seed)
+    x, w = codes(rng, "i8", rows, depth), codes(rng, "i8", outputs, depth)
+    added = rng.integers(-(2**20), 2**20, outputs).astype(np.int32)
+    multiplier, shifts = fused(rng, outputs)
+    for dtype in ("i8", "i16"):
+        check("quantized_linear", x, w, added, multiplier, dtype=dtype, **shifts)
+    residual = codes(rng, "i16", rows, outputs)
+    check("quantized_linear", x, w, added, multiplier, residual, dtype="i16", **shifts)
+
+
+@SOME
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
+def test_quantized_combine(tokens: int, k: int, channels: int, seed: int) -> None:
+    """The codes of sums over experts are the interpreter's."""
+    rng = np.random.default_rng(seed)
+    multiplier, shifts = fused(rng, channels)
+    # Gates are shares of one: their sum is at most 2**15.
+    gates = codes(rng, "i16", tokens, k) // np.int16(k)
+    for dtype in ("i8", "i16"):
+        values = codes(rng, "i8", tokens, k, channels)
+        check("quantized_combine", values, gates, multiplier, dtype=dtype, **shifts)
+
+
+@SOME
+@given(st.integers(1, 5), st.integers(1, 30), st.integers(1, 256), st.integers(0, 99))
+def test_quantized_ternary(rows: int, outputs: int, depth: int, seed: int) -> None:
+    """The codes of ternary products, with a table and without, are the interpreter's."""
+    rng = np.random.default_rng(seed)
+    x = codes(rng, "i8", rows, depth)
+    w = rng.integers(-1, 2, (outputs, depth)).astype(np.int8)
+    multiplier, shifts = fused(rng, outputs)
+    for table in ((), (codes(rng, "i8", 256),)):
+        check("quantized_ternary", x, w, multiplier, *table, ternary=1, **shifts)
 
 
 @SOME
