@@ -21,6 +21,7 @@ from ..passes.plan_memory import PlanMemory
 from ..passes.quantize import Quantize
 from ..passes.select_kernels import SelectKernels, kernel_of, spec_of
 from ..passes.share_expert_matmul import ShareExpertMatmul
+from ..passes.split_heads import SplitHeads
 
 
 def check_mode(target: str, mode: str, modes: Sequence[str]) -> None:
@@ -46,6 +47,7 @@ def integer_passes(
         FoldPermutations(),
         ShareExpertMatmul(),
         CombineBeforeDown(),
+        SplitHeads(),
         Quantize(samples),
         *after,
         SelectKernels(kernels, lanes),
