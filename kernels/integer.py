@@ -9,7 +9,7 @@ from typing import Any
 
 from .integer_numbers import LIMITS
 from .record import Spec
-from .tir import DTYPES, Registers, T, let
+from .tir import DTYPES, Function, Registers, T, let
 
 
 def wide(value: Any) -> Any:
@@ -22,17 +22,14 @@ def once(value: Any) -> Any:
     return let(value, 1, "int32")
 
 
-def rounded_shift(value: Any, shift: int) -> Any:
-    """value / 2**shift to the nearest integer, halves upwards."""
+def rounded_shift(value: Any, shift: Any) -> Any:
+    """value / 2**shift to the nearest integer, halves upwards; a shift may be computed."""
+    if not isinstance(shift, int):
+        half = T.shift_right(T.shift_left(T.int32(1), shift), T.int32(1))
+        return T.shift_right(value + half, shift)
     if shift == 0:
         return value
     return T.shift_right(value + T.int32(1 << (shift - 1)), T.int32(shift))
-
-
-def rounded_shift_by(value: Any, shift: Any) -> Any:
-    """The same for a shift that is computed."""
-    half = T.shift_right(T.shift_left(T.int32(1), shift), T.int32(1))
-    return T.shift_right(value + half, shift)
 
 
 def clipped(value: Any, dtype: str) -> Any:
@@ -66,11 +63,11 @@ def square_root(value: Any) -> Any:
     return root[0]
 
 
-def requantized(spec: Spec, value: Any, multiplier: Any, dtype: str) -> Any:
+def requantized(f: Function, spec: Spec, value: Any, multiplier: Any, dtype: str) -> Any:
     """A sum as a code of ``dtype``, by the shifts of ``spec`` and a loaded multiplier."""
-    dropped = rounded_shift(value, spec.attribute("drop"))
+    dropped = rounded_shift(value, f.number(spec, "drop"))
     scaled = once(dropped * wide(multiplier))
-    return clipped(rounded_shift(scaled, spec.attribute("shift")), dtype)
+    return clipped(rounded_shift(scaled, f.number(spec, "shift")), dtype)
 
 
 def is_plain(spec: Spec) -> bool:

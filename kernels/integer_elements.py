@@ -9,26 +9,26 @@ from .elements import broadcast_strides, merge, nest, offset, parameters, row_ma
 from .integer import clipped, is_plain, requantized, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
-from .tir import T, function, store
+from .tir import Function, T, function, store
 
 
-def _value(spec: Spec, x: Any, other: Any) -> Any:
+def _value(f: Function, spec: Spec, x: Any, other: Any) -> Any:
     """What stands in the result for an element of the first operand and one of the second."""
     if spec.op == "saturating_add":
         return clipped(wide(x) + wide(other), "i16")
     if spec.op == "integer_mul":
         return wide(x) * wide(other)
-    return requantized(spec, wide(x), other, spec.attribute("dtype"))
+    return requantized(f, spec, wide(x), other, spec.attribute("dtype"))
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     shape = spec.results[0].shape
     steps = [broadcast_strides(operand.shape, shape) for operand in spec.operands]
     sizes, columns = merge(shape, *steps, row_major(shape))
-    with function(name, parameters(spec)) as f, nest(sizes) as indices:
+    with function(name, parameters(spec), spec.open) as f, nest(sizes) as indices:
         x, other, y = f.buffers
         places = [offset(indices, column, T.int32(0)) for column in columns]
-        store(y, _value(spec, x[places[0]], other[places[1]]), places[2])
+        store(y, _value(f, spec, x[places[0]], other[places[1]]), places[2])
     return f.result
 
 
@@ -49,6 +49,6 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
 
 OPS = ("requantize", "saturating_add", "integer_mul")
 KERNELS = (
-    Kernel("integer_elements", OPS, supports, build, cost),
+    Kernel("integer_elements", OPS, supports, build, cost, numbers=("drop", "shift")),
     Kernel("lookup", ("lookup",), supports, lookup, cost),
 )

@@ -20,8 +20,9 @@ def divide(spec: Spec, lanes: Lanes, name: str) -> Any:
     shape = spec.results[0].shape
     steps = [broadcast_strides(operand.shape, shape) for operand in spec.operands]
     sizes, columns = merge(shape, *steps, row_major(shape))
-    factor, zero = T.int32(1 << spec.attribute("shift")), T.int32(0)
-    with function(name, parameters(spec)) as f, nest(sizes) as indices:
+    zero = T.int32(0)
+    with function(name, parameters(spec), spec.open) as f, nest(sizes) as indices:
+        factor = T.shift_left(T.int32(1), f.number(spec, "shift"))
         x, other, y = f.buffers
         places = [offset(indices, column, zero) for column in columns]
         a, b = once(wide(x[places[0]])), once(wide(other[places[1]]))
@@ -56,4 +57,11 @@ def cost(spec: Spec, lanes: Lanes) -> float:
     return 12.0 * prod(spec.results[0].shape)
 
 
-KERNEL = Kernel("integer_gates", tuple(BUILD), lambda spec, lanes: is_plain(spec), build, cost)
+KERNEL = Kernel(
+    "integer_gates",
+    tuple(BUILD),
+    lambda spec, lanes: is_plain(spec),
+    build,
+    cost,
+    numbers=("shift",),
+)

@@ -12,7 +12,6 @@ from .integer import (
     is_plain,
     once,
     rounded_shift,
-    rounded_shift_by,
     square_root,
     wide,
 )
@@ -26,7 +25,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     x_type = spec.operands[0]
     width = x_type.shape[-1]
     zero = T.int32(0)
-    with function(name, parameters(spec)) as f, T.serial(prod(x_type.shape[:-1])) as row:
+    with function(name, parameters(spec), spec.open) as f, T.serial(prod(x_type.shape[:-1])) as row:
         x, gain, bias, y = f.buffers
         total, largest, squares = (Registers(1, 1, "int32") for _ in range(3))
         total[0], largest[0], squares[0] = zero, zero, zero
@@ -43,7 +42,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
         lower, higher = once(T.max(drop, zero)), once(T.max(zero - drop, zero))
 
         def part(i: Any) -> Any:
-            return once(rounded_shift_by(apart(i), lower) * T.shift_left(T.int32(1), higher))
+            return once(rounded_shift(apart(i), lower) * T.shift_left(T.int32(1), higher))
 
         with T.serial(width) as i:
             value = part(i)
@@ -53,7 +52,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
         with T.serial(width) as i:
             unit = once(rounded_shift(part(i) * inverse, LENGTH_BITS - UNIT_BITS))
             scaled = once(unit * wide(gain[i]) + bias[i])
-            store(y, clipped(rounded_shift(scaled, spec.attribute("shift")), "i8"), row * width + i)
+            store(y, clipped(rounded_shift(scaled, f.number(spec, "shift")), "i8"), row * width + i)
     return f.result
 
 
@@ -67,4 +66,5 @@ KERNEL = Kernel(
     lambda spec, lanes: is_plain(spec),
     build,
     cost,
+    numbers=("shift",),
 )

@@ -17,7 +17,7 @@ def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
     x_type, w_type, *_ = spec.operands
     outputs, depth = w_type.shape
     tile_rows, tile_outputs = spec.parameter("rows", 2), spec.parameter("outputs", 4)
-    with function(name, parameters(spec)) as f:
+    with function(name, parameters(spec), spec.open) as f:
         x, w, *others, y = f.buffers
         added, others = others[:1], others[1:]
 
@@ -28,7 +28,7 @@ def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
             multiplier, *residual = others
             by_row = len(spec.operands[3].shape) > 0
             code = requantized(
-                spec, total, multiplier[output if by_row else 0], spec.attribute("dtype")
+                f, spec, total, multiplier[output if by_row else 0], spec.attribute("dtype")
             )
             if not residual:
                 return code
@@ -62,7 +62,7 @@ def rotate(spec: Spec, lanes: Lanes, name: str) -> Any:
     width = groups * size
     rows = experts_type.shape
     steps = broadcast_strides(x_type.shape[:-1], rows)
-    with function(name, parameters(spec)) as f, nest(rows) as indices:
+    with function(name, parameters(spec), spec.open) as f, nest(rows) as indices:
         x, blocks, chosen, y = f.buffers
         row = T.int32(0)
         for index, count in zip(indices, rows, strict=True):
@@ -75,7 +75,7 @@ def rotate(spec: Spec, lanes: Lanes, name: str) -> Any:
                 total: Any = T.int32(0)
                 for j in range(size):
                     total = total + wide(blocks[at + j]) * wide(x[source + group * size + j])
-                turned = clipped(rounded_shift(total, spec.attribute("shift")), "i8")
+                turned = clipped(rounded_shift(total, f.number(spec, "shift")), "i8")
                 store(y, turned, row * width + group * size + i)
     return f.result
 
@@ -83,7 +83,8 @@ def rotate(spec: Spec, lanes: Lanes, name: str) -> Any:
 def combine(spec: Spec, lanes: Lanes, name: str) -> Any:
     *tokens, chosen, channels = spec.operands[0].shape
     by_channel = spec.op == "quantized_combine" and len(spec.operands[2].shape) > 0
-    with function(name, parameters(spec)) as f, nest((prod(tokens), channels)) as (token, c):
+    sizes = prod(tokens), channels
+    with function(name, parameters(spec), spec.open) as f, nest(sizes) as (token, c):
         values, gates, *multiplier, y = f.buffers
         total: Any = T.int32(0)
         for i in range(chosen):
@@ -91,7 +92,7 @@ def combine(spec: Spec, lanes: Lanes, name: str) -> Any:
             total = total + wide(value) * wide(gates[token * chosen + i])
         if multiplier:
             factor = multiplier[0][c if by_channel else 0]
-            total = requantized(spec, total, factor, spec.attribute("dtype"))
+            total = requantized(f, spec, total, factor, spec.attribute("dtype"))
         store(y, total, token * channels + c)
     return f.result
 
@@ -118,4 +119,4 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
     return is_plain(spec)
 
 
-KERNEL = Kernel("integer_products", tuple(BUILD), supports, build, cost)
+KERNEL = Kernel("integer_products", tuple(BUILD), supports, build, cost, numbers=("drop", "shift"))

@@ -7,11 +7,11 @@ from math import prod
 from typing import Any
 
 from .elements import parameters
-from .integer import bit_length, clipped, is_plain, once, rounded_shift, rounded_shift_by, wide
+from .integer import bit_length, clipped, is_plain, once, rounded_shift, wide
 from .integer_numbers import INVERSE_BITS, MEAN_BITS, OCTAVE, OCTAVES, UNIT_BITS, exp2_table
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
-from .tir import Registers, T, function, row_blocks, store
+from .tir import Function, Registers, T, function, row_blocks, store
 
 TILE = 4  # sums that are kept in registers
 
@@ -22,11 +22,11 @@ def fill(octave: Any) -> None:
         store(octave, T.int16(value), i)
 
 
-def exp2(spec: Spec, octave: Any, below: Any) -> Any:
+def exp2(f: Function, spec: Spec, octave: Any, below: Any) -> Any:
     """2**(ONE_BITS - t / OCTAVE), t the steps that a score is below the largest."""
-    near = T.min(below, T.int32(spec.attribute("cap")))
-    scaled = near * T.int32(spec.attribute("multiplier"))
-    steps = once(rounded_shift(scaled, spec.attribute("shift")))
+    near = T.min(below, f.number(spec, "cap"))
+    scaled = near * f.number(spec, "multiplier")
+    steps = once(rounded_shift(scaled, f.number(spec, "shift")))
     whole = T.min(T.shift_right(steps, T.int32(OCTAVE.bit_length() - 1)), T.int32(OCTAVES))
     return T.shift_right(wide(octave[T.bitwise_and(steps, T.int32(OCTAVE - 1))]), whole)
 
@@ -34,7 +34,7 @@ def exp2(spec: Spec, octave: Any, below: Any) -> Any:
 def softmax(spec: Spec, lanes: Lanes, name: str) -> Any:
     x_type = spec.operands[0]
     size = x_type.shape[-1]
-    with function(name, {**parameters(spec), **_scratch(spec)}) as f:
+    with function(name, {**parameters(spec), **_scratch(spec)}, spec.open) as f:
         x, y, octave, powers = f.buffers
         fill(octave)
         with T.serial(prod(x_type.shape[:-1])) as row:
@@ -43,7 +43,7 @@ def softmax(spec: Spec, lanes: Lanes, name: str) -> Any:
             with T.serial(size) as i:
                 largest[0] = T.max(largest[0], wide(x[row * size + i]))
             with T.serial(size) as i:
-                power = once(exp2(spec, octave, largest[0] - wide(x[row * size + i])))
+                power = once(exp2(f, spec, octave, largest[0] - wide(x[row * size + i])))
                 store(powers, power, i)
                 total[0] = total[0] + power
             half = once(T.shift_right(total[0], T.int32(1)))
@@ -58,7 +58,7 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
     batch, heads, queries, inner = q_type.shape
     keys, width = k_type.shape[2], v_type.shape[3]
     causal = spec.attribute("causal")
-    with function(name, {**parameters(spec), **_scratch(spec)}) as f:
+    with function(name, {**parameters(spec), **_scratch(spec)}, spec.open) as f:
         q, k, v, y, octave, powers = f.buffers
         fill(octave)
         with T.serial(batch * heads) as head, T.serial(queries) as query:
@@ -84,7 +84,7 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
                 with T.serial(turns) as turn:
                     score(first + turn * several, several)
             with T.serial(count) as key:
-                power = once(exp2(spec, octave, largest[0] - powers[key]))
+                power = once(exp2(f, spec, octave, largest[0] - powers[key]))
                 store(powers, power, key)
                 total[0] = total[0] + power
             drop = once(bit_length(total[0]) - T.int32(UNIT_BITS))
@@ -101,7 +101,7 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
                     lambda key, n: wide(v[start + key * width + n]),
                 )
                 for n in range(several):
-                    mean = once(rounded_shift_by(sums[n], lower) * inverse)
+                    mean = once(rounded_shift(sums[n], lower) * inverse)
                     store(
                         y, clipped(rounded_shift(mean, MEAN_BITS), "i8"), row * width + channel + n
                     )
@@ -150,4 +150,5 @@ KERNEL = Kernel(
     build,
     cost,
     scratch,
+    numbers=("multiplier", "cap", "shift"),
 )

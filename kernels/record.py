@@ -8,7 +8,7 @@ TIR function. TVM is imported inside ``build`` only, so records can be listed wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,11 @@ class Spec:
         return dict(self.parameters).get(name, default)
 
     @property
+    def open(self) -> tuple[str, ...]:
+        """Attributes whose values each call gives: see `Kernel.numbers`."""
+        return tuple(name for name, value in self.attributes if value is None)
+
+    @property
     def digest(self) -> str:
         """A name for this spec that is stable between runs and machines (8 hex digits)."""
         return sha256(repr(self).encode()).hexdigest()[:8]
@@ -67,8 +72,9 @@ def one_way(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
 class Kernel:
     """One way to compute one family of ops.
 
-    ``build(spec, lanes, name)`` returns a TIR ``PrimFunc`` whose parameters are one buffer per
-    operand, then per result, then per ``scratch`` tensor, in that order, each contiguous.
+    ``build(opened(spec), lanes, name)`` returns a TIR ``PrimFunc`` whose parameters are one buffer
+    per operand, then per result, then per ``scratch`` tensor, in that order, each contiguous, and
+    the ``numbers`` behind them.
     """
 
     name: str
@@ -83,3 +89,15 @@ class Kernel:
     layouts: Callable[[Spec, Lanes], Mapping[int, str]] = field(default=no_layouts)
     # The parameter choices worth trying; the first is the default.
     space: Callable[[Spec, Lanes], tuple[Mapping[str, int], ...]] = field(default=one_way)
+    # Attributes that a function takes as int32 parameters behind its buffers, in the order of a
+    # spec's attributes: one function serves all their values.
+    numbers: tuple[str, ...] = ()
+
+    def opened(self, spec: Spec) -> Spec:
+        """``spec`` without the values of ``numbers``, as ``build`` takes it."""
+        attributes = ((k, None if k in self.numbers else v) for k, v in spec.attributes)
+        return replace(spec, attributes=tuple(attributes))
+
+    def arguments(self, spec: Spec) -> tuple[int, ...]:
+        """The values of ``numbers`` for a call of the function that serves ``spec``."""
+        return tuple(int(v) for k, v in spec.attributes if k in self.numbers)

@@ -16,7 +16,7 @@ from .layout import storage
 from .layout_table import columns_of
 from .record import Kernel, Spec, Tensor
 from .ternary_table import LARGEST_DEPTH, both_sums, pair_sums
-from .tir import T, cast, function, loop, rows_of, store
+from .tir import Function, T, cast, function, loop, rows_of, store
 
 # Of these many outputs on, larger tables pay for the time that it takes to fill them.
 MANY_OUTPUTS = 512
@@ -73,7 +73,7 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({}, *ways)
 
 
-def _finisher(spec: Spec, factors: Sequence[Any], output: Any) -> Callable[[Any], Any]:
+def _finisher(f: Function, spec: Spec, factors: Sequence[Any], output: Any) -> Callable[[Any], Any]:
     """What makes of a sum what is stored: the sum, or a code."""
     if spec.op == "ternary_dot":
         return lambda total: total
@@ -81,7 +81,7 @@ def _finisher(spec: Spec, factors: Sequence[Any], output: Any) -> Callable[[Any]
     multiplier = once(wide(factors[0][output if by_output else 0]))
 
     def code(total: Any) -> Any:
-        made = requantized(spec, total, multiplier, "i8")
+        made = requantized(f, spec, total, multiplier, "i8")
         return factors[1][wide(made) + T.int32(128)] if len(factors) > 1 else made
 
     return code
@@ -101,7 +101,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
         "table": table_type,
         "lanes": sums_type,
     }
-    with function(name, parameters) as f:
+    with function(name, parameters, spec.open) as f:
         x, codes, *factors, y, pair, table, sums = f.buffers
         with loop("k", pair_type.shape[0] - depth) as k:
             store(pair, T.int32(0), k + depth)
@@ -116,7 +116,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
             pair_sums(pair, codes, table, sums, sizes, *shape_of(spec))
             with loop("n", outputs) as n:
                 low, high = both_sums(sums[n])
-                finished = _finisher(spec, factors, n)
+                finished = _finisher(f, spec, factors, n)
                 store(y, finished(low), first, n)
                 if both:
                     store(y, finished(high), first + 1, n)
@@ -138,4 +138,5 @@ KERNEL = Kernel(
     scratch,
     layouts,
     space,
+    numbers=("shift",),
 )

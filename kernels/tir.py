@@ -18,7 +18,7 @@ from math import prod
 from typing import Any
 
 from .layout import storage
-from .record import Tensor
+from .record import Spec, Tensor
 
 
 class LazyModule:
@@ -36,6 +36,7 @@ class LazyModule:
 T: Any = LazyModule("tvm.tirx.script.builder")
 _ir_builder: Any = LazyModule("tvm.script.ir_builder")
 
+DISTINCT = "tirx.noalias"  # the attribute of a function whose buffers do not overlap
 DTYPES = {
     "bool": "bool",
     "i8": "int8",
@@ -51,9 +52,14 @@ DTYPES = {
 class Function:
     """A function under construction: ``buffers`` in parameter order; ``result`` once closed."""
 
-    def __init__(self, buffers: Sequence[Any]) -> None:
+    def __init__(self, buffers: Sequence[Any], numbers: Mapping[str, Any]) -> None:
         self.buffers = tuple(buffers)
+        self._numbers = numbers
         self._result: Any = None
+
+    def number(self, spec: Spec, name: str) -> Any:
+        """An attribute of ``spec``: its value, or the parameter that will hold it."""
+        return self._numbers[name] if name in self._numbers else spec.attribute(name)
 
     @property
     def result(self) -> Any:
@@ -64,19 +70,23 @@ class Function:
 
 
 @contextmanager
-def function(name: str, parameters: Mapping[str, Tensor]) -> Iterator[Function]:
+def function(
+    name: str, parameters: Mapping[str, Tensor], numbers: Sequence[str] = ()
+) -> Iterator[Function]:
     """Open a function of contiguous, non-overlapping buffers; the body is the ``with`` block.
 
     A packed tensor is declared as it is stored (``layout.storage``); a scalar has shape ``[1]``.
+    ``numbers`` are int32 parameters behind the buffers.
     """
     with _ir_builder.IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            T.func_attr({"global_symbol": name, DISTINCT: True})
             stored = {key: storage(tensor) for key, tensor in parameters.items()}
-            opened = Function(
-                [T.arg(k, T.Buffer(t.shape or (1,), DTYPES[t.dtype])) for k, t in stored.items()]
-            )
+            buffers = [
+                T.arg(k, T.Buffer(t.shape or (1,), DTYPES[t.dtype])) for k, t in stored.items()
+            ]
+            opened = Function(buffers, {key: T.arg(key, T.int32()) for key in numbers})
             yield opened
         opened._result = builder.get()
 

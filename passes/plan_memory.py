@@ -4,9 +4,9 @@
     ->
     %y = linear(%x, %w) : f32[65, 256] @ {at = [66560]}
 
-Buffers live from the op that makes them to the last op that reads them; those that live at the same
-time do not overlap. First fit over an order of the buffers, then a hill-climb on that order, which
-stops at the lower bound: the most bytes that are alive at once.
+Buffers that are needed at the same time (`arena`) do not overlap. First fit over an order of the
+buffers, then a hill-climb on that order, which stops at the lower bound: the most bytes that are
+alive at once.
 """
 
 from __future__ import annotations
@@ -14,60 +14,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ..compiler.ir import Graph, Node, Type, rebuild
-from ..compiler.ir.views import root_of
+from ..compiler.ir import Graph, Node, rebuild
+from ..compiler.ir.schedule import is_computed
 from ..kernels.lanes import Lanes
-from ..kernels.layout import storage
-from ..kernels.record import Kernel, Tensor
-from .select_kernels import kernel_of, spec_of
-
-ALIGNMENT = 64  # bytes: a cache line, and more than any vector load wants
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """``bytes`` that are needed from step ``first`` to step ``last``, both included."""
-
-    key: tuple[str, int]
-    bytes: int
-    first: int
-    last: int
-
-    def meets(self, other: Buffer) -> bool:
-        return self.first <= other.last and other.first <= self.last
-
-
-def aligned(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-def buffers_of(
-    graph: Graph, kernels: tuple[Kernel, ...], lanes: Lanes, keep_routing: bool = False
-) -> list[Buffer]:
-    """Every buffer that needs a place: results that do not leave, and scratch."""
-    step = {node: i for i, node in enumerate(graph.nodes)}
-    last: dict[tuple[Node, int], int] = {}
-    for node in graph.nodes:
-        for operand in node.operands:
-            if operand.op != "constant" and node.op not in ("reshape", "result"):
-                last[root_of(operand)] = step[node]
-    if keep_routing:
-        last.update({(node, 1): len(step) for node in graph.nodes if node.op == "top_k"})
-    leaving = {root_of(node) for node in graph.outputs}
-    found = []
-    for node in graph.nodes:
-        if "kernel" not in node.notes:
-            continue
-        for index, type in enumerate(node.types):
-            if (node, index) not in leaving:
-                end = last.get((node, index), step[node])
-                found.append(Buffer((node.name, index), _bytes(type), step[node], end))
-        scratch = kernel_of(node, kernels).scratch(spec_of(node), lanes)
-        for index, tensor in enumerate(scratch):
-            key = node.name, -1 - index
-            found.append(Buffer(key, _tensor_bytes(tensor), step[node], step[node]))
-    return found
+from ..kernels.record import Kernel
+from .arena import Buffer, Key, aligned, buffers_of, is_laid_out
 
 
 def lower_bound(buffers: Sequence[Buffer]) -> int:
@@ -78,7 +31,7 @@ def lower_bound(buffers: Sequence[Buffer]) -> int:
     )
 
 
-def first_fit(buffers: Sequence[Buffer]) -> dict[tuple[str, int], int]:
+def first_fit(buffers: Sequence[Buffer]) -> dict[Key, int]:
     """Offsets: each buffer, in the order given, at the lowest place that is free while it lives."""
     placed: list[tuple[int, int, Buffer]] = []
     for buffer in buffers:
@@ -92,11 +45,11 @@ def first_fit(buffers: Sequence[Buffer]) -> dict[tuple[str, int], int]:
     return {buffer.key: at for at, _, buffer in placed}
 
 
-def plan(buffers: Sequence[Buffer], tries: int = 400) -> tuple[dict[tuple[str, int], int], int]:
+def plan(buffers: Sequence[Buffer], tries: int = 400) -> tuple[dict[Key, int], int]:
     """Offsets and the arena's bytes. Deterministic: the climb is seeded."""
     size = {b.key: aligned(b.bytes) for b in buffers}
 
-    def height(order: Sequence[Buffer]) -> tuple[int, dict[tuple[str, int], int]]:
+    def height(order: Sequence[Buffer]) -> tuple[int, dict[Key, int]]:
         offsets = first_fit(order)
         return max((offsets[key] + size[key] for key in offsets), default=0), offsets
 
@@ -120,43 +73,50 @@ def plan(buffers: Sequence[Buffer], tries: int = 400) -> tuple[dict[tuple[str, i
     return best[1], best[0]
 
 
-def _bytes(type: Type) -> int:
-    return _tensor_bytes(Tensor(type.dtype, type.shape, type.layout))
-
-
-def _tensor_bytes(tensor: Tensor) -> int:
-    stored = storage(tensor)
-    return Type(stored.dtype, stored.shape).bytes
-
-
 @dataclass(frozen=True)
 class PlanMemory:
-    """``keep_routing`` keeps the chosen experts readable in the arena after a run."""
+    """``keep_routing`` keeps the chosen experts readable in the arena after a run.
+
+    With ``sharing`` a result may take the place of an operand (`arena`): its kernel must take
+    pointers that are the same, which the note ``in_place`` says. The note ``tiled`` lists results
+    of which there is never more than a tile.
+    """
 
     kernels: tuple[Kernel, ...]
     lanes: Lanes
     keep_routing: bool = False
+    sharing: bool = False
 
     name = "plan_memory"
     exact = True
 
     def __call__(self, graph: Graph) -> Graph:
-        buffers = buffers_of(graph, self.kernels, self.lanes, self.keep_routing)
-        offsets, arena = plan(buffers)
+        buffers = buffers_of(graph, self.kernels, self.lanes, self.keep_routing, self.sharing)
+        places, arena = plan(buffers.own)
+        offsets = buffers.offsets(places)
 
         def place(node: Node) -> Node:
-            if "kernel" not in node.notes:
+            if not is_computed(node):
                 return node
             at = tuple(offsets.get((node.name, i), -1) for i in range(len(node.types)))
+            notes: dict[str, Any] = {"at": at}
             scratch: list[int] = []
             while (node.name, -1 - len(scratch)) in offsets:
                 scratch.append(offsets[node.name, -1 - len(scratch)])
-            notes = {"scratch": tuple(scratch)} if scratch else {}
-            return node.with_notes(at=at, **notes)
+            if scratch:
+                notes["scratch"] = tuple(scratch)
+            tiled = tuple(i for i in range(len(at)) if (node.name, i) in buffers.tiled)
+            if tiled:
+                notes["tiled"] = tiled
+            if (node.name, 0) in buffers.in_place:
+                notes["in_place"] = True
+            if self.sharing and is_laid_out(node):  # the driver copies what is elsewhere
+                return replace(node, notes=notes)
+            return node.with_notes(**notes)
 
         notes = {
             **graph.notes,
             "arena_bytes": arena,
-            "arena_lower_bound": lower_bound(buffers),
+            "arena_lower_bound": lower_bound(buffers.own),
         }
         return replace(rebuild(graph, place), notes=notes)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from ..compiler.errors import Unsupported
 from ..compiler.ir import Graph, Node, rebuild
+from ..compiler.ir.schedule import types_of
 from ..compiler.ir.views import VIEWS
 from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec, Tensor
@@ -23,8 +24,11 @@ from ..kernels.record import Kernel, Spec, Tensor
 _PARAMETER = "tune_"  # notes that carry a kernel's parameters
 
 
-def spec_of(node: Node) -> Spec:
-    """What ``node`` asks of a kernel, with the parameters noted on it."""
+def spec_of(node: Node, tile: int | None = None) -> Spec:
+    """What ``node`` asks of a kernel, with the parameters noted on it.
+
+    Where it is computed by rows, for ``tile`` of them (by default as many as are at a time).
+    """
 
     def tensors(types: tuple[object, ...]) -> tuple[Tensor, ...]:
         return tuple(Tensor(t.dtype, t.shape, t.layout) for t in types)  # type: ignore[attr-defined]
@@ -34,11 +38,12 @@ def spec_of(node: Node) -> Spec:
         for key, value in node.notes.items()
         if key.startswith(_PARAMETER)
     )
+    operands, results = types_of(node, tile)
     return Spec(
         node.op,
         tuple(sorted(node.attributes.items())),
-        tensors(tuple(operand.type for operand in node.operands)),
-        tensors(node.types),
+        tensors(operands),
+        tensors(results),
         tuple(parameters),
     )
 

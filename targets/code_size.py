@@ -8,9 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..compiler.ir import Graph
+from ..compiler.ir.schedule import steps_of
 from ..compiler.run import bare_metal
 from ..compiler.run.machine import machine_names
-from ..passes.select_kernels import spec_of
+from ..kernels import all_kernels
+from ..passes.select_kernels import kernel_of, spec_of
 from .registry import Core
 
 # The largest function of each kernel in the trained digits model and in small ones, by gcc 14
@@ -41,8 +43,15 @@ class Code:
 
 def estimated(graph: Graph) -> Code:
     """A high estimate: each kernel as large as the largest of its name that was measured."""
-    called = [node for node in graph.nodes if "kernel" in node.notes]
-    kernels = {(str(node.notes["kernel"]), spec_of(node).digest) for node in called}
+    steps = steps_of(graph)
+    called = [
+        (kernel_of(node, all_kernels()), spec_of(node, rows))
+        for step in steps
+        for node in step.nodes
+        for *_, rows in step.tiles
+        if "kernel" in node.notes
+    ]
+    kernels = {(kernel.name, kernel.opened(spec).digest) for kernel, spec in called}
     functions = sum(KERNEL_BYTES.get(name, OTHER_KERNEL_BYTES) for name, _ in kernels)
     return Code(DRIVER_BYTES + CALL_BYTES * len(called) + functions)
 

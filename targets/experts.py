@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ir.views import root_of
-from ..passes.plan_memory import aligned
+from ..passes.arena import aligned
 
 # Ops between a router's product and the choice: what they read beside it is the router's too.
 ROUTING = ("reshape", "requantize", "saturating_add", "integer_softmax", "lookup")

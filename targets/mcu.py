@@ -14,6 +14,7 @@ from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
 from ..passes.fuse_epilogues import FuseEpilogues
+from ..passes.tile_rows import TileRows
 from . import placement
 from .code_size import Code, estimated, measured
 from .fit import does_not_fit
@@ -44,8 +45,9 @@ def passes(
 ) -> tuple[Pass, ...]:
     """`integer_passes`. Raises UsageError for a mode that these targets do not have."""
     check_mode(core.name, mode, MODES)
-    own = (FuseEpilogues(),)
-    return integer_passes(samples, machine(core).lanes, keep_routing=False, after=own)
+    own = FuseEpilogues(), TileRows()
+    lanes = machine(core).lanes
+    return integer_passes(samples, lanes, keep_routing=False, after=own, sharing=True)
 
 
 def emit(

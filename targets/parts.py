@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..compiler.errors import UsageError
-from ..compiler.ir import Graph, Node
+from ..compiler.ir import Graph
+from ..compiler.ir.schedule import steps_of
+from ..compiler.lower.driver import Called, Symbols
 from ..kernels import all_kernels
 from ..kernels.lanes import Lanes
+from ..kernels.tir import DISTINCT
 from ..passes.base import Pass
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
@@ -35,10 +38,11 @@ def integer_passes(
     lanes: Lanes,
     keep_routing: bool,
     after: Sequence[Pass] = (),
+    sharing: bool = False,
 ) -> tuple[Pass, ...]:
     """Mode int8, in order: ``samples`` are what scales are chosen by.
 
-    ``after`` are a family's own passes on integers.
+    ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s.
     """
     kernels = all_kernels()
     return (
@@ -52,24 +56,32 @@ def integer_passes(
         *after,
         SelectKernels(kernels, lanes),
         PackWeights(kernels, lanes),
-        PlanMemory(kernels, lanes, keep_routing=keep_routing),
+        PlanMemory(kernels, lanes, keep_routing, sharing),
     )
 
 
 def kernel_functions(
     graph: Graph, lanes: Lanes, name: str, progress: Callable[[str], None]
-) -> tuple[dict[Node, str], dict[str, Any]]:
-    """The function that computes each node, by its symbol; and the TIR of each symbol."""
+) -> tuple[Symbols, dict[str, Any]]:
+    """How each node, or some rows of it, is computed; and the TIR of all functions by symbol."""
     kernels = all_kernels()
-    symbols: dict[Node, str] = {}
+    symbols: Symbols = {}
     functions: dict[str, Any] = {}
-    for node in graph.nodes:
+    calls = [
+        (node, rows) for step in steps_of(graph) for node in step.nodes for _, _, rows in step.tiles
+    ]
+    for node, rows in calls:
         if "kernel" not in node.notes:
             continue
-        spec = spec_of(node)
-        symbols[node] = f"{name}_k_{node.notes['kernel']}_{spec.digest}"
-        if symbols[node] not in functions:
-            progress(f"kernel {node.notes['kernel']} for {node.name}")
-            kernel = kernel_of(node, kernels)
-            functions[symbols[node]] = kernel.build(spec, lanes, symbols[node])
+        kernel = kernel_of(node, kernels)
+        asked = spec_of(node, rows)
+        spec = kernel.opened(asked)
+        symbol = f"{name}_k_{kernel.name}_{spec.digest}"
+        in_place = bool(node.notes.get("in_place"))
+        symbol += "_in_place" if in_place else ""
+        symbols[node, rows] = Called(symbol, kernel.arguments(asked))
+        if symbol not in functions:
+            progress(f"kernel {kernel.name} for {node.name}")
+            made = kernel.build(spec, lanes, symbol)
+            functions[symbol] = made.without_attr(DISTINCT) if in_place else made
     return symbols, functions

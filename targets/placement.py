@@ -13,7 +13,7 @@ from functools import cached_property
 from ..compiler.ir import Graph, Node
 from ..kernels import all_kernels
 from ..kernels.lanes import Lanes
-from ..passes.plan_memory import Buffer, aligned, buffers_of
+from ..passes.arena import Buffer, aligned, buffers_of, computed_nodes
 from .code_size import Code
 from .registry import Core, Memory
 
@@ -208,12 +208,12 @@ def _kind(graph: Graph, node: Node) -> str:
 
 def arena_of(graph: Graph, lanes: Lanes) -> Arena:
     """The arena of a planned graph."""
-    buffers, nodes = _buffers(graph, lanes), graph.nodes
+    buffers = buffers_of(graph, all_kernels(), lanes, sharing=True).own
+    nodes = computed_nodes(graph)
     sources = {node.name: node.source for node in nodes}
     steps = tuple(
         Step(i, node.name, node.op, node.source, sum(aligned(b.bytes) for b in _at(buffers, i)))
         for i, node in enumerate(nodes)
-        if "kernel" in node.notes
     )
     arena = Arena(int(graph.notes.get("arena_bytes", 0)), steps, ())  # type: ignore[arg-type]
     if arena.peak is None:
@@ -221,11 +221,6 @@ def arena_of(graph: Graph, lanes: Lanes) -> Arena:
     alive = sorted(_at(buffers, arena.peak.index), key=lambda buffer: -buffer.bytes)
     held = (Held(_name(b.key), aligned(b.bytes), sources[b.key[0]]) for b in alive)
     return Arena(arena.bytes, steps, tuple(held))
-
-
-def _buffers(graph: Graph, lanes: Lanes) -> list[Buffer]:
-    """What the planner gave a place. All that is read of its inside."""
-    return buffers_of(graph, all_kernels(), lanes)
 
 
 def _at(buffers: Sequence[Buffer], step: int) -> list[Buffer]:

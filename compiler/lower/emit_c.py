@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from ...kernels.tir import LazyModule
+from ...kernels.tir import DISTINCT, LazyModule
 from .emit_c_expressions import BINARY, Expressions
 from .emit_c_names import Names
 from .emit_c_types import CLOSE_EXTERN_C, OPEN_EXTERN_C, PRELUDE, RESERVED, SUM, c_type
@@ -105,7 +105,7 @@ class _Function(Expressions):
                 )
             self.names.parameter(parameter)
         body = self._block(function.body)
-        self.prototype = self._prototype("tirx.noalias" in function.attrs)
+        self.prototype = self._prototype(DISTINCT in function.attrs)
         names = self.names
         used = names.read | set(names.stores)
         unused = [f"(void){names.name(p)};" for p in names.parameters if p not in used]

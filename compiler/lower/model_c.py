@@ -14,8 +14,9 @@ from textwrap import dedent
 import numpy as np
 
 from ..errors import UsageError
-from ..ir import Graph, Node, Type, print_node
-from ..ir.views import root_of
+from ..ir import Graph, Node, Type
+from ..ir.schedule import steps_of
+from .driver import Called, Driver, Symbols
 
 ALIGNMENT = 64
 C_TYPES = {
@@ -53,8 +54,8 @@ class ModelSource:
 
 
 def step_names(graph: Graph) -> list[str]:
-    """What the driver calls, one after another: the names of the nodes that have kernels."""
-    return [node.name for node in graph.nodes if "kernel" in node.notes]
+    """What the driver computes, one after another."""
+    return [step.name for step in steps_of(graph)]
 
 
 def check_name(name: str) -> str:
@@ -67,10 +68,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def write_model(
-    graph: Graph, name: str, symbols: dict[Node, str], kernels_header: str = ""
-) -> ModelSource:
-    """The driver of ``graph``; ``symbols`` names the kernel function of every node that has one.
+def write_model(graph: Graph, name: str, symbols: Symbols, kernels_header: str = "") -> ModelSource:
+    """The driver of ``graph``; ``symbols`` names the function of every node that has a kernel.
 
     Kernels are declared as taking untyped pointers, or as ``kernels_header`` has them. With it
     ``NAME_tick`` is called after each of `step_names`.
@@ -78,14 +77,14 @@ def write_model(
     check_name(name)
     offsets, weights = _lay_out_weights(graph)
     arena = int(graph.notes.get("arena_bytes", 0))  # type: ignore[arg-type]
-    places = _Places(graph, offsets)
-    called = [node for node in graph.nodes if node in symbols]
-    calls = [_call(node, symbols[node], places, bool(kernels_header)) for node in called]
+    driver = Driver(graph, offsets, symbols, typed=bool(kernels_header))
+    steps = steps_of(graph)
+    calls = [driver.step(step) for step in steps]
     if kernels_header:
         calls = [f"{call}  {name}_tick({i});\n" for i, call in enumerate(calls, 1)]
-    copies = [_copy(i, node, places) for i, node in enumerate(graph.outputs)]
-    users = _first_users(symbols).items()
-    declared = "".join(_declaration(node, symbol) for symbol, node in users)
+    copies = [driver.copied_output(i, node) for i, node in enumerate(graph.outputs)]
+    users = _first_users(symbols).values()
+    declared = "".join(_declaration(node, called) for node, called in users)
     if kernels_header:
         declared = f'#include "{kernels_header}"\n'
     source = f"""\
@@ -102,43 +101,14 @@ int {name}_run(const void *const *in, void *const *out, void *arena) {{
   (void)a, (void)w;
   if (in == 0 || out == 0 || (arena == 0 && {arena} > 0)) return -1;
   if ((uintptr_t)arena % {ALIGNMENT} != 0) return -2;
-{"".join(calls)}{"".join(filter(None, copies))}  return 0;
+{"".join(calls)}{"".join(copies)}  return 0;
 }}
 {_typed_wrapper(graph, name, body=True)}"""
-    ticks = len(called) if kernels_header else 0
+    ticks = len(steps) if kernels_header else 0
     header = _header(graph, name, arena, ticks)
     if ticks:
         source += WEAK_TICK.format(name=name)
     return ModelSource(name, header, source, weights)
-
-
-class _Places:
-    """Where the value of a node lies, as a C expression."""
-
-    def __init__(self, graph: Graph, weights: dict[str, int]) -> None:
-        self._weights = weights
-        self._inputs = {node: i for i, node in enumerate(graph.inputs)}
-        self._outputs: dict[tuple[Node, int], int] = {}
-        for i, node in enumerate(graph.outputs):
-            self._outputs.setdefault(root_of(node), i)
-
-    def pointer(self, node: Node, index: int = 0) -> str:
-        root, at = root_of(node)
-        index = at or index
-        if root.op == "input":
-            return f"in[{self._inputs[root]}]"
-        if root.op == "constant":
-            return f"w + {self._weights[str(root['digest'])]}"
-        if (root, index) in self._outputs:
-            return f"out[{self._outputs[root, index]}]"
-        return f"a + {root.notes['at'][index]}"  # type: ignore[index]
-
-    def scratch(self, node: Node) -> list[str]:
-        return [f"a + {at}" for at in node.notes.get("scratch", ())]  # type: ignore[union-attr]
-
-    def written_by_kernel(self, output: int, node: Node) -> bool:
-        root, _ = root_of(node)
-        return "kernel" in root.notes and self._outputs[root_of(node)] == output
 
 
 def _lay_out_weights(graph: Graph) -> tuple[dict[str, int], bytes]:
@@ -154,35 +124,18 @@ def _lay_out_weights(graph: Graph) -> tuple[dict[str, int], bytes]:
     return offsets, bytes(block)
 
 
-def _first_users(symbols: dict[Node, str]) -> dict[str, Node]:
-    first: dict[str, Node] = {}
-    for node, symbol in symbols.items():
-        first.setdefault(symbol, node)
+def _first_users(symbols: Symbols) -> dict[str, tuple[Node, Called]]:
+    first: dict[str, tuple[Node, Called]] = {}
+    for (node, _), called in symbols.items():
+        first.setdefault(called.symbol, (node, called))
     return first
 
 
-def _declaration(node: Node, symbol: str) -> str:
+def _declaration(node: Node, called: Called) -> str:
     reads = ["const void *"] * len(node.operands)
     writes = ["void *"] * (len(node.types) + len(node.notes.get("scratch", ())))  # type: ignore[arg-type]
-    return f"void {symbol}({', '.join(reads + writes)});\n"
-
-
-def _call(node: Node, symbol: str, places: _Places, typed: bool) -> str:
-    """The call of a kernel; where it takes ``typed`` pointers, bytes must be untyped to pass."""
-    reads = [places.pointer(operand) for operand in node.operands]
-    writes = [places.pointer(node, i) for i in range(len(node.types))] + places.scratch(node)
-    if typed:
-        reads = [f"(const void *)({place})" for place in reads]
-        writes = [f"(void *)({place})" for place in writes]
-    comment = print_node(node).split(" @ ")[0].replace("*/", "* /").replace("/*", "/ *")
-    return f"  /* {comment} */\n  {symbol}({', '.join([*reads, *writes])});\n"
-
-
-def _copy(index: int, node: Node, places: _Places) -> str:
-    """For an output that is an input, a constant, or the same buffer as another output."""
-    if places.written_by_kernel(index, node):
-        return ""
-    return f"  memcpy(out[{index}], {places.pointer(node)}, {node.type.bytes});\n"
+    numbers = ["int32_t"] * len(called.numbers)
+    return f"void {called.symbol}({', '.join(reads + writes + numbers)});\n"
 
 
 def _header(graph: Graph, name: str, arena: int, steps: int) -> str:

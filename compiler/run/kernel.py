@@ -35,14 +35,15 @@ class Call:
     function: Any
     buffers: tuple[np.ndarray, ...]
     results: tuple[np.ndarray, ...]
+    numbers: tuple[int, ...] = ()
 
     def __call__(self) -> None:
-        self.function(*(ctypes.c_void_p(buffer.ctypes.data) for buffer in self.buffers))
+        self.raw()()
 
     def raw(self) -> Callable[[], None]:
         """The same call with its pointers made once: what a benchmark repeats."""
         pointers = [ctypes.c_void_p(buffer.ctypes.data) for buffer in self.buffers]
-        call = partial(self.function, *pointers)
+        call = partial(self.function, *pointers, *map(ctypes.c_int32, self.numbers))
         # Pointers do not keep what they point to.
         call.buffers = self.buffers  # type: ignore[attr-defined]
         return call
@@ -61,7 +62,7 @@ def bind(
     """
     spec = with_layouts(kernel, spec, lanes)
     symbol = f"{kernel.name}_{spec.digest}"
-    content = build_object({symbol: kernel.build(spec, lanes, symbol)}, target)
+    content = build_object({symbol: kernel.build(kernel.opened(spec), lanes, symbol)}, target)
     operands = [
         _placed(pack(tensor.layout, array) if tensor.layout else array)
         for tensor, array in zip(spec.operands, arrays, strict=True)
@@ -73,7 +74,8 @@ def bind(
         run([*c_compiler(), "-shared", "-o", "kernel.so", "kernel.o"], folder)
         function = ctypes.CDLL(str(Path(folder) / "kernel.so"))[symbol]
     function.restype = None
-    return Call(function, (*operands, *results, *scratch), results)
+    numbers = kernel.arguments(spec)
+    return Call(function, (*operands, *results, *scratch), results, numbers)
 
 
 def _placed(array: np.ndarray) -> np.ndarray:

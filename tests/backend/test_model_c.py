@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from butterflyc.compiler.errors import BadInput, Incompatible, ToolMissing, Unsupported, UsageError
 from butterflyc.compiler.ir import Graph, Type, constant, input_node, make, result, verify
 from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.compiler.lower.driver import Called
 from butterflyc.compiler.lower.link import LinkFailed, c_compiler, run
 from butterflyc.compiler.lower.model_c import check_name, write_model
 from butterflyc.compiler.run.native import Native, aligned_buffer, check_cpu
@@ -223,6 +223,6 @@ def test_comments_cannot_end_early() -> None:
     """A name or source line with a comment mark in it leaves the driver valid C."""
     x = input_node("x", Type("f32", (4,)))
     graph = planned(Graph("m", (x,), (make("relu", x, source="*/ evil.py:1 /*"),)))
-    symbols: dict[Any, str] = {n: "k" for n in graph.nodes if "kernel" in n.notes}
+    symbols = {(n, 0): Called("k") for n in graph.nodes if "kernel" in n.notes}
     source = write_model(graph, "m", symbols).source
     assert "*/ evil" not in source

@@ -74,7 +74,9 @@ _numbers = count()
 def load(kernel: Kernel, spec: Spec, lanes: Lanes) -> Any:
     """The compiled function, called with one pointer a parameter."""
     name = f"{kernel.name}_{lanes.name}_{spec.digest}"
-    content = build_object({name: kernel.build(spec, lanes, name)}, TARGETS[lanes.name])
+    content = build_object(
+        {name: kernel.build(kernel.opened(spec), lanes, name)}, TARGETS[lanes.name]
+    )
     path = Path(_folder.name) / f"{name}_{next(_numbers)}"
     path.with_suffix(".o").write_bytes(content)
     command = ["cc", "-shared", "-Wl,-z,defs", "-o", f"{path}.so", f"{path}.o"]
@@ -110,7 +112,8 @@ def run(kernel: Kernel, spec: Spec, arrays: Sequence[Array], lanes: Lanes) -> li
     results = [guarded(result) for result in spec.results]
     scratch = [guarded(buffer) for buffer in kernel.scratch(spec, lanes)]
     buffers = [*inputs, *(b for b, _ in results), *(b for b, _ in scratch)]
-    load(kernel, spec, lanes)(*(ctypes.c_void_p(b.ctypes.data) for b in buffers))
+    numbers = map(ctypes.c_int32, kernel.arguments(spec))
+    load(kernel, spec, lanes)(*(ctypes.c_void_p(b.ctypes.data) for b in buffers), *numbers)
     for _, guard in [*results, *scratch]:
         if not np.all(guard == 0xAB):
             raise AssertionError(f"kernel {kernel.name} wrote behind a buffer: {spec}")

@@ -46,7 +46,7 @@ def test_a_transformer_block() -> None:
     assert_same_bits(before, after)
     left = count(after)
     assert left["integer_linear"] == 0
-    assert sum(len(node.operands) == 5 for node in after.nodes) == 2
+    assert sum(len(node.operands) == 5 for node in after.nodes) == 3
     assert [node.type for node in after.outputs] == [node.type for node in before.outputs]
 
 

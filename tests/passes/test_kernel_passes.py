@@ -13,11 +13,12 @@ from butterflyc.compiler.ir import Graph, Type, constant, input_node, make, resu
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.kernels import all_kernels
 from butterflyc.kernels.lanes import Lanes
+from butterflyc.passes.arena import buffers_of
 from butterflyc.passes.base import Pass, load
 from butterflyc.passes.force_routing import ForceRouting
 from butterflyc.passes.narrow_constants import NarrowConstants
 from butterflyc.passes.pack_weights import PackWeights
-from butterflyc.passes.plan_memory import PlanMemory, buffers_of
+from butterflyc.passes.plan_memory import PlanMemory
 from butterflyc.passes.select_kernels import SelectKernels
 
 from .graphs import Mixture, build, mixtures, some
@@ -136,7 +137,7 @@ def check_places(graph: Graph) -> None:
         at |= {(node.name, i): offset for i, offset in enumerate(places) if offset >= 0}
         scratch: Any = node.notes.get("scratch", ())
         at |= {(node.name, -1 - i): offset for i, offset in enumerate(scratch)}
-    buffers = buffers_of(graph, kernels, LANES, keep_routing=True)
+    buffers = buffers_of(graph, kernels, LANES, keep_routing=True).own
     assert {buffer.key for buffer in buffers} == set(at)
     for i, a in enumerate(buffers):
         assert at[a.key] + a.bytes <= graph.notes["arena_bytes"]  # type: ignore[operator]
