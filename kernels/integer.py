@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .integer_numbers import LIMITS
+from .lanes import Lanes
 from .record import Spec
 from .tir import DTYPES, Function, Registers, T, let
 
@@ -32,10 +33,9 @@ def rounded_shift(value: Any, shift: Any) -> Any:
     return T.shift_right(value + T.int32(1 << (shift - 1)), T.int32(shift))
 
 
-def clipped(value: Any, dtype: str) -> Any:
+def clipped(lanes: Lanes, value: Any, dtype: str) -> Any:
     """A code of ``dtype`` as it is stored."""
-    limit = LIMITS[dtype]
-    return T.Cast(DTYPES[dtype], T.max(T.min(value, T.int32(limit)), T.int32(-limit)))
+    return T.Cast(DTYPES[dtype], lanes.clip(value, LIMITS[dtype]))
 
 
 def bit_length(value: Any) -> Any:
@@ -63,11 +63,13 @@ def square_root(value: Any) -> Any:
     return root[0]
 
 
-def requantized(f: Function, spec: Spec, value: Any, multiplier: Any, dtype: str) -> Any:
+def requantized(
+    f: Function, lanes: Lanes, spec: Spec, value: Any, multiplier: Any, dtype: str
+) -> Any:
     """A sum as a code of ``dtype``, by the shifts of ``spec`` and a loaded multiplier."""
     dropped = rounded_shift(value, f.number(spec, "drop"))
     scaled = once(dropped * wide(multiplier))
-    return clipped(rounded_shift(scaled, f.number(spec, "shift")), dtype)
+    return clipped(lanes, rounded_shift(scaled, f.number(spec, "shift")), dtype)
 
 
 def is_plain(spec: Spec) -> bool:

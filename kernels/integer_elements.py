@@ -12,13 +12,13 @@ from .record import Kernel, Spec
 from .tir import Function, T, function, store
 
 
-def _value(f: Function, spec: Spec, x: Any, other: Any) -> Any:
+def _value(f: Function, lanes: Lanes, spec: Spec, x: Any, other: Any) -> Any:
     """What stands in the result for an element of the first operand and one of the second."""
     if spec.op == "saturating_add":
-        return clipped(wide(x) + wide(other), "i16")
+        return clipped(lanes, wide(x) + wide(other), "i16")
     if spec.op == "integer_mul":
         return wide(x) * wide(other)
-    return requantized(f, spec, wide(x), other, spec.attribute("dtype"))
+    return requantized(f, lanes, spec, wide(x), other, spec.attribute("dtype"))
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -28,7 +28,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     with function(name, parameters(spec), spec.open) as f, nest(sizes) as indices:
         x, other, y = f.buffers
         places = [offset(indices, column, T.int32(0)) for column in columns]
-        store(y, _value(f, spec, x[places[0]], other[places[1]]), places[2])
+        store(y, _value(f, lanes, spec, x[places[0]], other[places[1]]), places[2])
     return f.result
 
 

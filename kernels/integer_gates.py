@@ -31,7 +31,7 @@ def divide(spec: Spec, lanes: Lanes, name: str) -> Any:
         quotient = once(T.truncdiv(above, T.max(below, T.int32(1))))
         # The signs differ where the exclusive or of all bits is negative.
         turned = T.Select(T.bitwise_xor(a, b) < zero, zero - quotient, quotient)
-        store(y, clipped(turned, "i16"), places[2])
+        store(y, clipped(lanes, turned, "i16"), places[2])
     return f.result
 
 

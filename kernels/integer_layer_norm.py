@@ -52,7 +52,8 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
         with T.serial(width) as i:
             unit = once(rounded_shift(part(i) * inverse, LENGTH_BITS - UNIT_BITS))
             scaled = once(unit * wide(gain[i]) + bias[i])
-            store(y, clipped(rounded_shift(scaled, f.number(spec, "shift")), "i8"), row * width + i)
+            code = rounded_shift(scaled, f.number(spec, "shift"))
+            store(y, clipped(lanes, code, "i8"), row * width + i)
     return f.result
 
 

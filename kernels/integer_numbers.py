@@ -6,6 +6,7 @@ from __future__ import annotations
 LIMITS = {"i8": 127, "i16": 32767}
 # An octave of powers of two in 256 steps, 1 as 2**14. Behind 16 octaves all is 0.
 OCTAVE, ONE_BITS, OCTAVES = 256, 14, 16
+WORD_BITS = 32
 UNIT_BITS = 15  # of a row of length 1 in a norm, and of a probability in a softmax
 # A norm divides 2**29 by a row's length; attention divides 2**28 by a sum, which leaves 22 bits.
 LENGTH_BITS, INVERSE_BITS, MEAN_BITS = 29, 28, 22

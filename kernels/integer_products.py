@@ -2,61 +2,145 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from math import prod
+from operator import add
 from typing import Any
 
 from .elements import broadcast_strides, nest, offset, parameters
 from .integer import clipped, is_plain, once, requantized, rounded_shift, wide
 from .lanes import Lanes
-from .record import Kernel, Spec
+from .record import Kernel, Spec, Tensor
 from .take import position
-from .tir import Registers, T, function, row_blocks, store
+from .tir import Function, Registers, T, function, row_blocks, store
 
 
-def linear(spec: Spec, lanes: Lanes, name: str) -> Any:
+def add_products(
+    sums: Registers, x: Any, rows: Sequence[Any], w: Any, outputs: Sequence[Any], depth: int
+) -> None:
+    """One column after the other: each weight and each code is loaded once."""
+    with T.serial(depth) as k:
+        codes = [once(wide(x[row + k])) for row in rows]
+        for n, output in enumerate(outputs):
+            weight = once(wide(w[output + k]))
+            for r, code in enumerate(codes):
+                at = r * len(outputs) + n
+                sums[at] = sums[at] + code * weight
+
+
+Turn = Callable[[Any, Any, Any, Any, int], list[Any]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the sums of a few rows of x and a few rows of w are made, ``depth`` columns long."""
+
+    x: Any
+    w: Any
+    depth: int
+    scratch: Sequence[Any] = ()
+
+    def start(self, rows: Sequence[Any]) -> None:
+        """What is done once for ``rows``, which start there in x."""
+
+    def add(self, sums: Registers, rows: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Adds to ``sums`` [rows, outputs]."""
+        add_products(sums, self.x, rows, self.w, outputs, self.depth)
+
+
+def linear(
+    spec: Spec,
+    lanes: Lanes,
+    name: str,
+    form: type[Tile] = Tile,
+    tile_outputs: int = 4,
+    scratch: Sequence[Tensor] = (),
+) -> Any:
+    """Rows by rows of weights, a tile of sums at a time; codes are made of a row's sums together.
+
+    Sums wait in memory until then: next to products, shifts and limits have no register.
+    """
     x_type, w_type, *_ = spec.operands
     outputs, depth = w_type.shape
-    tile_rows, tile_outputs = spec.parameter("rows", 2), spec.parameter("outputs", 4)
-    with function(name, parameters(spec), spec.open) as f:
-        x, w, *others, y = f.buffers
-        added, others = others[:1], others[1:]
+    types = parameters(spec) | {f"scratch{i}": tensor for i, tensor in enumerate(scratch)}
+    with function(name, types, spec.open) as f:
+        count = len(spec.operands)
+        x, w, *others = f.buffers[:count]
+        y, *extra = f.buffers[count:]
+        fused = spec.op == "quantized_linear"
+        sums = extra.pop() if fused else y
+        made = form(x, w, depth, extra)
 
-        def finished(total: Any, row: Any, output: Any) -> Any:
-            """A sum as it is stored: itself, or a code, added to the residual if there is one."""
-            if spec.op == "integer_linear":
-                return total
-            multiplier, *residual = others
-            by_row = len(spec.operands[3].shape) > 0
-            code = requantized(
-                f, spec, total, multiplier[output if by_row else 0], spec.attribute("dtype")
-            )
-            if not residual:
-                return code
-            return clipped(wide(residual[0][row * outputs + output]) + wide(code), "i16")
+        def tile(starts: Sequence[Any], row: Any, first: Any, several: int) -> None:
+            """The sums of rows of x that start there by ``several`` rows of w, to ``row`` on."""
+            totals = Registers(len(starts) * several, 1, "int32")
+            for i in range(len(starts) * several):
+                totals[i] = others[0][first + i % several] if others else T.int32(0)
+            made.add(totals, starts, [(first + n) * depth for n in range(several)])
+            for i in range(len(starts) * several):
+                store(sums, totals[i], (row + i // several) * outputs + first + i % several)
 
-        def tile(row: Any, rows: int, output: Any, count: int) -> None:
-            """``rows`` times ``count`` sums at once: each weight and each code is loaded once."""
-            sums = Registers(rows * count, 1, "int32")
-            for i in range(rows * count):
-                sums[i] = added[0][output + i % count] if added else T.int32(0)
-            with T.serial(depth) as k:
-                codes = [once(wide(x[(row + r) * depth + k])) for r in range(rows)]
-                for n in range(count):
-                    weight = once(wide(w[(output + n) * depth + k]))
-                    for r in range(rows):
-                        sums[r * count + n] = sums[r * count + n] + codes[r] * weight
-            for i in range(rows * count):
-                at, column = row + i // count, output + i % count
-                store(y, finished(sums[i], at, column), at * outputs + column)
-
-        for first_row, row_turns, rows in row_blocks(prod(x_type.shape[:-1]), tile_rows):
-            for first, turns, count in row_blocks(outputs, tile_outputs):
-                with T.serial(row_turns) as row, T.serial(turns) as turn:
-                    tile(first_row + row * rows, rows, first + turn * count, count)
+        for first_row, row_turns, rows in row_blocks(prod(x_type.shape[:-1]), _tile_rows(spec)):
+            with T.serial(row_turns) as turn:
+                row = first_row + turn * rows
+                starts = [(row + r) * depth for r in range(rows)]
+                made.start(starts)
+                for first, turns, several in row_blocks(outputs, tile_outputs):
+                    with T.serial(turns) as column:
+                        tile(starts, 0 if fused else row, first + column * several, several)
+                if fused:
+                    _finish(f, lanes, spec, sums, others[1:], y, row, rows)
     return f.result
 
 
-def rotate(spec: Spec, lanes: Lanes, name: str) -> Any:
+def _tile_rows(spec: Spec) -> int:
+    return min(spec.parameter("rows", 2), prod(spec.operands[0].shape[:-1]))
+
+
+def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
+    """The sums of a tile's rows, where they do not go to the result."""
+    if spec.op != "quantized_linear":
+        return ()
+    return (Tensor("i32", (_tile_rows(spec) * spec.results[0].shape[-1],)),)
+
+
+def _finish(
+    f: Function,
+    lanes: Lanes,
+    spec: Spec,
+    sums: Any,
+    operands: Sequence[Any],
+    y: Any,
+    first: Any,
+    rows: int,
+) -> None:
+    """Makes codes of the sums of some rows, and adds them to the residual if there is one."""
+    multiplier, *residual = operands
+    by_output, outputs = len(spec.operands[3].shape) > 0, spec.results[0].shape[-1]
+    with T.serial(outputs) as output:
+        factor = once(wide(multiplier[output if by_output else 0]))
+        for row in range(rows):
+            total = sums[row * outputs + output]
+            code = requantized(f, lanes, spec, total, factor, spec.attribute("dtype"))
+            at = (first + row) * outputs + output
+            if residual:
+                code = clipped(lanes, wide(residual[0][at]) + wide(code), "i16")
+            store(y, code, at)
+
+
+def turned(blocks: Any, block: Any, x: Any, start: Any, size: int) -> list[Any]:
+    """A block times the ``size`` codes of x from ``start`` on."""
+    codes = [once(wide(x[start + j])) for j in range(size)]
+    return [
+        reduce(add, (wide(blocks[block + i * size + j]) * codes[j] for j in range(size)))
+        for i in range(size)
+    ]
+
+
+def rotate(spec: Spec, lanes: Lanes, name: str, turn: Turn = turned) -> Any:
+    """Group by group; ``turn`` is what multiplies a block by its group."""
     x_type, blocks_type, experts_type = spec.operands
     experts, groups, size, _ = blocks_type.shape
     width = groups * size
@@ -69,14 +153,12 @@ def rotate(spec: Spec, lanes: Lanes, name: str) -> Any:
             row = row * count + index
         source = offset(indices, steps, T.int32(0)) * width
         expert = position(chosen[row], experts_type.dtype, experts)
+        shift = f.number(spec, "shift")
         with T.serial(groups) as group:
-            for i in range(size):
-                at = ((expert * groups + group) * size + i) * size
-                total: Any = T.int32(0)
-                for j in range(size):
-                    total = total + wide(blocks[at + j]) * wide(x[source + group * size + j])
-                turned = clipped(rounded_shift(total, f.number(spec, "shift")), "i8")
-                store(y, turned, row * width + group * size + i)
+            block = (expert * groups + group) * (size * size)
+            for i, total in enumerate(turn(blocks, block, x, source + group * size, size)):
+                code = clipped(lanes, rounded_shift(total, shift), "i8")
+                store(y, code, row * width + group * size + i)
     return f.result
 
 
@@ -92,14 +174,19 @@ def combine(spec: Spec, lanes: Lanes, name: str) -> Any:
             total = total + wide(value) * wide(gates[token * chosen + i])
         if multiplier:
             factor = multiplier[0][c if by_channel else 0]
-            total = requantized(f, spec, total, factor, spec.attribute("dtype"))
+            total = requantized(f, lanes, spec, total, factor, spec.attribute("dtype"))
         store(y, total, token * channels + c)
     return f.result
 
 
+def _plain(spec: Spec, lanes: Lanes, name: str) -> Any:
+    outputs = spec.parameter("outputs", 4)
+    return linear(spec, lanes, name, Tile, outputs, scratch(spec, lanes))
+
+
 BUILD = {
-    "integer_linear": linear,
-    "quantized_linear": linear,
+    "integer_linear": _plain,
+    "quantized_linear": _plain,
     "integer_rotate": rotate,
     "integer_combine": combine,
     "quantized_combine": combine,
@@ -119,4 +206,6 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
     return is_plain(spec)
 
 
-KERNEL = Kernel("integer_products", tuple(BUILD), supports, build, cost, numbers=("drop", "shift"))
+KERNEL = Kernel(
+    "integer_products", tuple(BUILD), supports, build, cost, scratch, numbers=("drop", "shift")
+)

@@ -8,7 +8,9 @@ from typing import Any
 
 from .elements import parameters
 from .integer import bit_length, clipped, is_plain, once, rounded_shift, wide
-from .integer_numbers import INVERSE_BITS, MEAN_BITS, OCTAVE, OCTAVES, UNIT_BITS, exp2_table
+from .integer_numbers import INVERSE_BITS, MEAN_BITS, OCTAVE, UNIT_BITS
+from .integer_pairs import WORD, Pairs, spread_rows
+from .integer_products import Tile
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .tir import Function, Registers, T, function, row_blocks, store
@@ -16,27 +18,20 @@ from .tir import Function, Registers, T, function, row_blocks, store
 TILE = 4  # sums that are kept in registers
 
 
-def fill(octave: Any) -> None:
-    """The table, written into scratch memory."""
-    for i, value in enumerate(exp2_table()):
-        store(octave, T.int16(value), i)
-
-
 def exp2(f: Function, spec: Spec, octave: Any, below: Any) -> Any:
     """2**(ONE_BITS - t / OCTAVE), t the steps that a score is below the largest."""
     near = T.min(below, f.number(spec, "cap"))
     scaled = near * f.number(spec, "multiplier")
     steps = once(rounded_shift(scaled, f.number(spec, "shift")))
-    whole = T.min(T.shift_right(steps, T.int32(OCTAVE.bit_length() - 1)), T.int32(OCTAVES))
+    whole = T.shift_right(steps, T.int32(OCTAVE.bit_length() - 1))
     return T.shift_right(wide(octave[T.bitwise_and(steps, T.int32(OCTAVE - 1))]), whole)
 
 
 def softmax(spec: Spec, lanes: Lanes, name: str) -> Any:
     x_type = spec.operands[0]
     size = x_type.shape[-1]
-    with function(name, {**parameters(spec), **_scratch(spec)}, spec.open) as f:
-        x, y, octave, powers = f.buffers
-        fill(octave)
+    with function(name, {**parameters(spec), **_scratch(spec, lanes)}, spec.open) as f:
+        x, octave, y, powers = f.buffers
         with T.serial(prod(x_type.shape[:-1])) as row:
             largest, total = Registers(1, 1, "int32"), Registers(1, 1, "int32")
             largest[0], total[0] = wide(x[row * size]), T.int32(0)
@@ -49,33 +44,33 @@ def softmax(spec: Spec, lanes: Lanes, name: str) -> Any:
             half = once(T.shift_right(total[0], T.int32(1)))
             with T.serial(size) as i:
                 share = powers[i] * T.int32(1 << UNIT_BITS) + half
-                store(y, clipped(T.truncdiv(share, total[0]), "i16"), row * size + i)
+                store(y, clipped(lanes, T.truncdiv(share, total[0]), "i16"), row * size + i)
     return f.result
 
 
 def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
-    q_type, k_type, v_type = spec.operands
+    q_type, k_type, v_type, _ = spec.operands
     batch, heads, queries, inner = q_type.shape
     keys, width = k_type.shape[2], v_type.shape[3]
     causal = spec.attribute("causal")
-    with function(name, {**parameters(spec), **_scratch(spec)}, spec.open) as f:
-        q, k, v, y, octave, powers = f.buffers
-        fill(octave)
+    with function(name, {**parameters(spec), **_scratch(spec, lanes)}, spec.open) as f:
+        q, k, v, octave, y, powers, *spread = f.buffers
+        form = (Pairs if spread else Tile)(q, k, inner, spread)
         with T.serial(batch * heads) as head, T.serial(queries) as query:
             largest, total = Registers(1, 1, "int32"), Registers(1, 1, "int32")
             count = query + 1 if causal else T.int32(keys)
             row = head * queries + query
             largest[0], total[0] = T.int32(-(2**30)), T.int32(0)
 
+            form.start([row * inner])
+
             def score(key: Any, several: int) -> None:
                 """The scores of a few keys at once: each code of the query is loaded once."""
                 first = head * keys + key
-                sums = _sums(
-                    several,
-                    inner,
-                    lambda i: wide(q[row * inner + i]),
-                    lambda i, n: wide(k[(first + n) * inner + i]),
-                )
+                sums = Registers(several, 1, "int32")
+                for n in range(several):
+                    sums[n] = T.int32(0)
+                form.add(sums, [row * inner], [(first + n) * inner for n in range(several)])
                 for n in range(several):
                     store(powers, sums[n], key + n)
                     largest[0] = T.max(largest[0], sums[n])
@@ -102,9 +97,8 @@ def attention(spec: Spec, lanes: Lanes, name: str) -> Any:
                 )
                 for n in range(several):
                     mean = once(rounded_shift(sums[n], lower) * inverse)
-                    store(
-                        y, clipped(rounded_shift(mean, MEAN_BITS), "i8"), row * width + channel + n
-                    )
+                    code = clipped(lanes, rounded_shift(mean, MEAN_BITS), "i8")
+                    store(y, code, row * width + channel + n)
 
             for first, turns, several in row_blocks(width, TILE):
                 with T.serial(turns) as turn:
@@ -126,13 +120,19 @@ def _sums(
     return sums
 
 
-def _scratch(spec: Spec) -> dict[str, Tensor]:
-    row = spec.operands[0].shape[-1] if spec.op == "integer_softmax" else spec.operands[1].shape[2]
-    return {"octave": Tensor("i16", (OCTAVE,)), "powers": Tensor("i32", (row,))}
+def _scratch(spec: Spec, lanes: Lanes) -> dict[str, Tensor]:
+    """The powers of a row; and where pairs are multiplied, a query spread for that."""
+    x, *others = spec.operands
+    if spec.op == "integer_softmax":
+        return {"powers": Tensor("i32", x.shape[-1:])}
+    found = {"powers": Tensor("i32", others[0].shape[2:3])}
+    if lanes.pairs and x.shape[-1] >= WORD:
+        found["spread"] = spread_rows(1, x.shape[-1])
+    return found
 
 
 def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
-    return tuple(_scratch(spec).values())
+    return tuple(_scratch(spec, lanes).values())
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:

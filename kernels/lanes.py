@@ -25,6 +25,9 @@ class Lanes:
 
     name: str = "scalar"
 
+    # Whether one instruction multiplies two 16-bit halves and adds both products (smlad).
+    pairs: bool = False
+
     # float32: how many a vector holds.
     float_lanes: int = 1
     # Values of k in one turn of a product's inner loop.
@@ -51,6 +54,12 @@ class Lanes:
     ternary_tile_rows: int = 1
     ternary_tile_vectors: int = 4
     ternary_gemv_vectors: int = 4
+
+    # ---- int32, one number
+
+    def clip(self, value: Any, limit: int) -> Any:
+        """The nearest number within -limit..limit, for a limit of 2**n - 1."""
+        return T.max(T.min(value, T.int32(limit)), T.int32(-limit))
 
     # ---- float32; every value has float_lanes lanes unless it says otherwise
 

@@ -73,7 +73,9 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({}, *ways)
 
 
-def _finisher(f: Function, spec: Spec, factors: Sequence[Any], output: Any) -> Callable[[Any], Any]:
+def _finisher(
+    f: Function, lanes: Lanes, spec: Spec, factors: Sequence[Any], output: Any
+) -> Callable[[Any], Any]:
     """What makes of a sum what is stored: the sum, or a code."""
     if spec.op == "ternary_dot":
         return lambda total: total
@@ -81,7 +83,7 @@ def _finisher(f: Function, spec: Spec, factors: Sequence[Any], output: Any) -> C
     multiplier = once(wide(factors[0][output if by_output else 0]))
 
     def code(total: Any) -> Any:
-        made = requantized(f, spec, total, multiplier, "i8")
+        made = requantized(f, lanes, spec, total, multiplier, "i8")
         return factors[1][wide(made) + T.int32(128)] if len(factors) > 1 else made
 
     return code
@@ -116,7 +118,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
             pair_sums(pair, codes, table, sums, sizes, *shape_of(spec))
             with loop("n", outputs) as n:
                 low, high = both_sums(sums[n])
-                finished = _finisher(f, spec, factors, n)
+                finished = _finisher(f, lanes, spec, factors, n)
                 store(y, finished(low), first, n)
                 if both:
                     store(y, finished(high), first + 1, n)

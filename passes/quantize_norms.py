@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..compiler.ir import Node, make
-from ..kernels.integer_numbers import UNIT_BITS
+from ..kernels.integer_numbers import UNIT_BITS, exp2_table
 from .quantize_codes import Quantizer, decay_of, scaled, shift_for
 
 
@@ -31,15 +31,17 @@ def softmax(q: Quantizer, node: Node) -> Node:
     (x,) = node.operands
     codes = q.done[x]
     decay = decay_of(q.scale_of(codes))
-    made = make("integer_softmax", codes, name=node.name, source=node.source, **decay)
+    operands = codes, q.constant(exp2_table(), "i16", "octave")
+    made = make("integer_softmax", *operands, name=node.name, source=node.source, **decay)
     return scaled(made, 2.0**-UNIT_BITS)
 
 
 def attention(q: Quantizer, node: Node) -> Node:
     queries, keys, values = (q.codes(operand) for operand in node.operands)
     unit = q.scale_of(queries) * q.scale_of(keys) * node["scale"]
+    operands = queries, keys, values, q.constant(exp2_table(), "i16", "octave")
     made = make(
-        "integer_attention", queries, keys, values, name=node.name, source=node.source,
+        "integer_attention", *operands, name=node.name, source=node.source,
         causal=node["causal"], **decay_of(unit),
     )  # fmt: skip
     return q.settled(node, scaled(made, q.scale_of(values)))

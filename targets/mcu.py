@@ -18,6 +18,7 @@ from ..passes.tile_rows import TileRows
 from . import placement
 from .code_size import Code, estimated, measured
 from .fit import does_not_fit
+from .lanes_dsp import Dsp
 from .package import package
 from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core
@@ -29,7 +30,7 @@ BYTES_A_LINE = 20
 
 @dataclass(frozen=True)
 class Machine:
-    """What code is made for: one number at a time, no features that a chip might lack."""
+    """What code is made for: one number at a time, or pairs of them; no features beyond C."""
 
     lanes: Lanes = field(default_factory=Lanes)
     features: tuple[str, ...] = ()
@@ -37,7 +38,7 @@ class Machine:
 
 def machine(core: Core) -> Machine:
     """The machine that ``core`` describes."""
-    return Machine()
+    return Machine(Dsp()) if "dsp" in core.features else Machine()
 
 
 def passes(

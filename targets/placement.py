@@ -36,6 +36,8 @@ KINDS = {
     ("quantized_combine", 2): "multipliers",
     ("requantize", 1): "multipliers",
     ("lookup", 1): "tables",
+    ("integer_softmax", 1): "tables",
+    ("integer_attention", 3): "tables",
 }
 
 

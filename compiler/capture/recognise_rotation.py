@@ -213,6 +213,8 @@ def _as_blocks(
         groups = _components(support, most)
         if groups is None:
             return Unknown(f"mixes more than {most} channels", linear=True)
+        if not groups:
+            return Unknown("depends on no channel", linear=True)
         steps = _read_blocks(probe, channels, outputs, experts, groups, bias)
         value = x
         for step in steps:

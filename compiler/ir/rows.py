@@ -39,7 +39,7 @@ def row_axes(type: Type, rows: int, within: int) -> int | None:
     """
     for axes in range(type.rank - within, 0, -1):
         shape = type.shape[:axes]
-        if prod(shape) == rows and max(shape) == rows:
+        if prod(shape) == rows == max(shape):
             return axes
     return None
 

@@ -95,8 +95,8 @@ class Expressions:
             index = index.value  # C widens it anyway
         return f"{base}[{self.text(index)}]"
 
-    def call(self, function: str, arguments: Sequence[Any]) -> str:
-        """A call of an extern function."""
+    def call(self, function: str, arguments: Sequence[Any], pure: bool = False) -> str:
+        """A call of an extern function; a ``pure`` one only reads what addresses it gets."""
         if function not in self.externs:
             raise self.refuse(
                 f"calls {function}, of which no C text is known",
@@ -104,7 +104,17 @@ class Expressions:
                 f"{', '.join(self.externs)}",
             )
         self.needs.append(self.externs[function])
+        if pure:
+            return f"{function}({', '.join(map(self._read, arguments))})"
         return self._called(function, arguments)
+
+    def _read(self, argument: Any) -> str:
+        """An argument of a function that changes nothing."""
+        if str(getattr(getattr(argument, "op", None), "name", "")).endswith("address_of"):
+            load = argument.args[0]
+            self.names.load(load.source)
+            return f"&{self.place(load.source, load.indices, read=False)}"
+        return self.text(argument)
 
     def _called(self, function: str, arguments: Sequence[Any]) -> str:
         return f"{function}({', '.join(map(self.text, arguments))})"
@@ -198,7 +208,7 @@ class Expressions:
             case "if_then_else":
                 return self._choice(*node.args)
             case "call_pure_extern":
-                return self.call(str(node.args[0].value), node.args[1:]), ATOM
+                return self.call(str(node.args[0].value), node.args[1:], pure=True), ATOM
             case "likely":
                 return self._expression(node.args[0])
             case "reinterpret":

@@ -16,6 +16,7 @@ def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
     rows, experts = Type("i8", (2, 3, 6)), Type("i64", (2, 3))
     row, bias = Type("i16", (6,)), Type("i32", (6,))
     head = Type("i8", (2, 2, 5, 4))
+    octave = Type("i16", (256,))
     decay = {"multiplier": 300, "cap": 4096, "shift": 8}
     return {
         "integer_linear": [
@@ -57,8 +58,11 @@ def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
             ([wide, row, bias], {"shift": 20}),
             ([codes, row, bias], {"shift": 9}),
         ],
-        "integer_softmax": [([sums], decay), ([wide], decay)],
-        "integer_attention": [([head] * 3, decay), ([head] * 3, {**decay, "causal": True})],
+        "integer_softmax": [([sums, octave], decay), ([wide, octave], decay)],
+        "integer_attention": [
+            ([head] * 3 + [octave], decay),
+            ([head] * 3 + [octave], {**decay, "causal": True}),
+        ],
     }
 
 

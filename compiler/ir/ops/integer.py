@@ -16,16 +16,14 @@ from ....kernels.integer_numbers import (
     LIMITS,
     MEAN_BITS,
     OCTAVE,
-    OCTAVES,
     UNIT_BITS,
-    exp2_table,
+    WORD_BITS,
     norm_bits,
 )
 from ..types import Type
 from .table import REQUIRED, broadcast_shapes, op, want
 
 Array = np.ndarray
-_EXP2 = np.array(exp2_table(), np.int64)
 
 
 def fits(x: Array) -> Array:
@@ -169,30 +167,44 @@ def integer_layer_norm_meaning(x: Array, gain: Array, bias: Array, shift: int) -
     return clipped(rounded_shift(fits(unit * gain + bias), shift), "i8")
 
 
-def exp2(below: Array, multiplier: int, cap: int, shift: int) -> Array:
-    """2**(ONE_BITS - t / OCTAVE) for t = min(below, cap) * multiplier / 2**shift, below >= 0."""
+def exp2(below: Array, octave: Array, multiplier: int, cap: int, shift: int) -> Array:
+    """Powers of two by t = min(below, cap) * multiplier / 2**shift, for below >= 0.
+
+    ``octave`` holds 2**(ONE_BITS - t / OCTAVE) for t < OCTAVE (`exp2_table`).
+    """
     steps = rounded_shift(fits(np.minimum(below, cap) * multiplier), shift)
-    return _EXP2[steps % OCTAVE] >> np.minimum(steps // OCTAVE, OCTAVES)
+    return octave.astype(np.int64)[steps % OCTAVE] >> (steps // OCTAVE)
 
 
-def integer_softmax(x: Type, multiplier: int, cap: int, shift: int) -> Type:
+def _check_decay(octave: Type, multiplier: int, cap: int, shift: int) -> None:
+    """No power is shifted further than a word is wide."""
+    want(octave.dtype == "i16" and octave.shape == (OCTAVE,), f"octave {octave}")
+    steps = ((cap * multiplier) >> shift) + 1
+    want(steps < WORD_BITS * OCTAVE, f"cap {cap} is {steps} steps, of {WORD_BITS * OCTAVE}")
+
+
+def integer_softmax(x: Type, octave: Type, multiplier: int, cap: int, shift: int) -> Type:
     _codes(x, "i8", "i16", "i32")
+    _check_decay(octave, multiplier, cap, shift)
     want(x.rank >= 1 and 0 < x.shape[-1] <= 1024, f"softmax of {x}: 1 to 1024 numbers a row")
     return Type("i16", x.shape)
 
 
-def integer_softmax_meaning(x: Array, multiplier: int, cap: int, shift: int) -> Array:
+def integer_softmax_meaning(
+    x: Array, octave: Array, multiplier: int, cap: int, shift: int
+) -> Array:
     x = x.astype(np.int64)
-    e = exp2(x.max(-1, keepdims=True) - x, multiplier, cap, shift)
+    e = exp2(x.max(-1, keepdims=True) - x, octave, multiplier, cap, shift)
     total = e.sum(-1, keepdims=True)
     return clipped(fits((e << UNIT_BITS) + total // 2) // total, "i16")
 
 
 def integer_attention(
-    q: Type, k: Type, v: Type, multiplier: int, cap: int, shift: int, causal: bool
+    q: Type, k: Type, v: Type, octave: Type, multiplier: int, cap: int, shift: int, causal: bool
 ) -> Type:
     for x in (q, k, v):
         _codes(x, "i8")
+    _check_decay(octave, multiplier, cap, shift)
     alike = q.rank == k.rank == v.rank == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
     alike = alike and q.shape[3] == k.shape[3] and k.shape[2] == v.shape[2]
     want(alike, f"needs q, k, v [B, H, T, d], got {q}, {k}, {v}")
@@ -201,13 +213,20 @@ def integer_attention(
 
 
 def integer_attention_meaning(
-    q: Array, k: Array, v: Array, multiplier: int, cap: int, shift: int, causal: bool
+    q: Array,
+    k: Array,
+    v: Array,
+    octave: Array,
+    multiplier: int,
+    cap: int,
+    shift: int,
+    causal: bool,
 ) -> Array:
     scores = fits(q.astype(np.int64) @ np.swapaxes(k, -1, -2).astype(np.int64))
     if causal:
         ahead = np.triu(np.ones(scores.shape[-2:], bool), 1)
         scores = np.where(ahead, scores.min() - cap, scores)
-    e = exp2(scores.max(-1, keepdims=True) - scores, multiplier, cap, shift)
+    e = exp2(scores.max(-1, keepdims=True) - scores, octave, multiplier, cap, shift)
     if causal:
         e = np.where(ahead, 0, e)
     total = e.sum(-1, keepdims=True)  # at least 2**14
@@ -275,7 +294,7 @@ OPS = [
     ),
     op(
         "integer_softmax",
-        "x",
+        "x octave",
         integer_softmax,
         integer_softmax_meaning,
         "exp2 of x below its row's largest, over the row's sum, in 1 / 2**15",
@@ -285,7 +304,7 @@ OPS = [
     ),
     op(
         "integer_attention",
-        "q k v",
+        "q k v octave",
         integer_attention,
         integer_attention_meaning,
         "the mean of v weighed by exp2 of q @ k.T below its row's largest",
