@@ -12,6 +12,7 @@ from .bare_metal import ProgramFailed
 
 SAMPLE, END = b"SAMP", b"END "
 SAMPLE_HEAD = struct.Struct("<qQQ")
+TICK_COST = struct.Struct("<Q")
 
 
 @attrs.frozen
@@ -45,7 +46,7 @@ def read_frames(data: bytes, output_bytes: int) -> list[Ran]:
         at += len(frame(kind, payload))
     if at != len(data):
         raise _damaged(at, f"{len(data) - at} bytes follow the end")
-    (tick_cost,) = struct.unpack("<Q", frames.pop()[1])
+    (tick_cost,) = TICK_COST.unpack(frames.pop()[1])
     return [_ran(payload, output_bytes, tick_cost) for _, payload in frames]
 
 

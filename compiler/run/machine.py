@@ -38,12 +38,15 @@ class Machine:
 
     Commands hold the names ``{machines}``, ``{source}``, ``{result}``, ``{optimise}`` and
     ``{elf}``; ``{flags}`` and ``{objects}`` stand for several words. ``specs`` are files that the
-    C compiler must find, ``causes`` are the names of exceptions.
+    C compiler must find, ``causes`` are the names of exceptions. A program may have ``code_bytes``
+    of code and constants and ``data_bytes`` of variables; some of both is the machine's own.
     """
 
     name: str
     description: str
     elf_machine: int
+    code_bytes: int
+    data_bytes: int
     sources: tuple[str, ...]
     steps: tuple[Step, ...]
     link: tuple[str, ...]

@@ -16,8 +16,11 @@ from tempfile import mkdtemp
 
 import numpy as np
 
+from ..errors import DoesNotFit
 from ..ir import Type
 from .bare_metal import (
+    MAX_OUTPUT_BYTES,
+    ProgramFailed,
     Sizes,
     compile_sources,
     compiler_version,
@@ -27,16 +30,17 @@ from .bare_metal import (
     sizes,
 )
 from .frames import Ran, read_frames
-from .machine import MACHINES
+from .machine import MACHINES, load_machine, machine_names
 from .native import RunFailed, fitting
 
 Array = np.ndarray
 Progress = Callable[[str], None]
 
-# What every machine has for code and constants; some of it is left to the firmware itself.
-CONSTANT_BYTES = (4 << 20) - (128 << 10)
-# At most so many bytes of samples in one program.
+# Of a machine's code and of its data so much is left to what the compiler and the machine add.
+OWN_BYTES = 64 << 10
+# At most so many bytes of samples in one program, and half of what a program may write.
 LOT_BYTES = 2 << 20
+LOT_OUTPUT_BYTES = MAX_OUTPUT_BYTES // 2
 # QEMU does 150 to 250 million a second on a core of its own: a lot takes some 10 s, a tenth of
 # that speed is waited for, and the first run may take long, as nothing is known of it.
 LOT_INSTRUCTIONS = 2_000_000_000
@@ -78,7 +82,8 @@ class Emulated:
     ``instructions`` and ``stack_bytes`` grow with runs, as do ``steps``, the instructions of each
     step of each run: empty for a model whose NAME.h does not say how many NAME_STEPS it has.
     ``files`` are texts by name, with NAME.h and NAME.c among them. Raises UnknownName for another
-    machine, ToolMissing with what to install, ToolFailed if a compiler refuses the files.
+    machine, ToolMissing with what to install, ToolFailed if a compiler refuses the files,
+    DoesNotFit if the machine has too little memory for it.
     """
 
     def __init__(
@@ -109,6 +114,8 @@ class Emulated:
             file: sizes(machine, self._folder / object)
             for file, object in zip(self._files, self._objects, strict=True)
         }
+        firmware_size = sizes(machine, self._folder / self._firmware[0])
+        self._left = _left(machine, name, [*self._sizes.values(), firmware_size], self._inputs)
 
     @property
     def sizes(self) -> Mapping[str, Sizes]:
@@ -158,9 +165,9 @@ class Emulated:
         """``blocks`` in lots that fit beside the model, and that take some seconds."""
         if not blocks:
             return []
-        left = CONSTANT_BYTES - sum(size.text + size.data for size in self._sizes.values())
-        room = min(LOT_BYTES, left) // max(1, len(blocks[0]))
-        count = max(1, min(room, LOT_INSTRUCTIONS // instructions))
+        room = min(LOT_BYTES, self._left) // max(1, len(blocks[0]))
+        written = LOT_OUTPUT_BYTES // max(1, sum(map(_bytes, self._outputs)))
+        count = max(1, min(room, written, LOT_INSTRUCTIONS // instructions))
         lots = ceil(len(blocks) / count)
         return [
             blocks[len(blocks) * i // lots : len(blocks) * (i + 1) // lots] for i in range(lots)
@@ -181,7 +188,11 @@ class Emulated:
                     f"the compiled model returned status {ran.status} on {self.machine} for "
                     f"sample {before + i}"
                 )
-        assert len(runs) == len(lot), f"{len(lot)} samples, {len(runs)} results"
+        if len(runs) != len(lot):
+            raise ProgramFailed(
+                f"{len(lot)} samples were to be run on {self.machine}, {len(runs)} were",
+                help="the model may have written beyond its buffers",
+            )
         return runs
 
     def _block(self, sample: tuple[Array, ...]) -> bytes:
@@ -208,6 +219,39 @@ def _header(name: str, inputs: Sequence[Type], outputs: Sequence[Type]) -> str:
         total_output=sum(map(_bytes, outputs)),
         sample=sum(map(_bytes, inputs)),
     )
+
+
+def _left(machine: str, name: str, parts: Sequence[Sizes], inputs: Sequence[Type]) -> int:
+    """Bytes for samples beside ``parts`` of a program. Raises DoesNotFit if one has no room."""
+    code = sum(part.text for part in parts) + OWN_BYTES
+    data = sum(part.data + part.bss for part in parts) + OWN_BYTES
+    sample = sum(map(_bytes, inputs))
+    record = load_machine(machine)
+    needs = (
+        ("code and constants", code + sample, record.code_bytes),
+        ("its arena and outputs", data, record.data_bytes),
+    )
+    short = [
+        f"{need:,} bytes of {what}, {have:,} are there: {need - have:,} too many"
+        for what, need, have in needs
+        if need > have
+    ]
+    if short:
+        larger = [
+            other.name
+            for other in map(load_machine, machine_names())
+            if code + sample <= other.code_bytes and data <= other.data_bytes
+        ]
+        raise DoesNotFit(
+            f"{name} does not fit the emulated {machine}: it needs {'; '.join(short)}",
+            help=(
+                f"to run it in QEMU, compile it for {' or '.join(larger)}, which has more here; "
+                if larger
+                else "no emulated machine has as much; compile a smaller model; "
+            )
+            + "what a chip has is another matter: `butterflyc inspect OUT memory`",
+        )
+    return record.code_bytes - code
 
 
 def _bytes(type: Type) -> int:
