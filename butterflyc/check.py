@@ -41,8 +41,7 @@ def check(
 
     ``samples`` are arrays with one axis more rows than the compiled batch; without them the golden
     inputs are used. Without ``against`` the golden pairs are. ``on`` is where the program runs, if
-    not on this machine. Raises UsageError if ``bisect`` has
-    nothing to work on.
+    not on this machine. Raises UsageError if ``bisect`` has nothing to work on.
     """
     if against is None:
         outcome = verify(program, labels=labels, on=on, progress=progress)

@@ -175,6 +175,7 @@ def verify(
     graph = routing or program.stages[list(program.stages)[-1]]
     progress(f"running {program.name} on {len(cases)} samples")
     samples = [case.inputs for case in cases]
+    earlier = len(on.instructions) if on else 0
     got = np.stack([outputs[0] for outputs in (on or program).run_each(samples)])
     emulated = on is not None and on.emulated is not None
     routed = [] if emulated else [program.routing(*inputs) for inputs in samples]
@@ -210,7 +211,7 @@ def verify(
         near_ties=tuple(near),
         forced_max_rel=forced_max,
         worst_sample=int(errors.argmax()),
-        instructions=on.instructions if on else (),
+        instructions=on.instructions[earlier:] if on else (),
         stack_bytes=on.stack_bytes if on else None,
     )
 

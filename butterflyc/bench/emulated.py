@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..compiler.codes import encode
 from ..placed import emulated
 from ..program import Program
 from ..verify import golden
@@ -16,8 +17,6 @@ SUITE = "mcu"
 
 def rows_of(program: Program, progress: Callable[[str], None]) -> tuple[list[Row], str]:
     """The rows of ``program``, on the samples that it carries, and the C compiler that was used."""
-    from ..compiler.codes import encode
-
     machine = emulated(program, progress)
     samples = [
         tuple(encode(x, t) for x, t in zip(sample, program.inputs, strict=True))

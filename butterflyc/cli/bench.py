@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..bench.timing import Row
 
 SUITES = ("kernels", "vit")
-
-
 SHOWN_STEPS = 10
 
 
@@ -76,6 +74,8 @@ def _count(artefact: Path, as_json: bool) -> None:
     shown = [row for row in rows if row not in steps[SHOWN_STEPS:]]
     cells = [(r.metric, f"{r.value:,.0f}", f"{r.ratio:.1%}" if r.baseline else "") for r in shown]
     print_columns([("metric", "value", "of mean"), *cells])
+    if hidden := steps[SHOWN_STEPS:]:
+        click.echo(f"and {len(hidden)} steps that take less: --json has them all")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -87,8 +87,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def cpu_name() -> str:
     """The CPU as the system calls it."""
-    from pathlib import Path
-
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

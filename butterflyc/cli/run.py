@@ -38,3 +38,8 @@ def command(artefact: Path, inputs: Path, out: Path, place: str, as_json: bool) 
         print_json("run", {"out": str(out), "outputs": shapes, **cost})
     else:
         click.echo(f"wrote {out}: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
+        if on.instructions:
+            least, most = min(on.instructions), max(on.instructions)
+            click.echo(
+                f"{least:,} to {most:,} instructions a run, {on.stack_bytes:,} bytes of stack"
+            )
