@@ -70,7 +70,7 @@ def c_files(program: Program) -> dict[str, str]:
 
 def emulated(program: Program, progress: Progress) -> Emulated:
     """``program`` on the machine that its core names as its ``runner``."""
-    machine = program.manifest.get("core", {}).get("runner", "none")
+    machine = program.manifest["core"]["runner"]
     files = c_files(program)
     if not files:
         raise Incompatible(

@@ -151,4 +151,16 @@ def _print(program: Program, artefact: Path, seconds: float) -> None:
     if program.placement:
         show_placement(program.placement)
     click.echo(f"wrote {artefact}")
-    click.echo(f"next: butterflyc verify {artefact}   butterflyc inspect {artefact}")
+    click.echo(f"next: {next_commands(program, artefact)}")
+
+
+def next_commands(program: Program, artefact: Path) -> str:
+    """The commands that read what was compiled, `verify` if there is a place to run it."""
+    from ..compiler.run.machine import machine_names
+
+    runner = program.manifest["core"]["runner"]
+    inspect = f"butterflyc inspect {artefact}"
+    if runner != "native" and runner not in machine_names():
+        return inspect
+    on = "" if runner == "native" else " --on qemu"
+    return f"butterflyc verify {artefact}{on}   {inspect}"

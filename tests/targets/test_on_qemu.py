@@ -15,6 +15,7 @@ import torch
 import butterflyc as bc
 from butterflyc.bench.emulated import rows_of
 from butterflyc.cli.app import run
+from butterflyc.cli.compile import next_commands
 from butterflyc.compiler.errors import BadInput, Incompatible, ToolMissing, UnknownName
 from butterflyc.compiler.run.bare_metal import available
 from butterflyc.program import Program
@@ -114,6 +115,16 @@ def test_what_cannot_run_there() -> None:
     with pytest.raises(Incompatible, match="as C for a machine of its own") as native:
         compiled("c99").on("native")
     assert "--on qemu" in str(native.value.help)
+
+
+def test_compile_says_what_can_be_done_next() -> None:
+    """`compile` offers `verify` where it can run, and only there."""
+    path = Path("x.bfly")
+    inspect = "butterflyc inspect x.bfly"
+    here, machine, anywhere = for_this_machine(), compiled("rv32imc"), compiled("c99")
+    assert next_commands(here, path) == f"butterflyc verify x.bfly   {inspect}"
+    assert next_commands(machine, path) == f"butterflyc verify x.bfly --on qemu   {inspect}"
+    assert next_commands(anywhere, path) == inspect
 
 
 def test_missing_tools_are_named(
