@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ..compiler.errors import UsageError
 from ._output import print_columns, print_json
@@ -42,6 +43,7 @@ def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json:
             "`bench --suite vit` needs no artefact",
         )
     if artefact is not None:
+        _refuse_timing_options()
         _count(artefact, as_json)
         return
     from importlib import import_module
@@ -56,6 +58,17 @@ def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json:
         return
     header = ("name", "shape", "against", "ratio", "spread", "wanted", "")
     print_columns([header, *map(_cells, rows)])
+
+
+def _refuse_timing_options() -> None:
+    """Raises UsageError if an option was given that says nothing about counting."""
+    context = click.get_current_context()
+    for name in ("suite", "rounds"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(
+                f"--{name} is for timing on this machine, and instructions in QEMU are counted",
+                help=f"leave --{name} out; one count is exact",
+            )
 
 
 def _count(artefact: Path, as_json: bool) -> None:

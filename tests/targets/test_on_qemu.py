@@ -252,6 +252,8 @@ def test_what_a_bench_counts(saved: Path) -> None:
         ("bench {} --on qemo", 2, "unknown place to run on 'qemo'"),
         ("bench {}", 2, "an artefact and --on qemu go together"),
         ("bench --on qemu", 2, "an artefact and --on qemu go together"),
+        ("bench {} --on qemu --suite kernels", 2, "--suite is for timing on this machine"),
+        ("bench {} --on qemu --rounds 15", 2, "--rounds is for timing on this machine"),
         ("bench {} --on native", 2, "an artefact and --on qemu go together"),
         ("run {} --inputs in.npz --out out.npz --on qemu", 6, "whose `runner` is 'none'"),
         ("verify {} --on qemu", 6, "whose `runner` is 'none'"),
