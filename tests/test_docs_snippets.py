@@ -13,10 +13,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from butterflyc.compiler.run.bare_metal import available
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,8 +89,16 @@ def run_console(where: str, text: str, folder: Path) -> None:
         for path in PAGES
     ],
 )
-def test_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_is_true(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    needs_tool: Callable[..., str],
+) -> None:
     """Every block of the page runs, and prints what the page shows."""
+    if any("--on qemu" in block.text for block in blocks(page.read_text())):
+        for missing in available("rv32imc"):
+            needs_tool(missing.tool)
     monkeypatch.chdir(tmp_path)
     for folder in ("examples", "models"):
         (tmp_path / folder).symlink_to(ROOT / folder)
