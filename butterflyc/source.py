@@ -40,19 +40,21 @@ class Source:
     def samples(self, progress: Progress = lambda _: None) -> list[tuple[np.ndarray, ...]]:
         """What scales are chosen by, of the examples' size: the calibration set, or the examples.
 
-        Raises BadInput for a calibration set that does not fit the first input.
+        Raises BadInput for a calibration set that does not fit the first input, or would be cut.
         """
         first, *others = self.arrays
         if self.calibration is None:
             progress("no calibration samples: the example inputs alone stand for all that may come")
             return [self.arrays]
         rows = np.asarray(self.calibration)
-        if others or rows.shape[1:] != first.shape[1:] or len(rows) < len(first):
+        fits = not others and 0 < rows.ndim == first.ndim and rows.shape[1:] == first.shape[1:]
+        if not fits or not 0 < len(first) <= len(rows):
             raise BadInput(
                 f"calibration samples are {list(rows.shape)}, the inputs "
                 f"{', '.join(str(list(array.shape)) for array in self.arrays)}",
                 help="give rows of the one input of the model, at least a batch of them",
             )
+        _check_kind(rows, first.dtype)
         count = len(rows) // len(first)
         batches = np.split(rows[: count * len(first)].astype(first.dtype), count)
         return [(batch,) for batch in batches]
@@ -60,6 +62,26 @@ class Source:
     def eager(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """What PyTorch computes from other inputs, all else as in the example."""
         return eager(self.module, arrays, self.examples)
+
+
+def _check_kind(rows: np.ndarray, wanted: np.dtype) -> None:
+    """BadInput for samples that would lose something as ``wanted``, or that are no numbers."""
+    if not np.issubdtype(rows.dtype, np.number) and rows.dtype != bool:
+        raise BadInput(
+            f"calibration samples are {rows.dtype}, no numbers",
+            help=f"give an array of {wanted}",
+        )
+    if np.issubdtype(wanted, np.floating):
+        return
+    with np.errstate(invalid="ignore"):
+        kept = rows.astype(wanted)
+    lost = np.flatnonzero(kept.reshape(-1) != rows.reshape(-1))
+    if len(lost):
+        raise BadInput(
+            f"calibration samples are {rows.dtype}, the input {wanted}: {len(lost)} of {rows.size} "
+            f"numbers would change, the first is {rows.reshape(-1)[lost[0]]}",
+            help=f"give samples of {wanted}, as the model gets them",
+        )
 
 
 def open_model(

@@ -15,7 +15,7 @@ from .integer import (
     square_root,
     wide,
 )
-from .integer_numbers import LENGTH_BITS, UNIT_BITS, norm_bits
+from .integer_numbers import EPS_BITS, LENGTH_BITS, UNIT_BITS, norm_bits
 from .lanes import Lanes
 from .record import Kernel, Spec
 from .tir import Registers, T, function, store
@@ -28,7 +28,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     with function(name, parameters(spec), spec.open) as f, T.serial(prod(x_type.shape[:-1])) as row:
         x, gain, bias, y = f.buffers
         total, largest, squares = (Registers(1, 1, "int32") for _ in range(3))
-        total[0], largest[0], squares[0] = zero, zero, zero
+        total[0], largest[0] = zero, zero
         with T.serial(width) as i:
             total[0] = total[0] + wide(x[row * width + i])
 
@@ -38,12 +38,17 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
         with T.serial(width) as i:
             value = once(apart(i))
             largest[0] = T.max(largest[0], T.max(value, zero - value))
-        drop = once(bit_length(largest[0]) - T.int32(norm_bits(width)))
+        eps, eps_shift = f.number(spec, "eps"), f.number(spec, "eps_shift")
+        bits = once(bit_length(largest[0]) - T.int32(norm_bits(width)))
+        drop = once(T.max(bits, eps_shift))
         lower, higher = once(T.max(drop, zero)), once(T.max(zero - drop, zero))
 
         def part(i: Any) -> Any:
             return once(rounded_shift(apart(i), lower) * T.shift_left(T.int32(1), higher))
 
+        behind = once(T.min(drop - eps_shift, T.int32(EPS_BITS + 1)))
+        least = once(rounded_shift(eps, behind))
+        squares[0] = least * least
         with T.serial(width) as i:
             value = part(i)
             squares[0] = squares[0] + value * value
@@ -67,5 +72,5 @@ KERNEL = Kernel(
     lambda spec, lanes: is_plain(spec),
     build,
     cost,
-    numbers=("shift",),
+    numbers=("shift", "eps", "eps_shift"),
 )

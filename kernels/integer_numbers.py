@@ -10,6 +10,8 @@ WORD_BITS = 32
 UNIT_BITS = 15  # of a row of length 1 in a norm, and of a probability in a softmax
 # A norm divides 2**29 by a row's length; attention divides 2**28 by a sum, which leaves 22 bits.
 LENGTH_BITS, INVERSE_BITS, MEAN_BITS = 29, 28, 22
+# The eps of a norm is a length of 15 bits, shifted; below this shift it is none beside one code.
+EPS_BITS, LEAST_EPS_SHIFT = 15, -15
 
 # A curve of 16-bit codes: a value at each 256th code, and one behind the last.
 KNOTS = 257

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..compiler.errors import BadInput
+from ..compiler.errors import BadInput, Unsupported
 from ..compiler.ir import Graph, Node
 from ..compiler.ir.interpret import interpret
 from ..kernels.integer_numbers import LIMITS
@@ -34,7 +34,8 @@ class Seen:
 def calibrate(graph: Graph, samples: Sequence[tuple[Array, ...]]) -> dict[Node, Seen]:
     """What every float value of ``graph`` is on ``samples``: each one array an input.
 
-    Raises BadInput for no samples, and for those on which something is not finite.
+    Raises BadInput for no samples, and for those on which something is not finite; Unsupported for
+    a constant that is not.
     """
     if not samples:
         raise BadInput(
@@ -51,6 +52,13 @@ def calibrate(graph: Graph, samples: Sequence[tuple[Array, ...]]) -> dict[Node, 
         if not isinstance(value, np.ndarray) or not node.type.is_float or not value.size:
             return
         largest = float(np.abs(value).max())
+        if not np.isfinite(largest) and node.op == "constant":
+            raise Unsupported(
+                f"mode int8 has no codes for the constant '{node.name}', which holds numbers that "
+                f"are not finite",
+                where=node.source or None,
+                help="compile in mode f32, or write masks as is_causal or with finite numbers",
+            )
         if not np.isfinite(largest):
             raise BadInput(
                 f"on sample {number}, '{node.name}' is not finite",
@@ -71,9 +79,9 @@ def calibrate(graph: Graph, samples: Sequence[tuple[Array, ...]]) -> dict[Node, 
 def threshold(values: Sequence[Seen], dtype: str) -> float:
     """The magnitude at which codes of ``dtype`` are clipped, for the least mean square error.
 
-    Sixteen bits are not clipped: they have levels to spare. A tensor of zeros has 1.
+    Sixteen bits are not clipped: they have levels to spare. A tensor of zeros or of nothing has 1.
     """
-    largest = max(value.largest for value in values)
+    largest = max((value.largest for value in values), default=0)
     if largest == 0:
         return 1.0
     if dtype == "i16":

@@ -31,6 +31,7 @@ class Quantizer:
         self.done: dict[Node, Node] = {}
         self._leaders: dict[Node, Node] = {}
         self._scales: dict[tuple[Node, str], float] = {}
+        self._converted: dict[tuple[Node, str, float], Node] = {}
         self._wide: set[Node] = set()
         self._group()
 
@@ -70,7 +71,8 @@ class Quantizer:
         leader = self._leader(node)
         key = (leader if dtype == "i16" else node, dtype)
         if key not in self._scales:
-            seen = [self.seen[node]] if dtype == "i8" else self._seen_in(leader)
+            own = [self.seen[node]] if node in self.seen else []  # none of what is empty
+            seen = own if dtype == "i8" else self._seen_in(leader)
             self._scales[key] = threshold(seen, dtype) / LIMITS[dtype]
         return self._scales[key]
 
@@ -83,7 +85,10 @@ class Quantizer:
         return constant_value(self.graph.constants, node)
 
     def codes(self, node: Node, dtype: str = "i8", scale: float | None = None) -> Node:
-        """The codes of a float value in ``dtype``, at ``scale`` if one is wanted."""
+        """The codes of a float value in ``dtype``, at ``scale`` if one is wanted.
+
+        Codes of another kind than the value has are converted once, under a name of their own.
+        """
         if node.op == "constant":
             value = self.value(node)
             own = float(np.abs(value).max(initial=0)) / LIMITS[dtype] or 1.0
@@ -92,7 +97,19 @@ class Quantizer:
         if found.type.dtype == dtype and scale in (None, found.type.scale):
             return found
         wanted = self.scale(node, dtype) if scale is None else scale
-        return self.requantized(node, found, self.scale_of(found), dtype, wanted)
+        key = found, dtype, wanted
+        if key not in self._converted:
+            named = replace(node, name=f"{node.name}.{dtype}")
+            made = self.requantized(named, found, self.scale_of(found), dtype, wanted)
+            self._converted[key] = made
+        return self._converted[key]
+
+    def own(self, node: Node) -> Node:
+        """The codes that a value has; for a constant, those that its readers agree on."""
+        if node.op != "constant":
+            return self.done[node]
+        dtype = self.dtype(node)
+        return self.codes(node, dtype, self.scale(node, dtype))
 
     def scale_of(self, codes: Node) -> float:
         assert codes.type.scale is not None, f"'{codes.name}' has no scale"
@@ -105,10 +122,14 @@ class Quantizer:
         codes = constant(self.store, array.astype(stored.storage), name, stored)
         return scaled(codes, scale)
 
-    def constant(self, value: Any, dtype: str, name: str) -> Node:
+    def constant(self, value: Any, dtype: str, name: str, most: int = 0) -> Node:
+        """Whole numbers as a constant; those beyond ``most``, or the largest code, become it."""
         array = np.asarray(value)
+        assert np.isfinite(array).all(), f"'{name}' is not finite"
+        limit = most or LIMITS[dtype]
         type = Type(dtype, array.shape)
-        return constant(self.store, array.astype(type.storage), name, type)
+        kept = np.clip(array, -limit, limit).astype(type.storage)
+        return constant(self.store, kept, name, type)
 
     def finished(self, node: Node, sums: Node, unit: Any, bound: float) -> Node:
         """``sums`` in units of ``unit`` as the codes that ``node`` has."""
@@ -121,7 +142,8 @@ class Quantizer:
         if dtype == codes.type.dtype:
             return codes
         scale = self.scale(node, dtype)
-        return self.requantized(node, codes, self.scale_of(codes), dtype, scale)
+        narrow = replace(codes, name=f"{node.name}.{codes.type.dtype}")
+        return self.requantized(node, narrow, self.scale_of(codes), dtype, scale)
 
     def requantized(
         self, node: Node, x: Node, unit: Any, dtype: str, scale: float, bound: float = 0
@@ -154,10 +176,15 @@ def shift_for(largest: float, most: float = LARGEST) -> int:
     return max(0, min(MOST_SHIFT, math.floor(math.log2(most / largest))))
 
 
-def decay_of(unit: float) -> dict[str, Any]:
-    """Multiplier, cap and shift of `exp2`, for codes that stand for ``unit`` each."""
-    steps = unit * math.log2(math.e) * OCTAVE
-    cap = math.ceil(OCTAVE * OCTAVES / steps)
+def decay_of(unit: float, most: int) -> dict[str, Any]:
+    """Multiplier, cap and shift of `exp2`, for codes that stand for ``unit`` each.
+
+    ``most``: what no code is below its row's largest by more than.
+    """
+    # A code of more than all octaves gives 0, by however much it is more.
+    steps = min(unit * math.log2(math.e) * OCTAVE, OCTAVE * (OCTAVES + 1))
+    # Behind the last octave all is 0; codes so near each other that none comes there need no cap.
+    cap = most if steps * most <= OCTAVE * OCTAVES else math.ceil(OCTAVE * OCTAVES / steps)
     # The product with the cap fits 31 bits, and the multiplier 15.
-    shift = max(0, min(shift_for(steps), 30 - (OCTAVE * OCTAVES).bit_length()))
-    return {"multiplier": max(1, round(steps * 2**shift)), "cap": cap, "shift": shift}
+    shift = min(shift_for(steps), shift_for(cap * steps, 2**30))
+    return {"multiplier": min(round(steps * 2**shift), LARGEST), "cap": cap, "shift": shift}

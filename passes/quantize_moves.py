@@ -19,14 +19,14 @@ def concat(q: Quantizer, node: Node) -> Node:
 
 def moved(q: Quantizer, node: Node) -> Node:
     x, *rest = node.operands
-    codes = q.done.get(x, x)
+    codes = q.own(x)
     attributes: dict[str, Any] = dict(node.attributes)
     made = make(node.op, codes, *rest, name=node.name, source=node.source, **attributes)
-    return made if codes.type.scale is None else scaled(made, codes.type.scale)
+    return scaled(made, q.scale_of(codes))
 
 
 def top_k(q: Quantizer, node: Node) -> Node:
-    codes = q.done[node.operands[0]]
+    codes = q.own(node.operands[0])
     made = make("top_k", codes, name=node.name, source=node.source, k=node["k"])
     values, numbers = made.types
     return replace(made, types=(replace(values, scale=codes.type.scale), numbers))

@@ -8,22 +8,35 @@ from ..compiler.ir import Node, make
 from ..kernels.integer_numbers import LIMITS
 from .quantize_codes import Quantizer, scaled, shift_for
 
+Array = np.ndarray
+
 
 def linear(q: Quantizer, node: Node) -> Node:
     x, w, *bias = node.operands
     codes = q.codes(x)
     weights = q.value(w).astype(np.float64)
-    by_row = np.abs(weights).max(1)
-    by_row = np.where(by_row > 0, by_row, 1) / LIMITS["i8"]
-    rows = np.rint(weights / by_row[:, None])
-    unit = q.scale_of(codes) * by_row
-    added = np.rint(q.value(bias[0]) / unit) if bias else np.zeros(len(rows))
-    added = np.clip(added, -(2**30), 2**30)
+    added = q.value(bias[0]).astype(np.float64) if bias else np.zeros(len(weights))
+    by_row = row_scales(weights, added / q.scale_of(codes))
+    rows, unit = np.rint(weights / by_row[:, None]), q.scale_of(codes) * by_row
+    added = np.rint(added / unit)
     operands = [codes, q.constant(rows, "i8", w.name)]
-    operands += [q.constant(added, "i32", bias[0].name)] if bias else []
+    operands += [q.constant(added, "i32", bias[0].name, most=2**30)] if bias else []
     sums = make("integer_linear", *operands, name=f"{node.name}.sums", source=node.source)
     bound = (LIMITS["i8"] * np.abs(rows).sum(1) + np.abs(added)).max()
     return q.finished(node, sums, unit, bound)
+
+
+def row_scales(weights: Array, added: Array) -> Array:
+    """What a code of each row of ``weights`` stands for; ``added`` are biases in codes of x.
+
+    A bias far beyond the sums of products would not fit 32 bits, and take bits from the sums of all
+    rows: such a row gets coarser weights, whose roundings are nothing beside its bias.
+    """
+    by_row = np.abs(weights).max(1, initial=0) / LIMITS["i8"]
+    levels = np.abs(weights).sum(1) / np.where(by_row > 0, by_row, 1)
+    most = max(4 * LIMITS["i8"] * float(levels.max(initial=0)), 2.0**15)
+    by_row = np.maximum(by_row, np.abs(added) / min(most, 2.0**30))
+    return np.where(by_row > 0, by_row, 1)
 
 
 def ternary_matmul(q: Quantizer, node: Node) -> Node:

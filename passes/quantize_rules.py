@@ -48,8 +48,8 @@ def why_not(node: Node) -> str:
     fixed = others[:1] if node.op == "rotate" else others
     if node.op in CONSTANTS and not all(other.op == "constant" for other in fixed):
         return f"{node.op} by what is computed"
-    if node.op in ("layer_norm", "softmax", "top_k") and x.op == "constant":
-        return f"{node.op} of a constant"
+    if node.op == "attention" and node["scale"] < 0:
+        return f"attention with the negative scale {node['scale']}"
     if node.op == "softmax" and node["axis"] % x.type.rank != x.type.rank - 1:
         return "softmax along another axis than the last"
     if node.op == "rotate" and node["lanes"] != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from butterflyc.compiler.ir import Type
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.vit import ViT, ViTConfig
 from butterflyc.program import Program, load
+from butterflyc.source import open_model
 from butterflyc.verify import verify
 
 IMAGES = np.random.default_rng(0).random((12, 1, 8, 8), np.float32)
@@ -99,9 +101,44 @@ def test_without_samples_the_examples_are_taken() -> None:
     assert any("no calibration samples" in line for line in said)
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (0, 1, 8, 8), (3, 1, 8, 7)])
+@pytest.mark.parametrize("shape", [(), (4, 8, 8), (0, 1, 8, 8), (3, 1, 8, 7)])
 def test_samples_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     """Calibration samples are rows of the one input."""
     examples = (torch.from_numpy(IMAGES[:1]),)
     with pytest.raises(BadInput, match="calibration samples are"):
         bc.compile(model(), examples, mode="int8", calibration=np.zeros(shape, np.float32))
+
+
+class Numbers(torch.nn.Module):
+    """A row of a table for each number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(9, 4)
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.table(numbers)
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        (np.array([[1.5, 2], [3, 2.25]]), "2 of 4 numbers would change, the first is 1.5"),
+        (np.array([[1, np.nan]]), "1 of 2 numbers would change, the first is nan"),
+        (np.array([["1", "2"]]), "no numbers"),
+    ],
+)
+def test_samples_that_would_be_cut_are_refused(rows: np.ndarray, what: str) -> None:
+    """Floats are not cut to the integers that a model takes, and text is no sample."""
+    source = open_model(Numbers(), (torch.zeros(1, 2, dtype=torch.int64),))
+    with pytest.raises(BadInput, match=what):
+        replace(source, calibration=rows).samples()
+
+
+def test_samples_of_other_types_that_lose_nothing_are_taken() -> None:
+    """Whole floats are the integers that a model takes, and integers are floats."""
+    source = open_model(Numbers(), (torch.zeros(1, 2, dtype=torch.int64),))
+    batches = replace(source, calibration=np.array([[1.0, 2], [3, 4]])).samples()
+    assert [batch.tolist() for (batch,) in batches] == [[[1, 2]], [[3, 4]]]
+    assert batches[0][0].dtype == np.int64

@@ -56,7 +56,7 @@ def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         ],
         "integer_layer_norm": [
             ([wide, row, bias], {"shift": 20}),
-            ([codes, row, bias], {"shift": 9}),
+            ([codes, row, bias], {"shift": 9, "eps": 20000, "eps_shift": -3}),
         ],
         "integer_softmax": [([sums, octave], decay), ([wide, octave], decay)],
         "integer_attention": [

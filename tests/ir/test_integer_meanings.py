@@ -57,9 +57,9 @@ def test_what_does_not_fit_32_bits_is_told() -> None:
 
 
 @SOME
-@given(st.integers(1, 600), st.sampled_from(["i8", "i16"]), st.integers(0, 2**16))
-def test_layer_norm_is_near_the_real_one(width: int, dtype: str, seed: int) -> None:
-    """Within one and a half codes of the real norm, for any width and size of the rows."""
+@given(st.integers(1, 600), st.sampled_from(["i8", "i16"]), st.floats(-8, 8), st.integers(0, 2**16))
+def test_layer_norm_is_near_the_real_one(width: int, dtype: str, octaves: float, seed: int) -> None:
+    """Within one and a half codes of the real norm, for any width, size of the rows, and eps."""
     rng = np.random.default_rng(seed)
     limit = LIMITS[dtype]
     size = limit * 2.0 ** rng.uniform(-6, 0, (5, 1))
@@ -70,9 +70,12 @@ def test_layer_norm_is_near_the_real_one(width: int, dtype: str, seed: int) -> N
     shift = min(shift, math.floor(math.log2(2**29 / (3 / scale))))
     factors = np.rint(gain * math.sqrt(width) / scale / 2**15 * 2.0**shift).astype(np.int64)
     added = np.rint(bias / scale * 2.0**shift).astype(np.int64)
-    y = integer_layer_norm_meaning(x, factors, added, shift)
+    root = 2.0**octaves  # of eps, in codes
+    eps_shift = math.frexp(width**1.5 * root)[1] - 15
+    eps = min(round(width**1.5 * root / 2.0**eps_shift), 32767)
+    y = integer_layer_norm_meaning(x, factors, added, shift, eps, eps_shift)
     apart = x - x.mean(-1, keepdims=True)
-    deviation = np.maximum(np.sqrt((apart**2).mean(-1, keepdims=True)), 1e-9)
+    deviation = np.sqrt((apart**2).mean(-1, keepdims=True) + root**2)
     wanted = np.clip((apart / deviation * gain + bias) / scale, -127, 127)
     assert np.abs(y - wanted).max() <= 1.5
 
@@ -86,9 +89,10 @@ def test_the_largest_rows_fit(width: int, dtype: str) -> None:
     one = np.where(np.arange(width) == 0, limit, -limit)
     x = np.stack([halves, one, -one, np.full(width, limit), np.zeros(width, int)])
     gain, bias = np.full(width, 32767), np.full(width, -(2**29))
-    y = integer_layer_norm_meaning(x, gain, bias, 20)
-    assert np.abs(y).max() <= 127
-    assert (y[3:] == -127).all()  # a row without deviations is its bias
+    for eps_shift in (-15, -3, 0, 13, 30):
+        y = integer_layer_norm_meaning(x, gain, bias, 20, 32767, eps_shift)
+        assert np.abs(y).max() <= 127
+        assert (y[3:] == -127).all()  # a row without deviations is its bias
 
 
 def test_exp2_halves_each_octave() -> None:

@@ -180,13 +180,16 @@ def test_quantized_ternary(rows: int, outputs: int, depth: int, seed: int) -> No
 @SOME
 @given(st.sampled_from(["i8", "i16"]), st.integers(1, 300), st.integers(0, 22), st.integers(0, 99))
 def test_layer_norm(dtype: str, width: int, shift: int, seed: int) -> None:
-    """Rows of any width and size, constant ones and the largest ones."""
+    """Rows of any width and size, constant ones and the largest ones, with any eps."""
     rng = np.random.default_rng(seed)
     x = codes(rng, dtype, 4, width)
     x[1] >>= rng.integers(0, 8)
     x[2] = x[2, 0]
     bias = rng.integers(-(2**29), 2**29, width).astype(np.int32)
-    check("integer_layer_norm", x, codes(rng, "i16", width), bias, shift=shift)
+    gain = codes(rng, "i16", width)
+    eps = {"eps": int(rng.integers(0, 2**15)), "eps_shift": int(rng.integers(-15, 31))}
+    for chosen in ({}, eps):
+        check("integer_layer_norm", x, gain, bias, shift=shift, **chosen)
 
 
 def decays(draw: st.DrawFn) -> dict[str, int]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from ....kernels.integer_numbers import (
+    EPS_BITS,
     INVERSE_BITS,
+    LEAST_EPS_SHIFT,
     LENGTH_BITS,
     LIMITS,
     MEAN_BITS,
@@ -147,22 +149,33 @@ def integer_combine_meaning(values: Array, gates: Array) -> Array:
 # --- norms and exponentials ---
 
 
-def integer_layer_norm(x: Type, gain: Type, bias: Type, shift: int) -> Type:
+def integer_layer_norm(
+    x: Type, gain: Type, bias: Type, shift: int, eps: int, eps_shift: int
+) -> Type:
     _codes(x, "i8", "i16")
     want(gain.dtype == "i16" and gain.shape == x.shape[-1:], f"gain {gain} for {x}")
     want(bias.dtype == "i32" and bias.shape == x.shape[-1:], f"bias {bias} for {x}")
     want(x.shape[-1] <= 4096, f"rows of {x.shape[-1]} codes, of 4096 at most")
+    want(0 <= eps < 1 << EPS_BITS, f"an eps of {eps}, of {EPS_BITS} bits at most")
+    fit = LEAST_EPS_SHIFT <= eps_shift < 31
+    want(fit, f"an eps shifted by {eps_shift}, of {LEAST_EPS_SHIFT} to 30")
     return Type("i8", x.shape)
 
 
-def integer_layer_norm_meaning(x: Array, gain: Array, bias: Array, shift: int) -> Array:
+def integer_layer_norm_meaning(
+    x: Array, gain: Array, bias: Array, shift: int, eps: int, eps_shift: int
+) -> Array:
     width = x.shape[-1]
     x = x.astype(np.int64)
     apart = fits(width * x - x.sum(-1, keepdims=True))  # from the mean, times the width
     drop = bit_length(np.abs(apart).max(-1, keepdims=True)) - norm_bits(width)
+    drop = np.maximum(drop, eps_shift)
     lower, higher = np.maximum(drop, 0), np.maximum(-drop, 0)
     rows = rounded_shift(apart, lower) << higher
-    length = np.maximum(square_root(fits((rows * rows).sum(-1, keepdims=True))), 1)
+    # Behind 16 bits nothing is left of it. Its square has 30 bits, as has the sum.
+    least = rounded_shift(np.asarray(eps, np.int64), np.minimum(drop - eps_shift, EPS_BITS + 1))
+    squares = fits((rows * rows).sum(-1, keepdims=True) + least * least)
+    length = np.maximum(square_root(squares), 1)
     unit = rounded_shift(rows * ((1 << LENGTH_BITS) // length), LENGTH_BITS - UNIT_BITS)
     return clipped(rounded_shift(fits(unit * gain + bias), shift), "i8")
 
@@ -289,8 +302,11 @@ OPS = [
         "x gain bias",
         integer_layer_norm,
         integer_layer_norm_meaning,
-        "round((gain * (x - mean) / |x - mean| + bias) / 2**shift), a length of 1 being 2**15",
+        "round((gain * (x - mean) / |x - mean, eps * 2**eps_shift| + bias) / 2**shift), x as often "
+        "as a row is wide, a length of 1 being 2**15",
         shift=REQUIRED,
+        eps=0,
+        eps_shift=LEAST_EPS_SHIFT,
     ),
     op(
         "integer_softmax",
