@@ -25,6 +25,7 @@ from .compiler.lower.model_c import check_name, step_names
 from .compiler.tensors import pack_arrays
 from .explain import Record
 from .program import Program, stage_section
+from .quantization import quantization_report
 from .report import report_sections
 from .source import Source, open_model
 from .targets.memories import sized
@@ -86,6 +87,12 @@ def compile(
         progress("placing")
         placed = family.place(built.last, core, name, files)
         reports = report_sections(built, placed, files, golden)
+    if "quantize" in built.stages:
+        progress("measuring what integers cost")
+        names = list(built.stages)
+        before = built.stages[names[names.index("quantize") - 1]]
+        report = quantization_report(before, built.stages["quantize"], source.samples())
+        built.record.quantization = report
     splits = _samples_are_independent(source)
     return _assemble(built, files, golden, splits, keep_stages, reports)
 

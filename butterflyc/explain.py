@@ -22,12 +22,15 @@ _SILENT = frozenset({"constant", "input", "result"})
 class Record:
     """How far a compilation came: its stages; its layers and marks once they were looked for.
 
+    ``quantization`` is what mode int8 costs, once that is measured.
+
     `compile` fills the record it is given, so that a compilation that fails can be explained too.
     """
 
     stages: dict[str, Graph] = field(default_factory=dict)
     layers: tuple[LayerReport, ...] | None = None
     claims: tuple[Claim, ...] = ()
+    quantization: dict[str, Any] | None = None
 
     def explanation(self) -> dict[str, Any]:
         """What was found and done so far; ``layers`` is None if none were looked for yet."""
@@ -36,7 +39,8 @@ class Record:
             last = self.stages[list(self.stages)[-1]] if self.stages else None
             found = [_as_data(layer) | {"compiled": ops_of(layer, last)} for layer in self.layers]
         marks = [claim.as_dict() for claim in self.claims]
-        return {"layers": found, "marks": marks, "rewrites": rewrites(self.stages)}
+        measured = {} if self.quantization is None else {"quantization": self.quantization}
+        return {"layers": found, "marks": marks, "rewrites": rewrites(self.stages), **measured}
 
 
 def _as_data(layer: LayerReport) -> dict[str, Any]:

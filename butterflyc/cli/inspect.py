@@ -14,6 +14,7 @@ from ..mlir import DIALECTS, view
 from ._explain import show_layers
 from ._memory import show_placement
 from ._output import bytes_text, print_columns, print_json
+from ._quantization import quantization, show_quantization
 
 if TYPE_CHECKING:
     from ..program import Program
@@ -48,7 +49,7 @@ def command(
 ) -> None:
     """Show what a compiled model is: a .bfly file, or the folder that holds one.
 
-    VIEW is summary, ir, memory, kernels, experts, recognition or manifest.
+    VIEW is summary, ir, memory, kernels, experts, recognition, quantization or manifest.
 
     `inspect MODEL --mlir` shows a model that is not compiled yet, as torch-mlir sees it.
     """
@@ -159,7 +160,7 @@ def experts(program: Program) -> dict[str, Any]:
 
 def recognition(program: Program) -> dict[str, Any]:
     """What was recognised in each MoE layer, with the evidence, and what each pass changed."""
-    return dict(program.report)
+    return {key: value for key, value in program.report.items() if key != "quantization"}
 
 
 def _show_summary(data: Mapping[str, Any]) -> None:
@@ -218,5 +219,6 @@ VIEWS: dict[str, View] = {
     "kernels": (kernels, _show_kernels),
     "experts": (experts, _show_experts),
     "recognition": (recognition, show_layers),
+    "quantization": (quantization, show_quantization),
     "manifest": (lambda program: {"manifest": program.manifest}, lambda _: None),
 }
