@@ -85,5 +85,6 @@ def _check_covered(graph: Graph) -> None:
         raise Unsupported(
             "\n".join(["mode int8 has no integer form of", *lines]),
             where=next(iter(missing.values()))[0],
-            help="compile in mode f32, or write the layer with linear, layer_norm, attention, gelu",
+            help="compile in mode f32, or write the layer with ops that have one: "
+            + ", ".join(sorted(RULES)),
         )

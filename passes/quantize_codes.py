@@ -15,8 +15,16 @@ from ..kernels.integer_numbers import LIMITS, OCTAVE, OCTAVES
 from .calibration import Seen, threshold
 
 Array = np.ndarray
-# Ops that only move elements: their result has the codes of their operand.
-MOVES = frozenset({"reshape", "transpose", "slice", "broadcast", "shuffle"})
+# Ops that only move elements, or turn their sign: their result has the codes of their operand.
+MOVES = frozenset(
+    {"reshape", "transpose", "slice", "broadcast", "shuffle", "take", "gather", "neg"}
+)
+SUMS = frozenset({"add", "sub"})  # of 16 bits
+JOINED = SUMS | {"concat", "maximum", "minimum", "where"}  # whose operands have one scale
+COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
+RANKED = frozenset({"top_k", "argmax"})
+# Curves that have a form of 16 bits, and where they are flat.
+CURVES = {"sigmoid": 12.0, "tanh": 6.0}
 LARGEST = 32767  # of a multiplier
 MOST_SHIFT = 30
 
@@ -38,18 +46,26 @@ class Quantizer:
     # --- which values share a scale, and which have 16 bits ---
 
     def _group(self) -> None:
-        """Joins what is added or concatenated, through ops that only move it."""
+        """Joins what is added, chosen from or concatenated, through ops that only move it."""
         wide: list[Node] = list(self.graph.outputs)
         for node in self.graph.nodes:
-            if len(node.types) > 1 or not node.type.is_float:
-                wide += node.operands if node.op == "top_k" else ()
+            if node.op in RANKED or node.op in COMPARISONS:
+                wide += [operand for operand in node.operands if _is_float(operand)]
+            if node.op in COMPARISONS and _is_float(node.operands[0]):
+                self._join(*node.operands)
+            if not _is_float(node):
                 continue
-            joined = node.operands if node.op in ("add", "concat") else ()
+            alike = node.operands if node.op in JOINED else ()
             moved = node.operands[:1] if node.op in MOVES or node.op == "result" else ()
-            for operand in (*joined, *moved):
-                self._join(node, operand)
-            wide += [node] if node.op == "add" else node.operands if node.op == "softmax" else ()
+            for operand in (*alike, *moved):
+                if operand.op == "top_k" or _is_float(operand):
+                    self._join(node, operand)
+            wide += [node] if node.op in SUMS else node.operands if node.op == "softmax" else ()
         self._wide = {self._leader(node) for node in wide}
+        for node in reversed(self.graph.nodes):
+            # A curve of 16 bits is of 16 bits.
+            if node.op in CURVES and self._leader(node) in self._wide:
+                self._wide.add(self._leader(node.operands[0]))
 
     def _leader(self, node: Node) -> Node:
         if node.op == "top_k":
@@ -163,6 +179,11 @@ class Quantizer:
             drop=drop, shift=shift, dtype=dtype,
         )  # fmt: skip
         return scaled(made, scale)
+
+
+def _is_float(node: Node) -> bool:
+    """Whether ``node`` is one float; a choice of several results is not."""
+    return len(node.types) == 1 and node.type.is_float
 
 
 def scaled(node: Node, scale: float) -> Node:

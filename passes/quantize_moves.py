@@ -21,7 +21,8 @@ def moved(q: Quantizer, node: Node) -> Node:
     x, *rest = node.operands
     codes = q.own(x)
     attributes: dict[str, Any] = dict(node.attributes)
-    made = make(node.op, codes, *rest, name=node.name, source=node.source, **attributes)
+    others = (q.done.get(each, each) for each in rest)
+    made = make(node.op, codes, *others, name=node.name, source=node.source, **attributes)
     return scaled(made, q.scale_of(codes))
 
 

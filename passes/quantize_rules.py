@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from ..compiler.ir import Node, remake
 from ..compiler.ir.ops.elementwise import ACTIVATIONS
-from .quantize_codes import MOVES, Quantizer
-from .quantize_elements import activation, add, mul, total
+from .quantize_choices import alike, argmax, compared
+from .quantize_codes import COMPARISONS, MOVES, Quantizer
+from .quantize_elements import activation, add, div, mul, sub, total
 from .quantize_moves import concat, moved, some, top_k
 from .quantize_norms import attention, layer_norm, softmax
 from .quantize_products import combine, linear, rotate, ternary_matmul
@@ -15,10 +16,14 @@ from .quantize_products import combine, linear, rotate, ternary_matmul
 RULES: dict[str, Callable[[Quantizer, Node], Node]] = {
     **dict.fromkeys(MOVES, moved),
     **dict.fromkeys((name for name in ACTIVATIONS if name != "none"), activation),
+    **dict.fromkeys(COMPARISONS, compared),
+    **dict.fromkeys(("maximum", "minimum", "where"), alike),
     "add": add,
+    "argmax": argmax,
     "attention": attention,
     "combine": combine,
     "concat": concat,
+    "div": div,
     "layer_norm": layer_norm,
     "linear": linear,
     "mean": total,
@@ -26,6 +31,7 @@ RULES: dict[str, Callable[[Quantizer, Node], Node]] = {
     "result": some,
     "rotate": rotate,
     "softmax": softmax,
+    "sub": sub,
     "sum": total,
     "ternary_matmul": ternary_matmul,
     "top_k": top_k,

@@ -142,3 +142,23 @@ def test_samples_of_other_types_that_lose_nothing_are_taken() -> None:
     batches = replace(source, calibration=np.array([[1.0, 2], [3, 4]])).samples()
     assert [batch.tolist() for (batch,) in batches] == [[[1, 2]], [[3, 4]]]
     assert batches[0][0].dtype == np.int64
+
+
+class Gates(torch.nn.Module):
+    """Differences, choices, comparisons, quotients and curves."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = x - 0.25 * x.flip(1), torch.maximum(-x, x.mean(1, keepdim=True))
+        share = torch.where(low < high, low, torch.minimum(low, high)) / (x * x + 1)
+        best = x.argmax(1, keepdim=True)
+        return torch.cat([torch.sigmoid(share), torch.tanh(low), x.gather(1, best)], 1)
+
+
+def test_choices_and_curves_have_the_interpreters_bits() -> None:
+    """A model of what gates are made of is compiled, is exact, and near PyTorch."""
+    rows = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
+    made = bc.compile(Gates(), (torch.from_numpy(rows[:1]),), mode="int8", calibration=rows)
+    outcome = verify(made)
+    assert (outcome.passed, outcome.bit_identical) == (True, True)
+    wanted = Gates()(torch.from_numpy(rows)).numpy()
+    assert np.square(made(rows) - wanted).mean() <= 0.003 * np.square(wanted).mean()
