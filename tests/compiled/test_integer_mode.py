@@ -14,9 +14,11 @@ import butterflyc as bc
 from butterflyc.compiler.codes import encode
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.models.butterfly import ButterflyConfig
-from butterflyc.models.checkpoint import digits_calibration, digits_test, load_digits
+from butterflyc.models.checkpoint import digits_calibration, digits_test
 from butterflyc.models.vit import ViT, ViTConfig
 from butterflyc.program import Program
+
+from ..digits import digits_model
 
 Array = np.ndarray
 
@@ -77,13 +79,7 @@ def test_digits_in_integers(turned: bool, record_property: Callable[[str, object
 
     A copy has angles of N(0, 0.5), as no training made them: its results are as near.
     """
-    model = load_digits()
-    if turned:
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                if "theta" in name or "phi" in name:
-                    value.normal_(0, 0.5)
+    model = digits_model(turned)
     images, labels = digits_test().floats(), digits_test().labels
     program = in_integers(model, digits_calibration().floats())
     found = results(program, encode(images, program.inputs[0])).argmax(-1)

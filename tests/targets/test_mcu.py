@@ -20,7 +20,6 @@ from butterflyc.compiler.errors import Incompatible, UsageError
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.compiler.run.bare_metal import available
 from butterflyc.models.butterfly import ButterflyConfig
-from butterflyc.models.checkpoint import digits_test
 from butterflyc.models.vit import ViT, ViTConfig
 from butterflyc.program import Program
 
@@ -29,7 +28,6 @@ from .firmware import run_on, sources
 MACHINES = ["rv32imc", "cortex-m4", "esp32"]
 # What a compiler makes of loops and of copies; every C environment has these.
 ALLOWED = {"memcpy", "memset", "memmove"}
-MOST_INSTRUCTIONS = {"rv32imc": 60_000_000, "cortex-m4": 34_000_000}  # of the digits model
 IMAGES = np.random.default_rng(0).random((8, 1, 8, 8), np.float32)
 
 
@@ -142,31 +140,3 @@ def test_what_such_a_program_cannot_do_here(machine: str) -> None:
     with pytest.raises(UsageError, match="has no mode 'f32'") as wrong:
         bc.compile(ViT(SMALL).eval(), examples, target=machine, mode="f32")
     assert "modes: int8" in str(wrong.value.help)
-
-
-@pytest.mark.slow
-def test_digits_have_the_bits_of_the_interpreter(
-    machine: str,
-    tmp_path: Path,
-    record_property: Callable[[str, object], None],
-    counted: Callable[[str, str, float], None],
-) -> None:
-    """The trained digits model, whole, on a hundred test images.
-
-    It counts as many instructions as it did, and keeps within its limits of memory.
-    ``--junitxml=FILE`` holds what was counted.
-    """
-    model = Path(bc.__file__).parent.parent / "models" / "digits.safetensors"
-    program = bc.compile(str(model), target=machine, name="digits")
-    codes = encode(digits_test().floats()[:100], program.inputs[0])
-    ran = run_on(machine, program, codes, tmp_path)
-    instructions = int(np.mean(ran.instructions))
-    counted(machine, "digits", instructions)
-    assert instructions <= MOST_INSTRUCTIONS.get(machine, instructions)
-    assert program.memory["arena"] <= 18 << 10
-    record_property("instructions", instructions)
-    record_property("stack_bytes", ran.stack_bytes)
-    record_property("arena_bytes", program.memory["arena"])
-    np.testing.assert_array_equal(ran.outputs, wanted(program, codes))
-    assert ran.foreign <= ALLOWED
-    assert ran.stack_bytes <= 1536
