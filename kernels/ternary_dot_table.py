@@ -68,9 +68,29 @@ def cost(spec: Spec, lanes: Lanes) -> float:
 
 
 def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
-    sizes = [(t, g) for t, g in ((4, 8), (5, 4), (4, 4), (5, 8))]
-    ways = [{"trits": t, "groups": g, "unroll": u} for t, g in sizes for u in (1, 2, 4, 8)]
+    sizes = (4, 8), (5, 4), (4, 4)  # tables of 5 columns and 8 groups would take 7,776 bytes
+    ways = [{"trits": t, "groups": g, "unroll": u} for t, g in sizes for u in (2, 4, 8)]
     return ({}, *ways)
+
+
+def work(spec: Spec, lanes: Lanes) -> Mapping[str, int]:
+    """Tables filled, bytes of weights looked up in, sums made codes: for two rows at a time."""
+    trits, groups, unroll = shape_of(spec)
+    outputs, depth = spec.operands[1].shape
+    pairs = -(-prod(spec.operands[0].shape[:-1]) // 2)
+    blocks = blocks_of(spec)
+    finished = {"ternary_dot": "sum", "quantized_ternary": "code"}[spec.op]
+    looked_up = "looked up" if len(spec.operands) > 3 else finished
+    parts = {
+        "call": 1,
+        "pair": pairs,
+        "column": pairs * depth,
+        "table": pairs * blocks * groups,
+        "block": pairs * blocks,
+        "add": pairs * blocks * outputs,
+        looked_up: pairs * outputs,
+    }
+    return {f"{trits}x{groups}x{unroll} {part}": count for part, count in parts.items()}
 
 
 def _finisher(
@@ -141,4 +161,5 @@ KERNEL = Kernel(
     layouts,
     space,
     numbers=("shift",),
+    work=work,
 )

@@ -11,8 +11,8 @@ data (`reshape`) get none: they are views.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ..compiler.errors import Unsupported
 from ..compiler.ir import Graph, Node, rebuild
@@ -22,6 +22,11 @@ from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec, Tensor
 
 _PARAMETER = "tune_"  # notes that carry a kernel's parameters
+Price = Callable[[Kernel, Spec, Lanes], float | None]
+
+
+def unpriced(kernel: Kernel, spec: Spec, lanes: Lanes) -> None:
+    """No price is known of anything."""
 
 
 def spec_of(node: Node, tile: int | None = None) -> Spec:
@@ -64,11 +69,15 @@ def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
 
 @dataclass(frozen=True)
 class SelectKernels:
-    """``tuned`` maps a spec's digest to (kernel name, parameters) that were measured better."""
+    """``tuned`` maps a spec's digest to (kernel name, parameters) that were measured better.
+
+    ``price`` predicts what a call takes, or gives None; of a kernel's ways the cheapest is taken.
+    """
 
     kernels: tuple[Kernel, ...]
     lanes: Lanes
     tuned: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
+    price: Price = unpriced
 
     name = "select_kernels"
     exact = True
@@ -86,10 +95,8 @@ class SelectKernels:
                 return node
             name, parameters = self.tuned.get(spec.digest, ("", {}))
             if name not in {kernel.name for kernel in able}:
-                name, parameters = (
-                    min(able, key=lambda k: (k.cost(spec, self.lanes), k.name)).name,
-                    {},
-                )
+                best = min(able, key=lambda k: (k.cost(spec, self.lanes), k.name))
+                name, parameters = best.name, self._cheapest(best, spec)
             tuning = {_PARAMETER + key: value for key, value in sorted(parameters.items())}
             return node.with_notes(kernel=name, **tuning)
 
@@ -97,6 +104,16 @@ class SelectKernels:
         if missing:
             raise _no_kernel(missing, self.lanes)
         return chosen
+
+    def _cheapest(self, kernel: Kernel, spec: Spec) -> Mapping[str, int]:
+        """The parameters of least price; the kernel's own where no price is known."""
+        prices: list[tuple[float, int, Mapping[str, int]]] = []
+        for i, parameters in enumerate(kernel.space(spec, self.lanes)):
+            way = replace(spec, parameters=tuple(sorted(parameters.items())))
+            price = self.price(kernel, way, self.lanes)
+            if price is not None and kernel.supports(way, self.lanes):
+                prices.append((price, i, parameters))
+        return min(prices, key=lambda found: found[:2], default=(0, 0, {}))[2]
 
 
 def _no_kernel(nodes: list[Node], lanes: Lanes) -> Unsupported:

@@ -21,6 +21,7 @@ from .fit import does_not_fit
 from .lanes_dsp import Dsp
 from .package import package
 from .parts import check_mode, integer_passes, kernel_functions
+from .prices import prices_of
 from .registry import Core
 
 MODES = ("int8",)
@@ -47,8 +48,8 @@ def passes(
     """`integer_passes`. Raises UsageError for a mode that these targets do not have."""
     check_mode(core.name, mode, MODES)
     own = FuseEpilogues(), TileRows()
-    lanes = machine(core).lanes
-    return integer_passes(samples, lanes, keep_routing=False, after=own, sharing=True)
+    lanes, price = machine(core).lanes, prices_of(core.runner).instructions
+    return integer_passes(samples, lanes, False, own, sharing=True, price=price)
 
 
 def emit(

@@ -22,7 +22,7 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
 from ..passes.quantize import Quantize
-from ..passes.select_kernels import SelectKernels, kernel_of, spec_of
+from ..passes.select_kernels import Price, SelectKernels, kernel_of, spec_of, unpriced
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.split_heads import SplitHeads
 
@@ -39,10 +39,12 @@ def integer_passes(
     keep_routing: bool,
     after: Sequence[Pass] = (),
     sharing: bool = False,
+    price: Price = unpriced,
 ) -> tuple[Pass, ...]:
     """Mode int8, in order: ``samples`` are what scales are chosen by.
 
-    ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s.
+    ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s, ``price``
+    `SelectKernels`'.
     """
     kernels = all_kernels()
     return (
@@ -54,7 +56,7 @@ def integer_passes(
         SplitHeads(),
         Quantize(samples),
         *after,
-        SelectKernels(kernels, lanes),
+        SelectKernels(kernels, lanes, price=price),
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing, sharing),
     )

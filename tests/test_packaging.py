@@ -74,12 +74,11 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         parts = package.split(".")
         folder = ROOT.joinpath(*(parts[1:] if len(parts) > 1 and parts[1] in PARTS else parts))
         wanted |= {"/".join((*parts, path.name)) for path in folder.glob("*.py")}
-    wanted |= {
-        f"butterflyc/targets/cores/{path.name}" for path in (ROOT / "targets/cores").iterdir()
-    }
+    data = "compiler/run/machines", "targets/cores", "targets/package_files", "targets/prices"
     wanted |= {
         f"butterflyc/{path.relative_to(ROOT)}"
-        for path in (ROOT / "compiler/run/machines").rglob("*")
+        for folder in data
+        for path in (ROOT / folder).rglob("*")
         if path.is_file()
     }
     wanted.add("butterflyc/py.typed")

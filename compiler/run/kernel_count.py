@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from butterflyc.compiler.ir.types import STORAGE
-from butterflyc.compiler.lower.emit_c import emit, emit_header, lower_for_c
-from butterflyc.compiler.run.bare_metal import build, run
-from butterflyc.kernels.lanes import Lanes
-from butterflyc.kernels.layout import storage
-from butterflyc.kernels.record import Kernel, Spec, Tensor
+from ...kernels.lanes import Lanes
+from ...kernels.layout import storage
+from ...kernels.record import Kernel, Spec, Tensor
+from ..ir.types import STORAGE
+from ..lower.emit_c import emit, emit_header, lower_for_c
+from .bare_metal import build, run
 
 MAIN = """\
 #include "hal.h"
@@ -44,8 +44,13 @@ int main(void)
 """
 
 
-def instructions(machine: str, kernel: Kernel, spec: Spec, lanes: Lanes, folder: Path) -> int:
-    """Of one call on zeros, without what calling costs. Addresses are those of whole words."""
+def kernel_instructions(
+    machine: str, kernel: Kernel, spec: Spec, lanes: Lanes, folder: Path
+) -> int:
+    """Of one call on zeros, in whole words, without what calling costs; built in ``folder``.
+
+    Raises what `bare_metal.build` and `run` do.
+    """
     lowered = [lower_for_c(kernel.build(kernel.opened(spec), lanes, "kernel"))]
     sizes = [_bytes(tensor) for tensor in _tensors(kernel, spec, lanes)]
     numbers = kernel.arguments(spec)
