@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from .elements import broadcast_strides, merge, nest, offset, parameters, row_major
-from .integer import clipped, is_plain, requantized, wide
+from .elements import broadcast_strides, merge, nest, offset, row_major
+from .integer import buffers, clipped, is_plain, requantized, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
-from .tir import Function, T, function, store
+from .tir import Function, T, function, loop, store
 
 
 def _value(f: Function, lanes: Lanes, spec: Spec, x: Any, other: Any) -> Any:
@@ -25,7 +25,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     shape = spec.results[0].shape
     steps = [broadcast_strides(operand.shape, shape) for operand in spec.operands]
     sizes, columns = merge(shape, *steps, row_major(shape))
-    with function(name, parameters(spec), spec.open) as f, nest(sizes) as indices:
+    with function(name, buffers(spec), spec.open) as f, nest(sizes) as indices:
         x, other, y = f.buffers
         places = [offset(indices, column, T.int32(0)) for column in columns]
         store(y, _value(f, lanes, spec, x[places[0]], other[places[1]]), places[2])
@@ -33,7 +33,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 
 def lookup(spec: Spec, lanes: Lanes, name: str) -> Any:
-    with function(name, parameters(spec)) as f, T.serial(prod(spec.results[0].shape)) as i:
+    with function(name, buffers(spec)) as f, loop("i", prod(spec.results[0].shape)) as i:
         x, table, y = f.buffers
         store(y, table[wide(x[i]) + T.int32(128)], i)
     return f.result

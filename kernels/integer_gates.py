@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from .elements import broadcast_strides, merge, nest, offset, parameters, row_major
-from .integer import clipped, is_plain, once, rounded_shift, wide
+from .elements import broadcast_strides, merge, nest, offset, row_major
+from .integer import buffers, clipped, is_plain, once, rounded_shift, wide
 from .lanes import Lanes
 from .record import Kernel, Spec
-from .tir import T, function, store
+from .tir import T, function, loop, store
 
 
 def magnitude(value: Any) -> Any:
@@ -21,7 +21,7 @@ def divide(spec: Spec, lanes: Lanes, name: str) -> Any:
     steps = [broadcast_strides(operand.shape, shape) for operand in spec.operands]
     sizes, columns = merge(shape, *steps, row_major(shape))
     zero = T.int32(0)
-    with function(name, parameters(spec), spec.open) as f, nest(sizes) as indices:
+    with function(name, buffers(spec), spec.open) as f, nest(sizes) as indices:
         factor = T.shift_left(T.int32(1), f.number(spec, "shift"))
         x, other, y = f.buffers
         places = [offset(indices, column, zero) for column in columns]
@@ -36,7 +36,7 @@ def divide(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 
 def interpolate(spec: Spec, lanes: Lanes, name: str) -> Any:
-    with function(name, parameters(spec)) as f, T.serial(prod(spec.results[0].shape)) as i:
+    with function(name, buffers(spec)) as f, loop("i", prod(spec.results[0].shape)) as i:
         x, table, y = f.buffers
         place = once(wide(x[i]) + T.int32(1 << 15))
         knot = once(T.shift_right(place, T.int32(8)))

@@ -16,7 +16,7 @@ from .integer_products import Tile, add_products, linear, rotate
 from .integer_products import scratch as sums_scratch
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
-from .tir import Registers, T, store
+from .tir import Registers, T, loop, store
 
 WORD = 4
 SPREAD = "sxtb16", "sxtb16_ror8"
@@ -24,7 +24,7 @@ SPREAD = "sxtb16", "sxtb16_ror8"
 
 def halves(buffer: Any, at: Any) -> list[Any]:
     """Four codes as two words of two each."""
-    four = once(T.call_pure_extern("int32", "load4", T.address_of(buffer[at])))
+    four = once(T.call_pure_extern("int32", "load4", T.address_of(buffer[at])), "four")
     return [T.call_pure_extern("int32", name, four) for name in SPREAD]
 
 
@@ -34,7 +34,7 @@ class Pairs(Tile):
     def start(self, rows: Sequence[Any]) -> None:
         (spread,) = self.scratch
         words = self.depth // WORD
-        with T.serial(words) as word:
+        with loop("word", words) as word:
             for r, row in enumerate(rows):
                 for i, half in enumerate(halves(self.x, row + word * WORD)):
                     store(spread, half, (r * words + word) * 2 + i)
@@ -42,7 +42,7 @@ class Pairs(Tile):
     def add(self, sums: Registers, rows: Sequence[Any], outputs: Sequence[Any]) -> None:
         words = self.depth // WORD
         turn = 2 if words % 2 == 0 else 1
-        with T.serial(words // turn) as turns:
+        with loop("words", words // turn) as turns:
             for i in range(turn):
                 self._add_word(sums, len(rows), outputs, turns * turn + i)
         if left := self.depth % WORD:
@@ -53,9 +53,11 @@ class Pairs(Tile):
     def _add_word(self, sums: Registers, rows: int, outputs: Sequence[Any], word: Any) -> None:
         (spread,) = self.scratch
         words = self.depth // WORD
-        codes = [[once(spread[(r * words + word) * 2 + i]) for i in (0, 1)] for r in range(rows)]
+        codes = [
+            [once(spread[(r * words + word) * 2 + i], "pair") for i in (0, 1)] for r in range(rows)
+        ]
         for n, output in enumerate(outputs):
-            weights = [once(half) for half in halves(self.w, output + word * WORD)]
+            weights = [once(half, "weights") for half in halves(self.w, output + word * WORD)]
             for r, row_codes in enumerate(codes):
                 at = r * len(outputs) + n
                 for a, b in zip(row_codes, weights, strict=True):
@@ -77,10 +79,9 @@ def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
 
 def turned_pairs(blocks: Any, block: Any, x: Any, start: Any, size: int) -> list[Any]:
     """A block of 4 x 4 times four codes of x, which become pairs of neighbours."""
-    even, odd = (once(half) for half in halves(x, start))
-    pairs = [
-        once(T.call_pure_extern("int32", name, even, odd)) for name in ("low_halves", "high_halves")
-    ]
+    even, odd = (once(half, "halves") for half in halves(x, start))
+    joined = (T.call_pure_extern("int32", f"{end}_halves", even, odd) for end in ("low", "high"))
+    pairs = [once(pair, "pair") for pair in joined]
 
     def row(i: int) -> Any:
         total: Any = T.int32(0)

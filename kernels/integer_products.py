@@ -9,22 +9,22 @@ from math import prod
 from operator import add
 from typing import Any
 
-from .elements import broadcast_strides, nest, offset, parameters
-from .integer import clipped, is_plain, once, requantized, rounded_shift, wide
+from .elements import broadcast_strides, nest, offset
+from .integer import buffers, clipped, is_plain, once, requantized, rounded_shift, wide
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .take import position
-from .tir import Function, Registers, T, function, row_blocks, store
+from .tir import Function, Registers, T, function, loop, row_blocks, store
 
 
 def add_products(
     sums: Registers, x: Any, rows: Sequence[Any], w: Any, outputs: Sequence[Any], depth: int
 ) -> None:
     """One column after the other: each weight and each code is loaded once."""
-    with T.serial(depth) as k:
-        codes = [once(wide(x[row + k])) for row in rows]
+    with loop("k", depth) as k:
+        codes = [once(wide(x[row + k]), "code") for row in rows]
         for n, output in enumerate(outputs):
-            weight = once(wide(w[output + k]))
+            weight = once(wide(w[output + k]), "weight")
             for r, code in enumerate(codes):
                 at = r * len(outputs) + n
                 sums[at] = sums[at] + code * weight
@@ -64,18 +64,19 @@ def linear(
     """
     x_type, w_type, *_ = spec.operands
     outputs, depth = w_type.shape
-    types = parameters(spec) | {f"scratch{i}": tensor for i, tensor in enumerate(scratch)}
+    fused = spec.op == "quantized_linear"
+    names = [*["spread"] * (len(scratch) - fused), *["sums"] * fused]
+    types = buffers(spec) | dict(zip(names, scratch, strict=True))
     with function(name, types, spec.open) as f:
         count = len(spec.operands)
         x, w, *others = f.buffers[:count]
         y, *extra = f.buffers[count:]
-        fused = spec.op == "quantized_linear"
         sums = extra.pop() if fused else y
         made = form(x, w, depth, extra)
 
         def tile(starts: Sequence[Any], row: Any, first: Any, several: int) -> None:
             """The sums of rows of x that start there by ``several`` rows of w, to ``row`` on."""
-            totals = Registers(len(starts) * several, 1, "int32")
+            totals = Registers(len(starts) * several, 1, "int32", "totals")
             for i in range(len(starts) * several):
                 totals[i] = others[0][first + i % several] if others else T.int32(0)
             made.add(totals, starts, [(first + n) * depth for n in range(several)])
@@ -83,12 +84,12 @@ def linear(
                 store(sums, totals[i], (row + i // several) * outputs + first + i % several)
 
         for first_row, row_turns, rows in row_blocks(prod(x_type.shape[:-1]), _tile_rows(spec)):
-            with T.serial(row_turns) as turn:
+            with loop("turn", row_turns) as turn:
                 row = first_row + turn * rows
                 starts = [(row + r) * depth for r in range(rows)]
                 made.start(starts)
                 for first, turns, several in row_blocks(outputs, tile_outputs):
-                    with T.serial(turns) as column:
+                    with loop("tile", turns) as column:
                         tile(starts, 0 if fused else row, first + column * several, several)
                 if fused:
                     _finish(f, lanes, spec, sums, others[1:], y, row, rows)
@@ -119,8 +120,8 @@ def _finish(
     """Makes codes of the sums of some rows, and adds them to the residual if there is one."""
     multiplier, *residual = operands
     by_output, outputs = len(spec.operands[3].shape) > 0, spec.results[0].shape[-1]
-    with T.serial(outputs) as output:
-        factor = once(wide(multiplier[output if by_output else 0]))
+    with loop("output", outputs) as output:
+        factor = once(wide(multiplier[output if by_output else 0]), "factor")
         for row in range(rows):
             total = sums[row * outputs + output]
             code = requantized(f, lanes, spec, total, factor, spec.attribute("dtype"))
@@ -132,7 +133,7 @@ def _finish(
 
 def turned(blocks: Any, block: Any, x: Any, start: Any, size: int) -> list[Any]:
     """A block times the ``size`` codes of x from ``start`` on."""
-    codes = [once(wide(x[start + j])) for j in range(size)]
+    codes = [once(wide(x[start + j]), "code") for j in range(size)]
     return [
         reduce(add, (wide(blocks[block + i * size + j]) * codes[j] for j in range(size)))
         for i in range(size)
@@ -146,7 +147,7 @@ def rotate(spec: Spec, lanes: Lanes, name: str, turn: Turn = turned) -> Any:
     width = groups * size
     rows = experts_type.shape
     steps = broadcast_strides(x_type.shape[:-1], rows)
-    with function(name, parameters(spec), spec.open) as f, nest(rows) as indices:
+    with function(name, buffers(spec), spec.open) as f, nest(rows) as indices:
         x, blocks, chosen, y = f.buffers
         row = T.int32(0)
         for index, count in zip(indices, rows, strict=True):
@@ -154,7 +155,7 @@ def rotate(spec: Spec, lanes: Lanes, name: str, turn: Turn = turned) -> Any:
         source = offset(indices, steps, T.int32(0)) * width
         expert = position(chosen[row], experts_type.dtype, experts)
         shift = f.number(spec, "shift")
-        with T.serial(groups) as group:
+        with loop("group", groups) as group:
             block = (expert * groups + group) * (size * size)
             for i, total in enumerate(turn(blocks, block, x, source + group * size, size)):
                 code = clipped(lanes, rounded_shift(total, shift), "i8")
@@ -165,8 +166,11 @@ def rotate(spec: Spec, lanes: Lanes, name: str, turn: Turn = turned) -> Any:
 def combine(spec: Spec, lanes: Lanes, name: str) -> Any:
     *tokens, chosen, channels = spec.operands[0].shape
     by_channel = spec.op == "quantized_combine" and len(spec.operands[2].shape) > 0
-    sizes = prod(tokens), channels
-    with function(name, parameters(spec), spec.open) as f, nest(sizes) as (token, c):
+    with (
+        function(name, buffers(spec), spec.open) as f,
+        loop("token", prod(tokens)) as token,
+        loop("channel", channels) as c,
+    ):
         values, gates, *multiplier, y = f.buffers
         total: Any = T.int32(0)
         for i in range(chosen):
