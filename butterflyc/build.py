@@ -69,15 +69,15 @@ def compile(
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
-    core = sized(core, memories or {}, family_of(core).MEMORIES)
-    mode = mode or family_of(core).MODES[0]
+    family = family_of(core)
+    core = sized(core, memories or {}, family.MEMORIES)
+    mode = mode or family.MODES[0]
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
     built = lower(source, core, mode, name, dump, record, progress)
-    family = family_of(core)
     if family.MEMORIES:
         family.place(built.last, core, name)  # what cannot fit is told before kernels are built
     golden = _golden(source, built.last)
@@ -89,10 +89,7 @@ def compile(
         reports = report_sections(built, placed, files, golden)
     if "quantize" in built.stages:
         progress("measuring what integers cost")
-        names = list(built.stages)
-        before = built.stages[names[names.index("quantize") - 1]]
-        report = quantization_report(before, built.stages["quantize"], source.samples())
-        built.record.quantization = report
+        built.record.quantization = _cost_of_integers(built.stages, source)
     splits = _samples_are_independent(source)
     return _assemble(built, files, golden, splits, keep_stages, reports)
 
@@ -168,6 +165,13 @@ class _Stages:
         verify(graph, after=step)
         self.graphs[step] = graph
         return graph
+
+
+def _cost_of_integers(stages: Mapping[str, Graph], source: Source) -> dict[str, Any]:
+    """The stage in front of quantize against the one behind it, on what scales were chosen by."""
+    names = list(stages)
+    before = stages[names[names.index("quantize") - 1]]
+    return quantization_report(before, stages["quantize"], source.samples())
 
 
 def _golden(source: Source, last: Graph) -> dict[str, np.ndarray]:

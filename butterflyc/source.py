@@ -71,15 +71,18 @@ def _check_kind(rows: np.ndarray, wanted: np.dtype) -> None:
             f"calibration samples are {rows.dtype}, no numbers",
             help=f"give an array of {wanted}",
         )
-    if np.issubdtype(wanted, np.floating):
-        return
-    with np.errstate(invalid="ignore"):
-        kept = rows.astype(wanted)
-    lost = np.flatnonzero(kept.reshape(-1) != rows.reshape(-1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        kept = rows.real.astype(wanted)
+    flat = rows.reshape(-1)
+    if np.issubdtype(wanted, np.floating):  # they may be rounded, but not become infinite
+        changed = (np.isfinite(kept.reshape(-1)) != np.isfinite(flat)) | (flat.imag != 0)
+    else:
+        changed = kept.reshape(-1) != flat
+    lost = np.flatnonzero(changed)
     if len(lost):
         raise BadInput(
             f"calibration samples are {rows.dtype}, the input {wanted}: {len(lost)} of {rows.size} "
-            f"numbers would change, the first is {rows.reshape(-1)[lost[0]]}",
+            f"numbers would change, the first is {flat[lost[0]]}",
             help=f"give samples of {wanted}, as the model gets them",
         )
 

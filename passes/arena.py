@@ -10,13 +10,11 @@ what is put together along the first axis is made where it is to lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import prod
 
 from ..compiler.ir import Graph, Node, Type
 from ..compiler.ir.schedule import Step, reads, steps_of, types_of
-from ..compiler.ir.views import root_of
+from ..compiler.ir.views import is_laid_out, laid_out, root_of
 from ..kernels.lanes import Lanes
 from ..kernels.layout import storage
 from ..kernels.record import Kernel, Tensor
@@ -69,6 +67,7 @@ class Buffers:
 
 
 def aligned(count: int) -> int:
+    """``count`` bytes, and those up to where the next buffer may start."""
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
@@ -218,20 +217,8 @@ class _Sharing:
                 self._put(inside, outer, start + offset)
 
 
-def is_laid_out(node: Node) -> bool:
-    """Whether ``node`` puts its operands one behind the other in memory."""
-    return node.op == "concat" and prod(node.type.shape[: node["axis"] % node.type.rank]) == 1
-
-
-def laid_out(node: Node) -> Iterator[tuple[Node, int]]:
-    """The operands of a node that `is_laid_out`, and at which byte of the result they start."""
-    offset = 0
-    for operand in node.operands:
-        yield operand, offset
-        offset += operand.type.bytes
-
-
 def type_bytes(type: Type) -> int:
+    """Bytes of a tensor as it is stored."""
     return _tensor_bytes(Tensor(type.dtype, type.shape, type.layout))
 
 

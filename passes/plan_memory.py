@@ -18,9 +18,10 @@ from typing import Any
 
 from ..compiler.ir import Graph, Node, rebuild
 from ..compiler.ir.schedule import is_computed
+from ..compiler.ir.views import is_laid_out
 from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel
-from .arena import Buffer, Key, aligned, buffers_of, is_laid_out
+from .arena import Buffer, Key, aligned, buffers_of
 
 
 def lower_bound(buffers: Sequence[Buffer]) -> int:

@@ -71,13 +71,21 @@ def _input(quantizer: Quantizer, node: Node) -> Node:
     return replace(input_node(node.name, Type("i8", node.type.shape, scale)), source=node.source)
 
 
+def _divides_by_zero(graph: Graph, node: Node) -> str:
+    """What is said of a quotient by a constant that holds 0, on which no sample is finite."""
+    by = node.operands[-1]
+    if node.op != "div" or by.op != "constant" or graph.value(by).all():
+        return ""
+    return f"div by the constant '{by.name}', which holds 0"
+
+
 def _check_covered(graph: Graph) -> None:
     """Unsupported, with every such op and its lines, for what has no integer form."""
     missing: dict[str, list[str]] = {}
     for node in graph.nodes:
         if node.op in ("input", "constant") or not _has_floats(node):
             continue
-        why = why_not(node)
+        why = why_not(node) or _divides_by_zero(graph, node)
         if why:
             missing.setdefault(why, []).append(node.source or node.name)
     if missing:

@@ -125,5 +125,5 @@ def _no_kernel(nodes: list[Node], lanes: Lanes) -> Unsupported:
     return Unsupported(
         f"no {lanes.name} kernel for: {lines}",
         where=", ".join(dict.fromkeys(first.values())),
-        help="write a kernel (docs/add_a_kernel.md), or rewrite the model with other ops",
+        help="write a kernel (docs/extending.md), or rewrite the model with other ops",
     )

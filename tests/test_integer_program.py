@@ -136,6 +136,14 @@ def test_samples_that_would_be_cut_are_refused(rows: np.ndarray, what: str) -> N
         replace(source, calibration=rows).samples()
 
 
+@pytest.mark.parametrize("wrong", [1j, 1e300])
+def test_samples_that_no_float_holds_are_refused(wrong: complex) -> None:
+    """An imaginary part would be dropped, and a huge number become infinite."""
+    source = open_model(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    with pytest.raises(BadInput, match="1 of 2 numbers would change"):
+        replace(source, calibration=np.array([[0.5, wrong]])).samples()
+
+
 def test_samples_of_other_types_that_lose_nothing_are_taken() -> None:
     """Whole floats are the integers that a model takes, and integers are floats."""
     source = open_model(Numbers(), (torch.zeros(1, 2, dtype=torch.int64),))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..ir import Graph, Node, print_node
 from ..ir.rows import read_by_rows
 from ..ir.schedule import Step
-from ..ir.views import root_of
+from ..ir.views import laid_out, root_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Driver:
 
     def _tiles(self, step: Step, first: int, count: int, rows: int) -> str:
         """The calls for ``count`` tiles of ``rows`` rows, from row ``first`` on."""
-        if count == 1:
+        if count == 1 and first:
             calls = [f"  {self._call(node, rows, first)}\n" for node in step.nodes]
             return "".join([f"  /* The same from row {first} on. */\n", *calls])
         last = first + (count - 1) * rows
@@ -112,20 +112,18 @@ class Driver:
 
     def _put_together(self, node: Node) -> str:
         """Operands one behind the other; some lie in their place already."""
-        copies, offset = "", 0
-        whole = (root_of(node)) in self._outputs
-        for operand in node.operands:
-            size = operand.type.bytes
-            target = self._pointer(node)
-            if whole:
-                target = f"(unsigned char *){target} + {offset}"
-            else:
-                target = f"a + {node.notes['at'][0] + offset}"  # type: ignore[index, operator]
-            source = self._pointer(operand)
-            if source != target and size:
-                copies += f"  memcpy({target}, {source}, {size});\n"
-            offset += size
+        copies = ""
+        for operand, offset in laid_out(node):
+            target, source = self._byte(node, offset), self._pointer(operand)
+            if source != target and operand.type.bytes:
+                copies += f"  memcpy({target}, {source}, {operand.type.bytes});\n"
         return copies
+
+    def _byte(self, node: Node, offset: int) -> str:
+        """Byte ``offset`` of a result."""
+        if (node, 0) in self._outputs:
+            return f"(unsigned char *){self._pointer(node)} + {offset}"
+        return f"a + {node.notes['at'][0] + offset}"  # type: ignore[index, operator]
 
 
 def _text(node: Node) -> str:

@@ -46,7 +46,10 @@ def read_frames(data: bytes, output_bytes: int) -> list[Ran]:
         at += len(frame(kind, payload))
     if at != len(data):
         raise _damaged(at, f"{len(data) - at} bytes follow the end")
-    (tick_cost,) = TICK_COST.unpack(frames.pop()[1])
+    last = frames.pop()[1]
+    if len(last) != TICK_COST.size:
+        raise _damaged(at, f"the end has {len(last)} bytes, {TICK_COST.size} are expected")
+    (tick_cost,) = TICK_COST.unpack(last)
     return [_ran(payload, output_bytes, tick_cost) for _, payload in frames]
 
 
@@ -67,8 +70,10 @@ def _damaged(at: int, why: str) -> ProgramFailed:
 
 
 def _ran(payload: bytes, output_bytes: int, tick_cost: int) -> Ran:
-    status, instructions, stack = SAMPLE_HEAD.unpack_from(payload)
     after = SAMPLE_HEAD.size + output_bytes
+    if len(payload) < after or (len(payload) - after) % 8:
+        raise _damaged(0, f"a sample has {len(payload)} bytes, {after} and 8 a step are expected")
+    status, instructions, stack = SAMPLE_HEAD.unpack_from(payload)
     ticks = struct.unpack(f"<{(len(payload) - after) // 8}Q", payload[after:])
     steps = tuple(b - a - tick_cost for a, b in pairwise(ticks))
     instructions -= tick_cost * len(steps)

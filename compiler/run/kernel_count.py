@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ...kernels.record import Kernel, Spec, Tensor
 from ..ir.types import STORAGE
 from ..lower.emit_c import emit, emit_header, lower_for_c
 from .bare_metal import build, run
+from .kernel import with_layouts
 
 MAIN = """\
 #include "hal.h"
@@ -52,7 +52,9 @@ def kernel_instructions(
     Raises what `bare_metal.build` and `run` do.
     """
     lowered = [lower_for_c(kernel.build(kernel.opened(spec), lanes, "kernel"))]
-    sizes = [_bytes(tensor) for tensor in _tensors(kernel, spec, lanes)]
+    operands = with_layouts(kernel, spec, lanes).operands
+    tensors = (*operands, *spec.results, *kernel.scratch(spec, lanes))
+    sizes = [_bytes(tensor) for tensor in tensors]
     numbers = kernel.arguments(spec)
     types = ["void *"] * len(sizes) + ["int32_t"] * len(numbers)
     names = [f"p{i}" for i in range(len(types))]
@@ -64,12 +66,6 @@ def kernel_instructions(
     )
     sources = {"main.c": main, "kernel.c": emit(lowered), "kernel.h": emit_header(lowered, "K_H")}
     return int(run(machine, build(machine, sources, folder)).checked().text)
-
-
-def _tensors(kernel: Kernel, spec: Spec, lanes: Lanes) -> list[Tensor]:
-    layouts = kernel.layouts(spec, lanes)
-    operands = [replace(t, layout=layouts.get(i, t.layout)) for i, t in enumerate(spec.operands)]
-    return [*operands, *spec.results, *kernel.scratch(spec, lanes)]
 
 
 def _bytes(tensor: Tensor) -> int:

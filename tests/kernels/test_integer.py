@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from butterflyc.compiler.ir import Graph, Type, input_node, make
 from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.compiler.ir.ops import OPS
 from butterflyc.kernels import all_kernels
+from butterflyc.kernels.integer import OPERANDS
 from butterflyc.kernels.integer_numbers import LIMITS, exp2_table
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.passes.select_kernels import spec_of
@@ -48,6 +50,12 @@ def check(op: str, *arrays: Array, ternary: int = -1, **attributes: Any) -> None
     (kernel,) = (k for k in all_kernels() if op in k.ops and k.supports(spec, Lanes()))
     (found,) = run(kernel, spec, arrays, Lanes())
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_operands_are_called_what_the_ops_call_them() -> None:
+    """Printed C has the names of the op tables."""
+    for op, names in OPERANDS.items():
+        assert names == OPS[op].operands.replace("?", ""), op
 
 
 @SOME

@@ -14,6 +14,7 @@ from butterflyc.compiler.errors import Unsupported
 from butterflyc.compiler.ir import Graph, Node, Type, input_node, make, verify
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.passes.quantize import Quantize
+from butterflyc.passes.quantize_codes import COMPARISONS
 
 from .graphs import Array, Builder
 from .meaning import count
@@ -58,6 +59,8 @@ CASES: dict[str, Case] = {
     "tanh of large numbers": lambda x, y, b: make(
         "tanh", make("mul", make("add", x, y), b.constant("c", np.array(40.0)))
     ),
+    "silu": lambda x, y, b: make("linear", make("silu", x), b.numbers("w", 4, 8)),
+    "mean": lambda x, y, b: make("mean", make("add", x, y), axes=(1,)),
     "sigmoid of 8 bits": lambda x, y, b: make("linear", make("sigmoid", x), b.numbers("w", 4, 8)),
 }
 
@@ -95,7 +98,7 @@ def test_results_are_near_the_real_ones(name: str, seed: int) -> None:
     assert noise <= 0.003 * signal
 
 
-@pytest.mark.parametrize("op", ["equal", "not_equal", "less", "less_equal", "greater"])
+@pytest.mark.parametrize("op", sorted(COMPARISONS))
 def test_comparisons_of_codes_are_those_of_numbers(op: str) -> None:
     """What differs by more than a code compares as it does in floats; so do equal numbers."""
     graph = graph_of(lambda x, y, b: make(op, x, y))
@@ -112,6 +115,34 @@ def test_the_largest_is_at_the_same_place() -> None:
     after = Quantize(samples)(graph)
     same = [(interpret_real(after, *s)[0] == interpret(graph, *s)[0]).mean() for s in samples]
     assert np.mean(same) >= 0.9  # sums of two codes may be equal, or a rounding apart
+
+
+def test_of_equal_largest_the_first() -> None:
+    """argmax takes the first of several, as it does of floats; rows of equals give 0."""
+    graph = graph_of(lambda x, y, b: make("argmax", x, axis=1))
+    after = Quantize(codes_of(graph, 0))(graph)
+    x = np.zeros((6, 8), np.float32)
+    x[1, [2, 5]] = x[2, [6, 7]] = 2.0
+    (found,) = interpret_real(after, x, x)
+    assert found.tolist() == [0, 2, 6, 0, 0, 0] == interpret(graph, x, x)[0].tolist()
+
+
+def test_a_division_by_zero_is_told() -> None:
+    """The constant and the line are named: no choice of samples would help."""
+    graph = graph_of(
+        lambda x, y, b: make("div", x, b.constant("c", np.arange(8.0)), source="m.py:3")
+    )
+    with pytest.raises(Unsupported, match=r"div by the constant 'c', which holds 0: m.py:3"):
+        Quantize(codes_of(graph, 0))(graph)
+
+
+def test_one_sample_is_enough() -> None:
+    """Scales of a single sample serve that sample."""
+    graph = graph_of(CASES["sub"])
+    (sample,) = codes_of(graph, 3, 1)
+    after = Quantize([sample])(graph)
+    (wanted,), (found,) = interpret(graph, *sample), interpret_real(after, *sample)
+    assert np.abs(found - wanted).max() <= 0.01 * np.abs(wanted).max()
 
 
 def test_curves_of_16_bits_have_16() -> None:

@@ -77,6 +77,14 @@ def test_an_added_byte_is_refused(runs: list[Ran], more: bytes, data: st.DataObj
     assert "beyond its buffers" in str(caught.value.help)
 
 
+@pytest.mark.parametrize("size", [0, SAMPLE_HEAD.size, SAMPLE_HEAD.size + OUTPUT_BYTES + 3])
+def test_another_size_is_refused(size: int) -> None:
+    """A frame that is whole, but too short for its figures, or with a part of one, is told."""
+    for data in (frame(SAMPLE, bytes(size)) + written([], 0), frame(END, bytes(size))):
+        with pytest.raises(ProgramFailed, match="are expected"):
+            read_frames(data, OUTPUT_BYTES)
+
+
 def test_another_kind_is_refused() -> None:
     """A frame that is whole, but of a kind that no firmware writes, is told."""
     with pytest.raises(ProgramFailed, match="at byte 0"):
