@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,6 +19,7 @@ from .compiler.capture.export import capture
 from .compiler.capture.recognise import LayerReport, recognise
 from .compiler.capture.recognise_claims import check_claims
 from .compiler.codes import interpret_real
+from .compiler.errors import UsageError
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.views import root_of
@@ -42,6 +44,7 @@ def compile(
     target: str = "host",
     mode: str | None = None,
     calibration: Any = None,
+    weight_snr: float | None = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
@@ -57,24 +60,30 @@ def compile(
     arguments of forward, a tuple, or a dict by their names: tensors in them are the inputs of the
     program, anything else is fixed (docs/inputs_and_outputs.md). ``mode`` is a numeric mode of the
     target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
-    of the one input. ``dump_ir`` names a folder that gets the text of each stage as it is made, so
-    that a failed pass leaves something to look at; ``record`` gets what was recognised and each
-    stage, also of a compilation that fails.
+    of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
+    noise in dB, of 40 by default (docs/modes.md). ``dump_ir`` names a folder that gets the text of
+    each stage as it is made, so that a failed pass leaves something to look at; ``record`` gets
+    what was recognised and each stage, also of a compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
     "3M", "sram": "200K", "psram": "8M"}``, or some of these.
 
-    Raises UnknownName (target, memory), UsageError (mode, name, size), BadInput (examples, NaN
-    weights), Unsupported (ops, listed with source lines), DoesNotFit, ToolMissing (no C compiler).
+    Raises UnknownName (target, memory), UsageError (mode, name, size, budget), BadInput (examples,
+    NaN weights), Unsupported (ops, listed with source lines), DoesNotFit, ToolMissing (no C
+    compiler).
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
     family = family_of(core)
     core = sized(core, memories or {}, family.MEMORIES)
     mode = mode or family.MODES[0]
+    if weight_snr is not None:
+        _check_budget(weight_snr, mode)
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
+    if weight_snr is not None:
+        source = replace(source, weight_snr=weight_snr)
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
     built = lower(source, core, mode, name, dump, record, progress)
@@ -90,8 +99,20 @@ def compile(
     if "quantize" in built.stages:
         progress("measuring what integers cost")
         built.record.quantization = _cost_of_integers(built.stages, source)
-    splits = _samples_are_independent(source)
-    return _assemble(built, files, golden, splits, keep_stages, reports)
+    return _assemble(built, source, files, golden, keep_stages, reports)
+
+
+def _check_budget(weight_snr: float, mode: str) -> None:
+    if mode != "int8":
+        raise UsageError(
+            f"weights keep a signal to noise of {weight_snr} dB in mode int8, this is mode {mode}",
+            help="leave it out, or compile in mode int8",
+        )
+    if not 0 <= weight_snr < math.inf:
+        raise UsageError(
+            f"a signal to noise of {weight_snr} dB, of at least 0 wanted",
+            help="40 is the default, of 30 most weights have 4 digits, of 20 three",
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +153,7 @@ def lower(
 ) -> Lowered:
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     samples = source.samples(progress) if mode == "int8" else ()
-    passes = family_of(core).passes(core, mode, samples)
+    passes = family_of(core).passes(core, mode, samples, source.weight_snr)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -214,9 +235,9 @@ def _samples_are_independent(source: Source) -> bool:
 
 def _assemble(
     built: Lowered,
+    source: Source,
     files: Mapping[str, bytes],
     golden: Mapping[str, np.ndarray],
-    splits: bool,
     keep_stages: bool,
     reports: Mapping[str, bytes],
 ) -> Program:
@@ -237,6 +258,7 @@ def _assemble(
         "target": built.core.name,
         "core": attrs.asdict(built.core),
         "mode": built.mode,
+        "weight_snr": source.weight_snr if built.mode == "int8" else None,
         "inputs": _ports([node.name for node in last.inputs], last.inputs),
         "outputs": _ports(last.results, last.outputs),
         "stages": list(stages),
@@ -253,7 +275,7 @@ def _assemble(
         },
         "routing": _routing(last),
         "steps": step_names(last),
-        "splits": splits,
+        "splits": _samples_are_independent(source),
         "cpu_features": list(family_of(built.core).machine(built.core).features),
         "tools": tool_versions(),
     }

@@ -108,6 +108,8 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
     from .build import lower
 
     core = core_from(program.manifest["core"])
+    if program.mode == "int8":
+        source = replace(source, weight_snr=program.manifest["weight_snr"])
     return lower(source, core, program.mode, program.name, progress=progress).stages
 
 

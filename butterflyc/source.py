@@ -12,6 +12,7 @@ import numpy as np
 
 from .compiler.capture.load import load_model
 from .compiler.errors import BadInput, ButterflycError
+from .passes.quantize_weights import WEIGHT_SNR
 
 if TYPE_CHECKING:
     from .compiler.capture.arguments import Arguments
@@ -23,12 +24,13 @@ Progress = Callable[[str], None]
 class Source:
     """A torch module or exported program, example arguments, and samples to calibrate on if known.
 
-    ``calibration``: rows of the first input, [N, ...].
+    ``calibration``: rows of the first input, [N, ...]. ``weight_snr`` is `Quantize`'s, in dB.
     """
 
     module: Any
     examples: Arguments
     calibration: np.ndarray | None = None
+    weight_snr: float = WEIGHT_SNR
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -120,7 +122,7 @@ def open_model(
     if not isinstance(given, tuple | list | Mapping | Arguments):
         raise BadInput("example inputs are a tuple of tensors", help="write (x,), not x")
     given = tuple(given) if isinstance(given, list) else given
-    return Source(model, Arguments.of(given), *calibration)
+    return Source(model, Arguments.of(given), next(iter(calibration), None))
 
 
 def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[Any, ...]]:

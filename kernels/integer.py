@@ -27,8 +27,10 @@ OPERANDS = {
     "lookup": "x table",
     "quantized_combine": "values gates multiplier",
     "quantized_linear": "x w bias multiplier residual",
+    "quantized_ternary": "codes w multiplier table",
     "requantize": "x multiplier",
     "saturating_add": "a b",
+    "ternary_dot": "codes w",
 }
 
 

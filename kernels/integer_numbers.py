@@ -13,6 +13,9 @@ LENGTH_BITS, INVERSE_BITS, MEAN_BITS = 29, 28, 22
 # The eps of a norm is a length of 15 bits, shifted; below this shift it is none beside one code.
 EPS_BITS, LEAST_EPS_SHIFT = 15, -15
 
+# So many balanced-ternary digits a weight of 8 bits can have: five give -121..121.
+MOST_PLANES = 5
+
 # A curve of 16-bit codes: a value at each 256th code, and one behind the last.
 KNOTS = 257
 
@@ -20,6 +23,11 @@ KNOTS = 257
 def exp2_table() -> list[int]:
     """2**(ONE_BITS - i / OCTAVE), rounded, for i in one octave: at most 2**14."""
     return [round(2.0 ** (ONE_BITS - i / OCTAVE)) for i in range(OCTAVE)]
+
+
+def largest_of(planes: int) -> int:
+    """The largest whole number that ``planes`` balanced-ternary digits give."""
+    return (3**planes - 1) // 2
 
 
 def norm_bits(width: int) -> int:

@@ -119,4 +119,5 @@ KERNEL = Kernel(
     cost,
     scratch,
     numbers=("drop", "shift"),
+    ignored=("planes",),
 )

@@ -97,12 +97,16 @@ class Kernel:
     # spec's attributes: one function serves all their values.
     numbers: tuple[str, ...] = ()
 
+    # Attributes that say nothing to this kernel.
+    ignored: tuple[str, ...] = ()
+
     # How often each part of a call is done, by names that a table of prices knows.
     work: Callable[[Spec, Lanes], Mapping[str, int]] = field(default=no_work)
 
     def opened(self, spec: Spec) -> Spec:
-        """``spec`` without the values of ``numbers``, as ``build`` takes it."""
-        attributes = ((k, None if k in self.numbers else v) for k, v in spec.attributes)
+        """``spec`` without the values of ``numbers`` and what is ``ignored``, for ``build``."""
+        said = [(k, v) for k, v in spec.attributes if k not in self.ignored]
+        attributes = ((k, None if k in self.numbers else v) for k, v in said)
         return replace(spec, attributes=tuple(attributes))
 
     def arguments(self, spec: Spec) -> tuple[int, ...]:

@@ -48,7 +48,8 @@ def _pads(product: TernaryProduct) -> bool:
 
 
 def cost(spec: Spec, lanes: Lanes) -> float:
-    return prod(spec.operands[0].shape) * spec.operands[1].shape[0] / lanes.ternary_lanes
+    step = lanes.ternary_outputs * lanes.ternary_depth
+    return 8 * prod(spec.operands[0].shape) * spec.operands[1].shape[0] / step
 
 
 def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:

@@ -59,8 +59,12 @@ def pair_sums(
     trits: int,
     groups: int,
     unroll: int,
+    start: Any = 0,
 ) -> None:
-    """Write to ``lanes`` the sums of both rows, for ``sizes`` outputs and blocks of columns."""
+    """Write to ``lanes`` the sums of both rows, for ``sizes`` outputs and blocks of columns.
+
+    The weights' blocks are those from ``start`` on.
+    """
     outputs, blocks = sizes
     entries = 3**trits
 
@@ -68,7 +72,7 @@ def pair_sums(
         for output in _each(outputs, unroll):
             total = T.int32(0) if first else lanes[output]
             for g in range(groups):
-                code = cast("int32", codes[b, output, g], 1)
+                code = cast("int32", codes[start + b, output, g], 1)
                 total = total + table[code + g * entries]
             store(lanes, total, output)
 

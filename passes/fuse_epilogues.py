@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ..compiler.ir import Graph, Node, Type, make
-from ..kernels.ternary_table import LARGEST_DEPTH
 from .base import Walk, rewrite
 
 
@@ -34,15 +33,13 @@ def codes_of_sums(node: Node, walk: Walk) -> Node | None:
             zeros = np.zeros(w.type.shape[0], np.int32)
             name = f"{node.name}.zeros"
             bias = [walk.constant(zeros, name, Type("i32", zeros.shape))]
-        return _like(
-            node, "quantized_linear", x, w, *bias, multiplier, **shifts, dtype=node["dtype"]
-        )
+        kept = {"dtype": node["dtype"], "planes": sums["planes"]}
+        return _like(node, "quantized_linear", x, w, *bias, multiplier, **shifts, **kept)
     if sums.op == "integer_combine":
         return _like(
             node, "quantized_combine", *sums.operands, multiplier, **shifts, dtype=node["dtype"]
         )
-    fits = sums.op == "ternary_dot" and sums.operands[1].type.shape[1] <= LARGEST_DEPTH
-    if fits and node["dtype"] == "i8":
+    if sums.op == "ternary_dot" and node["dtype"] == "i8":
         return _like(node, "quantized_ternary", *sums.operands, multiplier, **shifts)
     return None
 

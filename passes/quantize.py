@@ -2,7 +2,7 @@
 
     %y = linear(%x, %w, %bias) : f32[T, N]
     ->
-    %1 = integer_linear(%x, %w, %bias) : i32[T, N]
+    %1 = integer_linear(%x, %w, %bias) {planes = 4} : i32[T, N]
     %y = requantize(%1, %y.multiplier) {drop, shift} : i8[T, N] scale 0.02
 
 Every float becomes codes of 8 bits, or of 16 where values are added up (the residual stream, which
@@ -13,6 +13,7 @@ square error on the samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,22 +25,28 @@ from .base import pruned
 from .calibration import calibrate
 from .quantize_codes import Quantizer
 from .quantize_rules import RULES, as_it_is, why_not
+from .quantize_weights import WEIGHT_SNR, deciding
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """All of a graph in integers, with scales by what ``samples`` are: one array an input each."""
+    """All of a graph in integers, with scales by what ``samples`` are: one array an input each.
+
+    Dense weights have as few digits as keep ``weight_snr`` dB, those of routers all five.
+    """
 
     samples: Sequence[tuple[Array, ...]]
+    weight_snr: float = WEIGHT_SNR
     name = "quantize"
     exact = False
 
     def __call__(self, graph: Graph) -> Graph:
         graph = rebuild(graph, _apart)
         _check_covered(graph)
-        quantizer = Quantizer(graph, calibrate(graph, self.samples))
+        budgets = dict.fromkeys(deciding(graph), math.inf)
+        quantizer = Quantizer(graph, calibrate(graph, self.samples), self.weight_snr, budgets)
         for node in graph.nodes:
             if node.op == "input":
                 quantizer.done[node] = _input(quantizer, node)

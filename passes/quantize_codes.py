@@ -32,9 +32,17 @@ MOST_SHIFT = 30
 class Quantizer:
     """The integer graph as far as it is made: ``done`` has the codes of each float value."""
 
-    def __init__(self, graph: Graph, seen: Mapping[Node, Seen]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        seen: Mapping[Node, Seen],
+        weight_snr: float,
+        budgets: Mapping[Node, float],
+    ) -> None:
         self.graph = graph
         self.seen = seen
+        self._weight_snr = weight_snr
+        self._budgets = budgets
         self.store: dict[str, Array] = dict(graph.constants)
         self.done: dict[Node, Node] = {}
         self._leaders: dict[Node, Node] = {}
@@ -96,6 +104,10 @@ class Quantizer:
         return [seen for node, seen in self.seen.items() if self._leader(node) is leader]
 
     # --- codes ---
+
+    def budget(self, node: Node) -> float:
+        """The signal to noise, in dB, that the weights of ``node`` keep."""
+        return self._budgets.get(node, self._weight_snr)
 
     def value(self, node: Node) -> Array:
         return constant_value(self.graph.constants, node)

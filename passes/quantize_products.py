@@ -7,6 +7,7 @@ import numpy as np
 from ..compiler.ir import Node, make
 from ..kernels.integer_numbers import LIMITS
 from .quantize_codes import Quantizer, scaled, shift_for
+from .quantize_weights import coded
 
 Array = np.ndarray
 
@@ -16,27 +17,19 @@ def linear(q: Quantizer, node: Node) -> Node:
     codes = q.codes(x)
     weights = q.value(w).astype(np.float64)
     added = q.value(bias[0]).astype(np.float64) if bias else np.zeros(len(weights))
-    by_row = row_scales(weights, added / q.scale_of(codes))
-    rows, unit = np.rint(weights / by_row[:, None]), q.scale_of(codes) * by_row
+    found = coded(weights, added / q.scale_of(codes), q.budget(node))
+    unit = q.scale_of(codes) * found.scale
     added = np.rint(added / unit)
-    operands = [codes, q.constant(rows, "i8", w.name)]
+    operands = [codes, q.constant(found.rows, "i8", w.name)]
     operands += [q.constant(added, "i32", bias[0].name, most=2**30)] if bias else []
-    sums = make("integer_linear", *operands, name=f"{node.name}.sums", source=node.source)
-    bound = (LIMITS["i8"] * np.abs(rows).sum(1) + np.abs(added)).max()
+    sums = make(
+        "integer_linear", *operands, name=f"{node.name}.sums", source=node.source,
+        planes=found.planes,
+    )  # fmt: skip
+    if np.isfinite(found.snr):
+        sums = sums.with_notes(weight_snr=round(found.snr, 2))
+    bound = (LIMITS["i8"] * np.abs(found.rows).sum(1) + np.abs(added)).max()
     return q.finished(node, sums, unit, bound)
-
-
-def row_scales(weights: Array, added: Array) -> Array:
-    """What a code of each row of ``weights`` stands for; ``added`` are biases in codes of x.
-
-    A bias far beyond the sums of products would not fit 32 bits, and take bits from the sums of all
-    rows: such a row gets coarser weights, whose roundings are nothing beside its bias.
-    """
-    by_row = np.abs(weights).max(1, initial=0) / LIMITS["i8"]
-    levels = np.abs(weights).sum(1) / np.where(by_row > 0, by_row, 1)
-    most = max(4 * LIMITS["i8"] * float(levels.max(initial=0)), 2.0**15)
-    by_row = np.maximum(by_row, np.abs(added) / min(most, 2.0**30))
-    return np.where(by_row > 0, by_row, 1)
 
 
 def ternary_matmul(q: Quantizer, node: Node) -> Node:

@@ -31,6 +31,7 @@ from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
 from ..passes.quantize_activations import QuantizeActivations
+from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.spread_rotations import SpreadRotations
@@ -80,16 +81,19 @@ def host() -> tuple[str, str, str]:
 
 
 def passes(
-    core: Core, mode: str, samples: Sequence[tuple[np.ndarray, ...]] = ()
+    core: Core,
+    mode: str,
+    samples: Sequence[tuple[np.ndarray, ...]] = (),
+    weight_snr: float = WEIGHT_SNR,
 ) -> tuple[Pass, ...]:
-    """The pipeline, in order; ``samples`` are what int8 chooses its scales by.
+    """The pipeline, in order; ``samples`` and ``weight_snr`` are what int8 chooses codes by.
 
     Raises UsageError for a mode that CPUs do not have.
     """
     check_mode(core.name, mode, MODES)
     lanes, kernels = machine(core).lanes, all_kernels()
     if mode == "int8":
-        return integer_passes(samples, lanes, keep_routing=True)
+        return integer_passes(samples, weight_snr, lanes, keep_routing=True)
     return (
         Canonicalize(),
         MergeRotations(),

@@ -14,6 +14,7 @@ from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
 from ..passes.fuse_epilogues import FuseEpilogues
+from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.tile_rows import TileRows
 from . import placement
 from .code_size import Code, estimated, measured
@@ -43,13 +44,16 @@ def machine(core: Core) -> Machine:
 
 
 def passes(
-    core: Core, mode: str, samples: Sequence[tuple[np.ndarray, ...]] = ()
+    core: Core,
+    mode: str,
+    samples: Sequence[tuple[np.ndarray, ...]] = (),
+    weight_snr: float = WEIGHT_SNR,
 ) -> tuple[Pass, ...]:
     """`integer_passes`. Raises UsageError for a mode that these targets do not have."""
     check_mode(core.name, mode, MODES)
     own = FuseEpilogues(), TileRows()
     lanes, price = machine(core).lanes, prices_of(core.runner).instructions
-    return integer_passes(samples, lanes, False, own, sharing=True, price=price)
+    return integer_passes(samples, weight_snr, lanes, False, own, sharing=True, price=price)
 
 
 def emit(

@@ -35,13 +35,14 @@ def check_mode(target: str, mode: str, modes: Sequence[str]) -> None:
 
 def integer_passes(
     samples: Sequence[tuple[np.ndarray, ...]],
+    weight_snr: float,
     lanes: Lanes,
     keep_routing: bool,
     after: Sequence[Pass] = (),
     sharing: bool = False,
     price: Price = unpriced,
 ) -> tuple[Pass, ...]:
-    """Mode int8, in order: ``samples`` are what scales are chosen by.
+    """Mode int8, in order: ``samples`` and ``weight_snr`` are those of `Quantize`.
 
     ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s, ``price``
     `SelectKernels`'.
@@ -54,7 +55,7 @@ def integer_passes(
         ShareExpertMatmul(),
         CombineBeforeDown(),
         SplitHeads(),
-        Quantize(samples),
+        Quantize(samples, weight_snr),
         *after,
         SelectKernels(kernels, lanes, price=price),
         PackWeights(kernels, lanes),

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("-m", "--mode", help="f32, a8 or int8; by default the target's first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Samples: an .npz file.")
+@click.option(
+    "--weight-snr", type=float, metavar="DB", help="Of dense weights in int8; by default 40."
+)
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
@@ -43,6 +46,7 @@ def command(
     mode: str | None,
     output: Path,
     calibrate: Path | None,
+    weight_snr: float | None,
     name: str,
     target_file: Path | None,
     flash: str | None,
@@ -83,6 +87,7 @@ def command(
                 target=target,
                 mode=mode,
                 calibration=samples,
+                weight_snr=weight_snr,
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},

@@ -89,12 +89,11 @@ def test_what_is_read_twice_stays() -> None:
 
 
 def test_what_no_kernel_serves_stays() -> None:
-    """Ternary rows that are too long for two sums in 32 bits, and ternary codes of 16 bits."""
-    for depth, dtype in ((257, "i8"), (8, "i16")):
-        b = Builder(None)
-        x, product = sums(b, depth)
-        graph = Graph("g", (x,), (as_codes(b, product, dtype),), b.store)
-        assert FuseEpilogues()(graph) == graph
+    """Ternary products whose codes have 16 bits."""
+    b = Builder(None)
+    x, product = sums(b, 8)
+    graph = Graph("g", (x,), (as_codes(b, product, "i16"),), b.store)
+    assert FuseEpilogues()(graph) == graph
 
 
 def test_residuals_that_repeat_stay() -> None:

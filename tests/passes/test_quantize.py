@@ -22,7 +22,7 @@ from .meaning import GOLDEN, Golden
 
 def in_front(graph: Graph) -> Graph:
     """What the passes in front of this one make of a graph."""
-    steps = integer_passes((), Lanes(), keep_routing=False)
+    steps = integer_passes((), 40.0, Lanes(), keep_routing=False)
     for step in takewhile(lambda step: step.name != "quantize", steps):
         graph = step(graph)
     return graph

@@ -17,9 +17,11 @@ from ....kernels.integer_numbers import (
     LENGTH_BITS,
     LIMITS,
     MEAN_BITS,
+    MOST_PLANES,
     OCTAVE,
     UNIT_BITS,
     WORD_BITS,
+    largest_of,
     norm_bits,
 )
 from ..types import Type
@@ -61,7 +63,8 @@ def _codes(x: Type, *dtypes: str) -> None:
 # --- products ---
 
 
-def integer_linear(x: Type, w: Type, bias: Type | None = None) -> Type:
+def integer_linear(x: Type, w: Type, bias: Type | None = None, planes: int = 0) -> Type:
+    want(0 <= planes <= MOST_PLANES, f"{planes} planes, of {MOST_PLANES} at most")
     _codes(x, "i8")
     want(w.dtype == "i8" and w.rank == 2, f"w is {w}, not i8[N, K]")
     want(x.rank >= 1 and x.shape[-1] == w.shape[1], f"x {x} does not fit w {w}")
@@ -70,7 +73,9 @@ def integer_linear(x: Type, w: Type, bias: Type | None = None) -> Type:
     return Type("i32", (*x.shape[:-1], w.shape[0]))
 
 
-def integer_linear_meaning(x: Array, w: Array, bias: Array | None = None) -> Array:
+def integer_linear_meaning(x: Array, w: Array, bias: Array | None = None, planes: int = 0) -> Array:
+    most = np.abs(w.astype(np.int64)).max(initial=0)
+    assert not planes or most <= largest_of(planes), f"{most} does not fit {planes} planes"
     y = x.astype(np.int64) @ w.T.astype(np.int64)
     return fits(y if bias is None else y + bias)
 
@@ -255,7 +260,9 @@ OPS = [
         "x w bias?",
         integer_linear,
         integer_linear_meaning,
-        "x @ w.T + bias, exact, of 8-bit codes",
+        "x @ w.T + bias, exact, of 8-bit codes; where planes are said, a weight has so many "
+        "balanced-ternary digits",
+        planes=0,
     ),
     op(
         "requantize",

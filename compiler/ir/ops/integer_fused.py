@@ -36,8 +36,9 @@ def quantized_linear(
     drop: int,
     shift: int,
     dtype: str,
+    planes: int,
 ) -> Type:
-    codes = requantize(integer_linear(x, w, bias), multiplier, drop, shift, dtype)
+    codes = requantize(integer_linear(x, w, bias, planes), multiplier, drop, shift, dtype)
     if residual is None:
         return codes
     want(residual.shape == codes.shape, f"residual {residual} for {codes}")
@@ -54,8 +55,9 @@ def quantized_linear_meaning(
     drop: int,
     shift: int,
     dtype: str,
+    planes: int,
 ) -> Array:
-    sums = integer_linear_meaning(x, w, bias)
+    sums = integer_linear_meaning(x, w, bias, planes)
     codes = requantize_meaning(sums, multiplier, drop, shift, dtype)
     return codes if residual is None else saturating_add_meaning(residual, codes)
 
@@ -98,6 +100,7 @@ OPS = [
         drop=0,
         shift=REQUIRED,
         dtype="i8",
+        planes=0,
     ),
     op(
         "quantized_ternary",
