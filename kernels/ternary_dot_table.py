@@ -66,8 +66,10 @@ def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
 def parts_of(spec: Spec) -> tuple[int, int]:
     """How many blocks of columns there are, and how many of them make one part."""
     trits, groups, _ = shape_of(spec)
-    columns = columns_of(trits, groups)
-    blocks = -(-spec.operands[1].shape[1] // columns)
+    columns, depth = columns_of(trits, groups), spec.operands[1].shape[1]
+    blocks = -(-depth // columns)
+    if depth <= LARGEST_DEPTH:  # padding adds nothing to a sum
+        return blocks, blocks
     parts = -(-blocks // (LARGEST_DEPTH // columns))
     return blocks, -(-blocks // parts)
 
