@@ -54,7 +54,8 @@ def quantization_report(
     ``nodes``: those of one name in both, worst first, with ``snr_db`` (None: no error at all) and
     ``clipped``, the share beyond the largest code. ``top1_agreement``: of rows of the first output,
     None without any; ``routing_agreement``: of tokens with the same experts, None without experts.
-    A token that goes to other experts than in floats counts as noise there.
+    A token that goes to other experts than in floats counts as noise there. ``weights``: dense ones
+    with how many balanced-ternary digits they have, and what ``snr_db`` that leaves them.
     """
     chosen = samples[:: -(-len(samples) // MOST_SAMPLES)]
     pairs = list(_pairs(before, after))
@@ -79,6 +80,17 @@ def quantization_report(
         "routing_agreement": _mean([share for shares in routed.values() for share in shares]),
         "routing": routing,
         "nodes": rows,
+        "weights": [_weights(node) for node in after.nodes if node.op == "integer_linear"],
+    }
+
+
+def _weights(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name.removesuffix(".sums"),
+        "shape": list(node.operands[1].type.shape),
+        "digits": node["planes"],
+        "snr_db": node.notes.get("weight_snr"),
+        "source": node.source,
     }
 
 

@@ -46,6 +46,18 @@ def test_each_value_is_measured_worst_first() -> None:
     assert 0 <= report["top1_agreement"] <= 1
 
 
+def test_digits_of_weights_are_told() -> None:
+    """Each dense matrix with its digits, and what they keep of it."""
+    graph = block(np.random.default_rng(1))
+    some = samples(graph, 4)
+    report = quantization_report(graph, Quantize(some, 24.0)(graph), some)
+    found = {each["name"]: each for each in report["weights"]}
+    assert {"q", "up", "down", "head"} <= found.keys()
+    assert found["up"]["shape"] == [16, 8]
+    assert all(each["digits"] <= 5 for each in found.values())
+    assert all(each["snr_db"] is None or each["snr_db"] >= 24 for each in found.values())
+
+
 @pytest.mark.parametrize(("count", "taken"), [(1, 1), (16, 16), (17, 9), (100, 15)])
 def test_at_most_16_samples_are_measured(count: int, taken: int) -> None:
     """They are spread over all of them."""

@@ -38,10 +38,24 @@ def show_quantization(data: Mapping[str, Any]) -> None:
         print_line(f"{layer['name']} chooses the same experts for {layer['agreement']:.1%}")
     if data["routing"]:
         print_line("a token that goes to other experts counts as noise in what these compute")
+    for line in _digits(data.get("weights", [])):
+        print_line(line)
     print_line("")
     print_table([("SNR", "clipped", "codes", "scale", "value", "op", "source"), *_rows(nodes)])
     if len(nodes) > SHOWN:
         print_line(f"and {len(nodes) - SHOWN} values with less noise: --json has them all")
+
+
+def _digits(weights: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each number of digits: how many matrices have them, and what is lost at most."""
+    for digits in sorted({each["digits"] for each in weights}):
+        alike = [each for each in weights if each["digits"] == digits]
+        lossy = [each for each in alike if each["snr_db"] is not None]
+        worst = min(lossy, key=lambda each: each["snr_db"], default=None)
+        what = f"{len(alike)} dense matri{'ces' if len(alike) > 1 else 'x'}"
+        of = f"{digits} ternary digit{'s' if digits > 1 else ''} a weight"
+        kept = f"{_decibels(worst)} or more ({worst['name']})" if worst else "as they were"
+        yield f"{what} of {of}: {kept}"
 
 
 def _rows(nodes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
