@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import butterflyc as bc
-from butterflyc.check import check
+from butterflyc.check import _lowered_again, check
 from butterflyc.compiler.codes import decode, encode
-from butterflyc.compiler.errors import BadInput
+from butterflyc.compiler.errors import BadInput, UsageError
 from butterflyc.compiler.ir import Type
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.vit import ViT, ViTConfig
@@ -170,3 +170,30 @@ def test_choices_and_curves_have_the_interpreters_bits() -> None:
     assert (outcome.passed, outcome.bit_identical) == (True, True)
     wanted = Gates()(torch.from_numpy(rows)).numpy()
     assert np.square(made(rows) - wanted).mean() <= 0.003 * np.square(wanted).mean()
+
+
+def test_weights_of_fewer_digits() -> None:
+    """A program keeps its budget: lowered once more it is the same, and a smaller one is told."""
+    examples = (torch.from_numpy(IMAGES[:1]),)
+    made = bc.compile(model(), examples, mode="int8", calibration=IMAGES, weight_snr=24)
+    assert (made.manifest["weight_snr"], program().manifest["weight_snr"]) == (24, 40)
+    digits = {each["digits"] for each in made.report["quantization"]["weights"]}
+    assert digits == {3, 5}
+    source = replace(open_model(model(), examples), calibration=IMAGES)
+    again = _lowered_again(made, source, lambda _: None)
+    assert str(again["quantize"]) == str(made.stages["quantize"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "budget", "match"),
+    [
+        ("f32", 40.0, "in mode int8, this is mode f32"),
+        ("int8", -1.0, "a signal to noise of -1.0 dB, of at least 0 wanted"),
+        ("int8", float("nan"), "a signal to noise of nan dB"),
+        ("int8", float("inf"), "a signal to noise of inf dB"),
+    ],
+)
+def test_budgets_that_cannot_be(mode: str, budget: float, match: str) -> None:
+    """They are refused before anything is captured."""
+    with pytest.raises(UsageError, match=match):
+        bc.compile(model(), (torch.from_numpy(IMAGES[:1]),), mode=mode, weight_snr=budget)
