@@ -64,10 +64,6 @@ def no_layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
     return {}
 
 
-def no_work(spec: Spec, lanes: Lanes) -> Mapping[str, int]:
-    return {}
-
-
 def one_way(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({},)
 
@@ -96,9 +92,6 @@ class Kernel:
     # Attributes that a function takes as int32 parameters behind its buffers, in the order of a
     # spec's attributes: one function serves all their values.
     numbers: tuple[str, ...] = ()
-
-    # How often each part of a call is done, by names that a table of prices knows.
-    work: Callable[[Spec, Lanes], Mapping[str, int]] = field(default=no_work)
 
     def opened(self, spec: Spec) -> Spec:
         """``spec`` without the values of ``numbers``, as ``build`` takes it."""

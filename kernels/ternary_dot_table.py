@@ -73,26 +73,6 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({}, *ways)
 
 
-def work(spec: Spec, lanes: Lanes) -> Mapping[str, int]:
-    """Tables filled, bytes of weights looked up in, sums made codes: for two rows at a time."""
-    trits, groups, unroll = shape_of(spec)
-    outputs, depth = spec.operands[1].shape
-    pairs = -(-prod(spec.operands[0].shape[:-1]) // 2)
-    blocks = blocks_of(spec)
-    finished = {"ternary_dot": "sum", "quantized_ternary": "code"}[spec.op]
-    looked_up = "looked up" if len(spec.operands) > 3 else finished
-    parts = {
-        "call": 1,
-        "pair": pairs,
-        "column": pairs * depth,
-        "table": pairs * blocks * groups,
-        "block": pairs * blocks,
-        "add": pairs * blocks * outputs,
-        looked_up: pairs * outputs,
-    }
-    return {f"{trits}x{groups}x{unroll} {part}": count for part, count in parts.items()}
-
-
 def _finisher(
     f: Function, lanes: Lanes, spec: Spec, factors: Sequence[Any], output: Any
 ) -> Callable[[Any], Any]:
@@ -161,5 +141,4 @@ KERNEL = Kernel(
     layouts,
     space,
     numbers=("shift",),
-    work=work,
 )
