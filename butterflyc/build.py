@@ -95,7 +95,8 @@ def compile(
     if family.MEMORIES:
         progress("placing")
         placed = family.place(built.last, core, name, files)
-        reports = report_sections(built, placed, files, golden)
+        took = family.predict(built.last, core)
+        reports = report_sections(built, placed, files, golden, took)
     if "quantize" in built.stages:
         progress("measuring what integers cost")
         built.record.quantization = _cost_of_integers(built.stages, source)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .instructions import instructions_of, instructions_rows, instructions_text
+
 if TYPE_CHECKING:
     from .build import Lowered
+    from .targets.instructions import Prediction
     from .targets.placement import Placement, Region, Step
 
 FOLDER = "report/"  # where the sections of an artefact lie that `compile` writes out
@@ -23,9 +26,10 @@ def report_sections(
     placed: Placement,
     files: Mapping[str, bytes],
     golden: Mapping[str, np.ndarray],
+    prediction: Prediction,
 ) -> dict[str, bytes]:
     """Both reports, by the names of their sections in the artefact."""
-    data = report_of(built, placed, files, golden)
+    data = report_of(built, placed, files, golden, prediction)
     text = json.dumps(data, indent=1) + "\n"
     return {JSON: text.encode(), MARKDOWN: markdown(data).encode()}
 
@@ -35,6 +39,7 @@ def report_of(
     placed: Placement,
     files: Mapping[str, bytes],
     golden: Mapping[str, np.ndarray],
+    prediction: Prediction,
 ) -> dict[str, Any]:
     """The report as plain data, for JSON."""
     from .targets.fit import weights_by
@@ -59,6 +64,7 @@ def report_of(
         "weights": weights,
         "code": {"bytes": placed.code.bytes, "measured": placed.code.measured},
         "arena": _arena(placed),
+        "instructions": instructions_of(prediction),
         "experts": _experts(built, placed),
         "accuracy": _accuracy(golden),
         "files": {name: len(content) for name, content in sorted(files.items())},
@@ -206,6 +212,9 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"{peak_text(data['arena'])}. In use there:",
         _table([("buffer", "bytes", "source"), *_held(data["arena"])]),
         _table([("step", "op", "bytes in use", "source"), *_timeline(data["arena"])]),
+        "## Instructions",
+        f"{instructions_text(data['instructions'])}.",
+        *_costliest(data["instructions"]),
         "## Experts",
         f"{experts_text(data['experts']) or 'No layer chooses experts'}.",
         *(f"- {e['path']}: {e['found']} of {e['experts']}" for e in data["experts"]["layers"]),
@@ -231,6 +240,10 @@ def _held(arena: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
 def _timeline(arena: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
     for step in arena["timeline"]:
         yield step["name"], step["op"], f"{step['bytes']:,}", step["source"]
+
+
+def _costliest(instructions: Mapping[str, Any]) -> list[str]:
+    return [] if instructions["total"] is None else [_table(instructions_rows(instructions))]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

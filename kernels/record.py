@@ -64,10 +64,6 @@ def no_layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
     return {}
 
 
-def no_work(spec: Spec, lanes: Lanes) -> Mapping[str, int]:
-    return {}
-
-
 def one_way(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({},)
 
@@ -99,9 +95,6 @@ class Kernel:
 
     # Attributes that say nothing to this kernel.
     ignored: tuple[str, ...] = ()
-
-    # How often each part of a call is done, by names that a table of prices knows.
-    work: Callable[[Spec, Lanes], Mapping[str, int]] = field(default=no_work)
 
     def opened(self, spec: Spec) -> Spec:
         """``spec`` without the values of ``numbers`` and what is ``ignored``, for ``build``."""

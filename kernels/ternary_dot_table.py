@@ -100,26 +100,6 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({}, *ways)
 
 
-def work(spec: Spec, lanes: Lanes) -> Mapping[str, int]:
-    """Tables filled, bytes of weights looked up in, sums made codes: for two rows at a time."""
-    trits, groups, unroll = shape_of(spec)
-    outputs, depth = spec.operands[1].shape
-    pairs = -(-prod(spec.operands[0].shape[:-1]) // 2)
-    blocks, _ = parts_of(spec)
-    finished = {"ternary_dot": "sum", "quantized_ternary": "code"}.get(spec.op, "dense")
-    looked_up = "looked up" if len(spec.operands) > 3 else finished
-    parts = {
-        "call": 1,
-        "pair": pairs,
-        "column": pairs * depth,
-        "table": pairs * blocks * groups,
-        "block": pairs * blocks,
-        "add": pairs * blocks * outputs * planes_of(spec),
-        looked_up: pairs * outputs,
-    }
-    return {f"{trits}x{groups}x{unroll} {part}": count for part, count in parts.items()}
-
-
 @dataclass(frozen=True)
 class _Parts:
     """``count`` parts of ``blocks`` blocks of columns, of which ``columns`` are not padding."""
@@ -266,5 +246,4 @@ KERNEL = Kernel(
     layouts,
     space,
     numbers=("shift",),
-    work=work,
 )

@@ -4,8 +4,9 @@
     ->
     %y = linear(%x, %w) : f32[65, 256] @ {kernel = "linear"}
 
-Among the records that serve an op's spec the one of least modelled cost wins. Ops that move no
-data (`reshape`) get none: they are views.
+Among the records that serve an op's spec the one of least price wins, with the parameters that are
+cheapest; the one of least modelled cost where one of them has no price. Ops that move no data
+(`reshape`) get none: they are views.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..kernels.record import Kernel, Spec, Tensor
 
 _PARAMETER = "tune_"  # notes that carry a kernel's parameters
 Price = Callable[[Kernel, Spec, Lanes], float | None]
+Way = tuple[float, str, int, Mapping[str, int]]  # price, kernel, which of its ways, parameters
 
 
 def unpriced(kernel: Kernel, spec: Spec, lanes: Lanes) -> None:
@@ -71,7 +73,7 @@ def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
 class SelectKernels:
     """``tuned`` maps a spec's digest to (kernel name, parameters) that were measured better.
 
-    ``price`` predicts what a call takes, or gives None; of a kernel's ways the cheapest is taken.
+    ``price`` predicts what a call takes, or gives None.
     """
 
     kernels: tuple[Kernel, ...]
@@ -95,8 +97,7 @@ class SelectKernels:
                 return node
             name, parameters = self.tuned.get(spec.digest, ("", {}))
             if name not in {kernel.name for kernel in able}:
-                best = min(able, key=lambda k: (k.cost(spec, self.lanes), k.name))
-                name, parameters = best.name, self._cheapest(best, spec)
+                name, parameters = self._best(able, spec)
             tuning = {_PARAMETER + key: value for key, value in sorted(parameters.items())}
             return node.with_notes(kernel=name, **tuning)
 
@@ -105,15 +106,24 @@ class SelectKernels:
             raise _no_kernel(missing, self.lanes)
         return chosen
 
-    def _cheapest(self, kernel: Kernel, spec: Spec) -> Mapping[str, int]:
-        """The parameters of least price; the kernel's own where no price is known."""
-        prices: list[tuple[float, int, Mapping[str, int]]] = []
+    def _best(self, able: list[Kernel], spec: Spec) -> tuple[str, Mapping[str, int]]:
+        """By price where all have one; else by cost, and the parameters by price if it has one."""
+        priced = [ways for kernel in able if (ways := self._priced(kernel, spec))]
+        if len(priced) < len(able):
+            least = min(able, key=lambda kernel: (kernel.cost(spec, self.lanes), kernel.name))
+            priced = [self._priced(least, spec) or [(0, least.name, 0, {})]]
+        _, name, _, parameters = min((way for ways in priced for way in ways), key=lambda w: w[:3])
+        return name, parameters
+
+    def _priced(self, kernel: Kernel, spec: Spec) -> list[Way]:
+        """All ways of a kernel that have a price."""
+        found: list[Way] = []
         for i, parameters in enumerate(kernel.space(spec, self.lanes)):
             way = replace(spec, parameters=tuple(sorted(parameters.items())))
             price = self.price(kernel, way, self.lanes)
             if price is not None and kernel.supports(way, self.lanes):
-                prices.append((price, i, parameters))
-        return min(prices, key=lambda found: found[:2], default=(0, 0, {}))[2]
+                found.append((price, kernel.name, i, parameters))
+        return found
 
 
 def _no_kernel(nodes: list[Node], lanes: Lanes) -> Unsupported:

@@ -19,6 +19,7 @@ from ..passes.tile_rows import TileRows
 from . import placement
 from .code_size import Code, estimated, measured
 from .fit import does_not_fit
+from .instructions import Prediction, predicted
 from .lanes_dsp import Dsp
 from .package import package
 from .parts import check_mode, integer_passes, kernel_functions
@@ -102,6 +103,11 @@ def place(
     if not (placed if files else on(core, Code(0))).fits:
         raise does_not_fit(graph, placed, lambda other: on(other, code))
     return placed
+
+
+def predict(graph: Graph, core: Core) -> Prediction:
+    """The instructions that the model takes on ``core``, as a table of counts has them."""
+    return predicted(graph, core, machine(core).lanes)
 
 
 def weights_c(name: str, weights: bytes) -> str:

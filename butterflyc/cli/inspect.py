@@ -12,6 +12,7 @@ import click
 from ..compiler.errors import UsageError, unknown_name
 from ..mlir import DIALECTS, view
 from ._explain import show_layers
+from ._instructions import instructions, show_instructions
 from ._memory import show_placement
 from ._output import bytes_text, print_columns, print_json
 from ._quantization import quantization, show_quantization
@@ -49,7 +50,8 @@ def command(
 ) -> None:
     """Show what a compiled model is: a .bfly file, or the folder that holds one.
 
-    VIEW is summary, ir, memory, kernels, experts, recognition, quantization or manifest.
+    VIEW is summary, ir, memory, instructions, kernels, experts, recognition, quantization or
+    manifest.
 
     `inspect MODEL --mlir` shows a model that is not compiled yet, as torch-mlir sees it.
     """
@@ -216,6 +218,7 @@ View = tuple[Callable[["Program"], dict[str, Any]], Callable[[Mapping[str, Any]]
 VIEWS: dict[str, View] = {
     "summary": (summary, _show_summary),
     "memory": (memory, _show_memory),
+    "instructions": (instructions, show_instructions),
     "kernels": (kernels, _show_kernels),
     "experts": (experts, _show_experts),
     "recognition": (recognition, show_layers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,11 +16,36 @@ from ..lower.emit_c import emit, emit_header, lower_for_c
 from .bare_metal import build, run
 from .kernel import with_layouts
 
+# Kinds of operands that are no zeros: C's type, and what a number is.
+DRAWN = {
+    "i8": ("int8_t", "(int8_t)(drawn(8) - 128)"),
+    "i16": ("int16_t", "(int16_t)drawn(14)"),
+}
+# The operand that holds the powers of two of one octave, of which the largest is 2**14: what is
+# divided by must be as large.
+OCTAVES = {"integer_softmax": 1, "integer_attention": 3}
+POWER = "int16_t", "(int16_t)(16383 + drawn(13))"
+
 MAIN = """\
 #include "hal.h"
 #include "kernel.h"
 
 {buffers}
+static uint32_t state = 1;
+
+/* A number of `bits` bits, other than 0. */
+static int32_t drawn(int bits)
+{{
+    state = state * 1664525u + 1013904223u;
+    return (int32_t)((state >> 8) % ((1u << bits) - 1)) + 1;
+}}
+
+static void fill(void)
+{{
+    unsigned i = 0;
+    (void)i, (void)drawn;
+{fills}}}
+
 static void nothing({types}) {{ {unused} }}
 
 typedef void (*Kernel)({types});
@@ -34,6 +60,7 @@ static uint64_t counted(void)
 
 int main(void)
 {{
+    fill();
     called = nothing;
     counted();
     const uint64_t calling = counted();
@@ -47,8 +74,10 @@ int main(void)
 def kernel_instructions(
     machine: str, kernel: Kernel, spec: Spec, lanes: Lanes, folder: Path
 ) -> int:
-    """Of one call on zeros, in whole words, without what calling costs; built in ``folder``.
+    """Of one call, without what calling costs; built in ``folder``.
 
+    Operands of 8 and 16 bits hold numbers drawn at random, of which the latter are positive as
+    factors and tables are; all others are zeros, which are valid as places and as packed weights.
     Raises what `bare_metal.build` and `run` do.
     """
     lowered = [lower_for_c(kernel.build(kernel.opened(spec), lanes, "kernel"))]
@@ -60,12 +89,22 @@ def kernel_instructions(
     names = [f"p{i}" for i in range(len(types))]
     main = MAIN.format(
         buffers="".join(f"static uint64_t b{i}[{n // 8 + 1}];\n" for i, n in enumerate(sizes)),
+        fills="".join(f"    {line}\n" for line in _fills(spec, operands)),
         types=", ".join(f"{type} {name}" for type, name in zip(types, names, strict=True)),
         unused=" ".join(f"(void){name};" for name in names),
         arguments=", ".join([*(f"b{i}" for i in range(len(sizes))), *map(str, numbers)]),
     )
     sources = {"main.c": main, "kernel.c": emit(lowered), "kernel.h": emit_header(lowered, "K_H")}
     return int(run(machine, build(machine, sources, folder)).checked().text)
+
+
+def _fills(spec: Spec, operands: Sequence[Tensor]) -> Iterator[str]:
+    """C that sets the operands."""
+    for i, tensor in enumerate(operands):
+        if tensor.layout or tensor.dtype not in DRAWN:
+            continue
+        kind, text = POWER if OCTAVES.get(spec.op) == i else DRAWN[tensor.dtype]
+        yield f"for (i = 0; i < {prod(tensor.shape)}; i++) (({kind} *)b{i})[i] = {text};"
 
 
 def _bytes(tensor: Tensor) -> int:

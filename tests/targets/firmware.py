@@ -10,7 +10,7 @@ import numpy as np
 from butterflyc.placed import c_files as sources
 from butterflyc.program import Program
 
-__all__ = ["Ran", "run_on", "sources"]
+__all__ = ["Ran", "prediction_error", "run_on", "sources"]
 Array = np.ndarray
 
 
@@ -31,3 +31,11 @@ def run_on(machine: str, program: Program, codes: Array, folder: Path) -> Ran:
     assert on.emulated.machine == machine
     outputs = np.stack([outputs[0] for outputs in on.run_each([(code[None],) for code in codes])])
     return Ran(outputs, on.instructions, on.emulated.stack_bytes, on.emulated.foreign)
+
+
+def prediction_error(program: Program, instructions: float) -> float:
+    """By which part of them the report's prediction is off."""
+    assert program.placement
+    predicted = program.placement["instructions"]["total"]
+    assert predicted, "a step has no price"
+    return float(predicted / instructions - 1)

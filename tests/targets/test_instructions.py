@@ -19,7 +19,7 @@ from butterflyc.kernels.record import Kernel, Spec, Tensor
 from butterflyc.kernels.ternary_dot_table import KERNEL, layout_of
 from butterflyc.passes.select_kernels import SelectKernels, kernel_of, spec_of
 from butterflyc.targets import mcu
-from butterflyc.targets.prices import prices_of
+from butterflyc.targets.prices import Prices, entry, prices_of
 from butterflyc.targets.registry import load_core
 
 # Outputs, columns, and the most instructions a multiplication on each machine.
@@ -109,12 +109,23 @@ def test_the_cheapest_way_is_chosen() -> None:
 
 
 def test_what_has_no_price() -> None:
-    """A machine that nothing was counted on, and a kernel whose work has no parts."""
+    """A machine that nothing was counted on, and a kernel of floats."""
     _, spec, lanes = chosen("none", product(64, 64))
     assert spec.parameters == ()
     assert prices_of("none").instructions(KERNEL, spec, lanes) is None
-    (lookup,) = (kernel for kernel in all_kernels() if kernel.name == "lookup")
-    assert prices_of("rv32imc").instructions(lookup, spec, lanes) is None
+    x = Tensor("f32", (4, 8))
+    (softmax,) = (kernel for kernel in all_kernels() if kernel.name == "softmax")
+    asked = Spec("softmax", (("axis", -1),), (x,), (x,))
+    assert prices_of("rv32imc").instructions(softmax, asked, lanes) is None
+
+
+def test_work_without_a_price() -> None:
+    """A class of work that was never counted has none, and so has what does it."""
+    _, spec, lanes = chosen("rv32imc", product(64, 64))
+    known = prices_of("rv32imc").kernels[entry(KERNEL, spec)]
+    less = {name: price for name, price in known.items() if name != "multiply"}
+    prices = Prices("some compiler", {entry(KERNEL, spec): less})
+    assert prices.instructions(KERNEL, spec, lanes) is None
 
 
 def test_bytes_of_a_weight() -> None:

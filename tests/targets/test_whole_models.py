@@ -16,7 +16,7 @@ from butterflyc.models.checkpoint import digits_calibration, digits_test
 from butterflyc.models.vit import butterfly_vit
 
 from ..digits import digits_model
-from .firmware import run_on
+from .firmware import prediction_error, run_on
 from .test_mcu import ALLOWED, MACHINES, wanted
 
 pytestmark = pytest.mark.slow
@@ -40,6 +40,8 @@ def test_digits(
 ) -> None:
     """A hundred test images of the digits model: the interpreter's bits, and its limits kept.
 
+    What it takes was predicted within 10 %.
+
     ``--junitxml=FILE`` holds what was counted.
     """
     _need(machine, needs_tool)
@@ -54,6 +56,9 @@ def test_digits(
     record_property("instructions", instructions)
     record_property("stack_bytes", ran.stack_bytes)
     record_property("arena_bytes", program.memory["arena"])
+    error = prediction_error(program, instructions)
+    record_property("prediction_error", error)
+    assert abs(error) <= 0.1
     np.testing.assert_array_equal(ran.outputs, wanted(program, codes))
     assert program.memory["arena"] <= 18 << 10
     assert ran.foreign <= ALLOWED
@@ -72,7 +77,7 @@ def test_the_model_of_the_papers(
     record_property: Record,
     counted: Counted,
 ) -> None:
-    """The CIFAR model with fresh weights, on one image of noise.
+    """The CIFAR model with fresh weights, on one image of noise; predicted within 10 %.
 
     An ESP32-S3 holds it; the instruction set here is that of its elder.
     """
@@ -88,6 +93,9 @@ def test_the_model_of_the_papers(
     record_property("instructions", ran.instructions[0])
     record_property("stack_bytes", ran.stack_bytes)
     record_property("arena_bytes", program.memory["arena"])
+    error = prediction_error(program, ran.instructions[0])
+    record_property("prediction_error", error)
+    assert abs(error) <= 0.1
     np.testing.assert_array_equal(ran.outputs, wanted(program, codes))
     assert program.memory["arena"] <= 62 << 10
     assert program.memory["arena"] <= 1.05 * program.memory["arena_lower_bound"]
