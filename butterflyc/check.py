@@ -11,9 +11,9 @@ import numpy as np
 
 from .compiler.codes import interpret_real, real
 from .compiler.errors import BadInput, UsageError
-from .compiler.ir import Graph, Node, constant, rebuild
-from .compiler.ir.interpret import constant_value
+from .compiler.ir import Graph
 from .compiler.run.native import Native
+from .passes.fewer_digits import without_kernels
 from .passes.force_routing import ForceRouting
 from .placed import Placed
 from .program import Program
@@ -136,20 +136,6 @@ def _build_forced(program: Program) -> Native:
     library = family.emit(graph, core, program.name)[f"lib{program.name}.so"]
     types = [n.type for n in graph.inputs], [n.type for n in graph.outputs]
     return Native(library, program.name, *types, int(graph.notes["arena_bytes"]))  # type: ignore[arg-type]
-
-
-def without_kernels(graph: Graph) -> Graph:
-    """``graph`` as it was before kernels were chosen: constants unpacked, no notes."""
-    store: dict[str, np.ndarray] = {}
-
-    def plain(node: Node) -> Node:
-        if node.op != "constant":
-            return replace(node, notes={})
-        type = replace(node.type, layout=None)
-        unpacked = constant(store, constant_value(graph.constants, node), node.name, type)
-        return replace(unpacked, source=node.source)
-
-    return replace(rebuild(graph, plain, store), notes={})
 
 
 def _with_stages(

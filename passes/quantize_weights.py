@@ -21,7 +21,20 @@ WEIGHT_SNR = 40.0
 # Shares of a row's largest weight at which its codes may be clipped.
 SHARES = np.linspace(0.3, 1.0, 15)
 # Products, and norms: what is chosen by does not see through them.
-_ENDS = frozenset({"linear", "ternary_matmul", "matmul", "attention", "layer_norm", "combine"})
+DENSE = frozenset({"linear", "integer_linear", "quantized_linear"})
+_ENDS = DENSE | {
+    "attention",
+    "combine",
+    "integer_attention",
+    "integer_combine",
+    "integer_layer_norm",
+    "layer_norm",
+    "matmul",
+    "quantized_combine",
+    "quantized_ternary",
+    "ternary_dot",
+    "ternary_matmul",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,10 @@ def _snr(weights: Array, found: Array) -> float:
 
 
 def deciding(graph: Graph) -> frozenset[Node]:
-    """The linear maps whose sums are ranked: routers. A choice has no budget of errors."""
+    """The linear maps whose sums are ranked: routers. A choice has no budget of errors.
+
+    ``graph`` is of floats, or of integers.
+    """
     found: set[Node] = set()
     seen: set[Node] = set()
     stack = [node.operands[0] for node in graph.nodes if node.op in RANKED]
@@ -88,7 +104,7 @@ def deciding(graph: Graph) -> frozenset[Node]:
         if node in seen:
             continue
         seen.add(node)
-        if node.op == "linear":
+        if node.op in DENSE:
             found.add(node)
         if node.op not in _ENDS:
             stack += node.operands

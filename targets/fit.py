@@ -21,10 +21,19 @@ KIB = 1 << 10
 PAGE = 64 * KIB  # what partitions of programs are aligned to
 
 Replace = Callable[[Core], Placement]
+# Where the model would go with dense weights of so many digits.
+Coarser = Callable[[int], Placement]
+# Digits of a weight, and the signal to noise that they mostly keep, by `quantize`'s measure.
+DIGITS = {4: 30, 3: 20}
 
 
-def does_not_fit(graph: Graph, placement: Placement, replace: Replace) -> DoesNotFit:
-    """The error for a ``placement`` that is overfull; ``replace`` places it on another core."""
+def does_not_fit(
+    graph: Graph, placement: Placement, replace: Replace, coarser: Coarser
+) -> DoesNotFit:
+    """The error for a ``placement`` that is overfull.
+
+    ``replace`` places it on another core, ``coarser`` with weights of fewer digits.
+    """
     core = placement.core
     full = [region for region in placement.regions if region.excess]
     needs = "; ".join(
@@ -34,6 +43,8 @@ def does_not_fit(graph: Graph, placement: Placement, replace: Replace) -> DoesNo
     )
     where = [line for region in full for line in CAUSES[region.name](placement)]
     tips = [tip for region in full for tip in TIPS[region.name](graph, placement, replace)]
+    if placement.region("flash") in full:
+        tips += _fewer_digits(placement, coarser)
     tips += _boards(core, replace)
     return DoesNotFit(
         f"{graph.name} does not fit {core.name}: {needs}",
@@ -130,6 +141,19 @@ def _fewer_experts(experts: Experts, placement: Placement) -> str:
         f"{all_of_them - experts.weights(most):,} bytes ({experts.bytes_each:,} an expert over "
         f"{experts.layers} layers)"
     )
+
+
+def _fewer_digits(placement: Placement, coarser: Coarser) -> list[str]:
+    """The most digits with which the flash suffices; nothing where none of them is enough."""
+    for digits, budget in DIGITS.items():
+        other = coarser(digits)
+        if not other.region("flash").excess:
+            saved = placement.weights - other.weights
+            return [
+                f"--weight-snr {budget}: saves {saved:,} bytes where dense weights of {digits} "
+                f"digits keep {budget} dB, and costs accuracy"
+            ]
+    return []
 
 
 def _helps(core: Core, given: dict[str, int], replace: Replace) -> bool:

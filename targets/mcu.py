@@ -13,6 +13,7 @@ from ..compiler.lower.emit_c import emit_header, lower_for_c
 from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
+from ..passes.fewer_digits import FewerDigits
 from ..passes.fuse_epilogues import FuseEpilogues
 from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.tile_rows import TileRows
@@ -95,13 +96,21 @@ def place(
     Raises DoesNotFit: without files only for what is known exactly, which is all but the code.
     """
 
-    def on(other: Core, code: Code) -> placement.Placement:
+    def on(other: Core, code: Code, graph: Graph = graph) -> placement.Placement:
         return placement.place(graph, other, machine(other).lanes, code)
+
+    def coarser(digits: int) -> placement.Placement:
+        steps = passes(core, "int8")
+        again = [step.name for step in steps].index("tile_rows")
+        fewer = FewerDigits(digits)(graph)
+        for step in steps[again:]:
+            fewer = step(fewer)
+        return on(core, code, fewer)
 
     code = (measured(files, name, core) if files else None) or estimated(graph)
     placed = on(core, code)
     if not (placed if files else on(core, Code(0))).fits:
-        raise does_not_fit(graph, placed, lambda other: on(other, code))
+        raise does_not_fit(graph, placed, lambda other: on(other, code), coarser)
     return placed
 
 
