@@ -46,14 +46,14 @@ def scalar_or(draw: Draw, dtype: str, count: int) -> Tensor:
 
 
 def rows_of(draw: Draw) -> int:
-    """Mostly a few, as in a tile; both even and odd."""
-    return size(draw, 1, 5) if draw.uniform() < 0.7 else size(draw, 6, 70)
+    """Mostly those of a tile, which are two and at last one; or all of a model's tokens."""
+    return int(draw.choice([1, 2, 2, 3, 4, size(draw, 5, 70)]))
 
 
 def linear(op: str) -> Callable[[Draw], Spec]:
     def made(draw: Draw) -> Spec:
         rows, outputs = rows_of(draw), size(draw, 2, 300)
-        depth = size(draw, 1, 300, int(draw.choice([1, 4, 8])))
+        depth = size(draw, 8, 300, int(draw.choice([1, 4, 8])))
         operands = [Tensor("i8", (rows, depth)), Tensor("i8", (outputs, depth))]
         operands.append(Tensor("i32", (outputs,)))
         if op == "integer_linear":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import attrs
@@ -18,14 +17,19 @@ from butterflyc.compiler.ir.schedule import steps_of
 from butterflyc.compiler.run.bare_metal import available
 from butterflyc.compiler.run.driver_count import driver_instructions
 from butterflyc.compiler.run.kernel_count import kernel_instructions
-from butterflyc.instructions import SHOWN, instructions_rows, instructions_text
+from butterflyc.instructions import (
+    SHOWN,
+    instructions_of,
+    instructions_rows,
+    instructions_text,
+)
 from butterflyc.kernels import all_kernels
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.checkpoint import digits_calibration, digits_test
 from butterflyc.passes.select_kernels import kernel_of, spec_of
 from butterflyc.targets import mcu
 from butterflyc.targets.instructions import predicted
-from butterflyc.targets.prices import prices_of
+from butterflyc.targets.prices import Prices, prices_of
 from butterflyc.targets.registry import load_core
 
 from ..digits import digits_model
@@ -144,31 +148,32 @@ def test_the_costliest_steps_are_shown_first() -> None:
     assert len(few) == 3
 
 
-def test_what_is_not_predicted() -> None:
-    """Why there is no prediction is said, in the report too: no counts, or no price of a step."""
+def test_a_target_without_counts() -> None:
+    """The report says why there is no prediction."""
     program = compiled("c99")
     assert program.placement
     data = program.placement["instructions"]
     assert data["total"] is None
     why = "Instructions are not predicted: none were counted for this target"
     assert instructions_text(data) == why
-    assert (
-        f"## Instructions\n\n{why}.\n\n## Experts"
-        in program.artefact.section("report/report.md").decode()
+    report = program.artefact.section("report/report.md").decode()
+    assert f"## Instructions\n\n{why}.\n\n## Experts" in report
+
+
+def test_a_step_without_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and there is neither a total nor a time."""
+    known = prices_of("rv32imc")
+    less = {name: prices for name, prices in known.kernels.items() if "norm" not in name}
+    monkeypatch.setattr(
+        "butterflyc.targets.instructions.prices_of",
+        lambda machine: Prices(known.compiler, less, known.driver),
     )
-    graph = compiled("rv32imc").stages["plan_memory"]
-    lanes = mcu.machine(load_core("rv32imc")).lanes
-    renamed = {"kernel": "butterfly_experts"}
-    last = graph.outputs[0]
-    strange = replace(graph, outputs=(last.with_notes(**renamed),))
-    found = predicted(strange, load_core("rv32imc"), lanes)
-    assert found.instructions is None
-    assert [step.name for step in found.steps if step.instructions is None] == [last.name]
-    known = compiled("rv32imc").placement
-    assert known
-    steps = [{**known["instructions"]["steps"][0], "instructions": None}]
-    text = instructions_text({**known["instructions"], "total": None, "steps": steps})
-    assert text.endswith(f"no price is known for {steps[0]['name']}")
+    found = mcu.predict(compiled("esp32c3").stages["plan_memory"], load_core("esp32c3"))
+    assert (found.instructions, found.milliseconds) == (None, None)
+    unknown = [step.name for step in found.steps if step.instructions is None]
+    assert "norm.layer_norm" in unknown
+    text = instructions_text(instructions_of(found))
+    assert text == f"Instructions are not predicted: no price is known for {', '.join(unknown)}"
 
 
 def test_no_clock_is_no_time() -> None:
