@@ -53,18 +53,19 @@ def rows_of(draw: Draw) -> int:
 def linear(op: str) -> Callable[[Draw], Spec]:
     def made(draw: Draw) -> Spec:
         rows, outputs = rows_of(draw), size(draw, 2, 300)
-        depth = size(draw, 8, 300, int(draw.choice([1, 4, 8])))
+        depth = size(draw, 8, 1100, int(draw.choice([1, 4, 8])))
+        planes = int(draw.integers(1, 6))
         operands = [Tensor("i8", (rows, depth)), Tensor("i8", (outputs, depth))]
         operands.append(Tensor("i32", (outputs,)))
         if op == "integer_linear":
             operands = operands[: 2 + flag(draw)]
-            return spec(op, operands, Tensor("i32", (rows, outputs)))
+            return spec(op, operands, Tensor("i32", (rows, outputs)), planes=planes)
         operands.append(scalar_or(draw, "i16", outputs))
         dtype = code(draw)
         if dtype == "i16" and flag(draw):
             operands.append(Tensor("i16", (rows, outputs)))
         result = Tensor(dtype, (rows, outputs))
-        return spec(op, operands, result, dtype=dtype, drop=3, shift=17)
+        return spec(op, operands, result, dtype=dtype, drop=3, shift=17, planes=planes)
 
     return made
 

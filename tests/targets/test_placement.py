@@ -204,6 +204,32 @@ def test_no_board_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.help == "no board that is known holds it: make the model smaller"
 
 
+def wide(snr: float) -> Program:
+    """A model whose down-projection is most of its weights."""
+    torch.manual_seed(0)
+    layer = ButterflyConfig(32, 256, 2, 1, angle_std=1.0)
+    shape = ViTConfig(
+        image=8, channels=1, patch=4, classes=3, d_model=32, heads=2, layers=1, mlp=layer
+    )
+    examples, model = (torch.from_numpy(IMAGES[:1]),), ViT(shape).eval()
+    return bc.compile(
+        model, examples, target="esp32c3", calibration=IMAGES, name="wide", weight_snr=snr
+    )
+
+
+def test_fewer_digits_save_what_is_said() -> None:
+    """Where they make a model fit, and the model compiled so has the bytes that were foretold."""
+    before, after = wide(40), wide(20)
+    graph, saved = before.stages["plan_memory"], before.memory["weights"] - after.memory["weights"]
+    assert saved > 1000
+    full = place(graph, load_core("esp32c3"), Lanes(), estimated(graph)).region("flash").used
+    for missing, told in ((saved - 64, True), (saved + 64, False)):
+        core = sized(load_core("esp32c3"), {"partition": (1 << 19) + full - missing}, MEMORIES)
+        with pytest.raises(DoesNotFit) as caught:
+            mcu.place(graph, core, "wide")
+        assert (f"--weight-snr 20: saves {saved:,} bytes" in str(caught.value.help)) is told
+
+
 @settings(max_examples=30)
 @given(st.integers(100, 20_000), st.integers(100, 20_000))
 def test_the_figures_of_an_error_add_up(flash: int, sram: int) -> None:
