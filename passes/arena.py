@@ -88,7 +88,7 @@ def buffers_of(
     buffers = {(node.name, i): lives.buffer(node, i) for node, i in lives.results}
     shared = _Sharing(lives, buffers, sharing)
     scratch = [
-        Buffer((node.name, -1 - i), _tensor_bytes(tensor), time, time)
+        Buffer((node.name, -1 - i), tensor_bytes(tensor), time, time)
         for time, node in enumerate(lives.nodes)
         if "kernel" in node.notes
         for i, tensor in enumerate(kernel_of(node, kernels).scratch(spec_of(node), lanes))
@@ -219,9 +219,10 @@ class _Sharing:
 
 def type_bytes(type: Type) -> int:
     """Bytes of a tensor as it is stored."""
-    return _tensor_bytes(Tensor(type.dtype, type.shape, type.layout))
+    return tensor_bytes(Tensor(type.dtype, type.shape, type.layout))
 
 
-def _tensor_bytes(tensor: Tensor) -> int:
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a kernel's tensor as it is stored."""
     stored = storage(tensor)
     return Type(stored.dtype, stored.shape).bytes

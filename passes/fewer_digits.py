@@ -17,6 +17,7 @@ import numpy as np
 from ..compiler.ir import Graph, Node, constant, rebuild
 from ..compiler.ir.interpret import constant_value
 from ..kernels.integer_numbers import largest_of
+from .base import pruned
 from .quantize_weights import DENSE, deciding
 
 
@@ -58,4 +59,4 @@ class FewerDigits:
             attributes = {**node.attributes, "planes": self.planes}
             return replace(node, operands=(x, held, *others), attributes=attributes)
 
-        return rebuild(graph, coarser, store)
+        return pruned(rebuild(graph, coarser, store))

@@ -61,6 +61,13 @@ def kernel_of(node: Node, kernels: tuple[Kernel, ...]) -> Kernel:
     return by_name[str(node.notes["kernel"])]
 
 
+def with_kernel(node: Node, kernel: str, parameters: Mapping[str, int]) -> Node:
+    """``node`` with the kernel noted that computes it, in place of any other."""
+    other = {k: v for k, v in node.notes.items() if k != "kernel" and not k.startswith(_PARAMETER)}
+    tuning = {_PARAMETER + key: value for key, value in sorted(parameters.items())}
+    return replace(node, notes={**other, "kernel": kernel, **tuning})
+
+
 def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
     """Whether ``kernel`` serves ``node``: its spec, and constants where it wants packed ones."""
     if spec.op not in kernel.ops or not kernel.supports(spec, lanes):
@@ -97,23 +104,27 @@ class SelectKernels:
                 return node
             name, parameters = self.tuned.get(spec.digest, ("", {}))
             if name not in {kernel.name for kernel in able}:
-                name, parameters = self._best(able, spec)
-            tuning = {_PARAMETER + key: value for key, value in sorted(parameters.items())}
-            return node.with_notes(kernel=name, **tuning)
+                _, name, _, parameters = min(self._ways(able, spec), key=lambda way: way[:3])
+            return with_kernel(node, name, parameters)
 
         chosen = rebuild(graph, choose)
         if missing:
             raise _no_kernel(missing, self.lanes)
         return chosen
 
-    def _best(self, able: list[Kernel], spec: Spec) -> tuple[str, Mapping[str, int]]:
-        """By price where all have one; else by cost, and the parameters by price if it has one."""
+    def ways(self, node: Node) -> list[Way]:
+        """How ``node`` may be computed, whatever kernel is noted on it."""
+        spec = replace(spec_of(node), parameters=())
+        able = [k for k in self.kernels if usable(k, node, spec, self.lanes)]
+        return self._ways(able, spec)
+
+    def _ways(self, able: list[Kernel], spec: Spec) -> list[Way]:
+        """Those of all kernels where all have prices; else of the one of least cost."""
         priced = [ways for kernel in able if (ways := self._priced(kernel, spec))]
         if len(priced) < len(able):
             least = min(able, key=lambda kernel: (kernel.cost(spec, self.lanes), kernel.name))
             priced = [self._priced(least, spec) or [(0, least.name, 0, {})]]
-        _, name, _, parameters = min((way for ways in priced for way in ways), key=lambda w: w[:3])
-        return name, parameters
+        return [way for ways in priced for way in ways]
 
     def _priced(self, kernel: Kernel, spec: Spec) -> list[Way]:
         """All ways of a kernel that have a price."""

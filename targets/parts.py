@@ -24,6 +24,7 @@ from ..passes.plan_memory import PlanMemory
 from ..passes.quantize import Quantize
 from ..passes.select_kernels import Price, SelectKernels, kernel_of, spec_of, unpriced
 from ..passes.share_expert_matmul import ShareExpertMatmul
+from ..passes.spare_arena import SpareArena
 from ..passes.split_heads import SplitHeads
 
 
@@ -48,6 +49,7 @@ def integer_passes(
     `SelectKernels`'.
     """
     kernels = all_kernels()
+    select = SelectKernels(kernels, lanes, price=price)
     return (
         Canonicalize(),
         MergeRotations(),
@@ -57,7 +59,8 @@ def integer_passes(
         SplitHeads(),
         Quantize(samples, weight_snr),
         *after,
-        SelectKernels(kernels, lanes, price=price),
+        select,
+        SpareArena(select, keep_routing, sharing),
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing, sharing),
     )
