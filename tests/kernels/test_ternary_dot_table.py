@@ -108,6 +108,16 @@ def test_ternary_products_of_many_columns(parameters: dict[str, int]) -> None:
     check(x, np.ones((9, 1100), np.int8), **parameters)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("depth", [256, 600])
+@pytest.mark.parametrize("planes", [1, 3, 5])
+def test_the_largest_weights(planes: int, depth: int, sign: int) -> None:
+    """The largest codes by the largest weights, of one sign in a row; digits are alike then."""
+    x = np.stack([np.full(depth, 127), np.full(depth, -127), np.full(depth, 127)]).astype(np.int8)
+    w = np.full((9, depth), sign * largest_of(planes), np.int8)
+    same_as_meaning("integer_linear", [x, w], planes=planes)
+
+
 def test_what_it_does_not_serve() -> None:
     """Weights of 8 bits of which nobody says how many digits they have."""
     for planes in (0, 3):
