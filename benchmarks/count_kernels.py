@@ -13,7 +13,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,7 +58,7 @@ def ways_of(kernel: Kernel, spec: Spec, lanes: Lanes) -> list[Spec]:
         return []
     ways = [way for way in kernel.space(spec, lanes) if way] or [{}]
     chosen = np.random.default_rng(int(spec.digest, 16)).permutation(len(ways))[:WAYS]
-    specs = [replace(spec, parameters=tuple(sorted(ways[i].items()))) for i in chosen]
+    specs = [spec.with_parameters(ways[i]) for i in chosen]
     return [way for way in specs if kernel.supports(way, lanes)]
 
 

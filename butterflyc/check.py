@@ -13,8 +13,9 @@ from .compiler.codes import interpret_real, real
 from .compiler.errors import BadInput, UsageError
 from .compiler.ir import Graph
 from .compiler.run.native import Native
-from .passes.fewer_digits import without_kernels
 from .passes.force_routing import ForceRouting
+from .passes.quantize_weights import WEIGHT_SNR
+from .passes.select_kernels import without_kernels
 from .placed import Placed
 from .program import Program
 from .source import Source, open_model
@@ -109,7 +110,7 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
 
     core = core_from(program.manifest["core"])
     if program.mode == "int8":
-        source = replace(source, weight_snr=program.manifest["weight_snr"])
+        source = replace(source, weight_snr=program.manifest.get("weight_snr", WEIGHT_SNR))
     return lower(source, core, program.mode, program.name, progress=progress).stages
 
 

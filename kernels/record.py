@@ -45,6 +45,10 @@ class Spec:
     def parameter(self, name: str, default: int) -> int:
         return dict(self.parameters).get(name, default)
 
+    def with_parameters(self, parameters: Mapping[str, int]) -> Spec:
+        """The same asked of one way to compute it."""
+        return replace(self, parameters=tuple(sorted(parameters.items())))
+
     @property
     def open(self) -> tuple[str, ...]:
         """Attributes whose values each call gives: see `Kernel.numbers`."""

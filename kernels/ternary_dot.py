@@ -49,6 +49,7 @@ def _pads(product: TernaryProduct) -> bool:
 
 def cost(spec: Spec, lanes: Lanes) -> float:
     step = lanes.ternary_outputs * lanes.ternary_depth
+    # Without vectors, a product is its load, unpacking, multiplication and loop.
     return 8 * prod(spec.operands[0].shape) * spec.operands[1].shape[0] / step
 
 

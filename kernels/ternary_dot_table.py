@@ -89,6 +89,7 @@ def cost(spec: Spec, lanes: Lanes) -> float:
     outputs, planes = spec.operands[1].shape[0], planes_of(spec)
     pairs = -(-prod(spec.operands[0].shape[:-1]) // 2)
     blocks, _ = parts_of(spec)
+    # As counted on RV32: a number in a table, a column, a byte of weights, a sum and its digits.
     tables, looked_up = 2.1 * 3**trits + 8 * trits, 5 * outputs * planes
     return pairs * (blocks * groups * (tables + looked_up) + outputs * (20 + 10 * planes))
 

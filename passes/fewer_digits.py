@@ -15,24 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compiler.ir import Graph, Node, constant, rebuild
-from ..compiler.ir.interpret import constant_value
 from ..kernels.integer_numbers import largest_of
 from .base import pruned
 from .quantize_weights import DENSE, deciding
-
-
-def without_kernels(graph: Graph) -> Graph:
-    """``graph`` as it was before kernels were chosen: constants unpacked, no notes."""
-    store: dict[str, np.ndarray] = {}
-
-    def plain(node: Node) -> Node:
-        if node.op != "constant":
-            return replace(node, notes={})
-        type = replace(node.type, layout=None)
-        unpacked = constant(store, constant_value(graph.constants, node), node.name, type)
-        return replace(unpacked, source=node.source)
-
-    return replace(rebuild(graph, plain, store), notes={})
+from .select_kernels import without_kernels
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ Array = np.ndarray
 WEIGHT_SNR = 40.0
 # Shares of a row's largest weight at which its codes may be clipped.
 SHARES = np.linspace(0.3, 1.0, 15)
-# Products, and norms: what is chosen by does not see through them.
 DENSE = frozenset({"linear", "integer_linear", "quantized_linear"})
+# Products, and norms: what something is chosen by is not sought behind them.
 _ENDS = DENSE | {
     "attention",
     "combine",

@@ -15,8 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ..compiler.errors import Unsupported
-from ..compiler.ir import Graph, Node, rebuild
+from ..compiler.ir import Graph, Node, constant, rebuild
+from ..compiler.ir.interpret import constant_value
 from ..compiler.ir.schedule import types_of
 from ..compiler.ir.views import VIEWS
 from ..kernels.lanes import Lanes
@@ -68,6 +71,20 @@ def with_kernel(node: Node, kernel: str, parameters: Mapping[str, int]) -> Node:
     return replace(node, notes={**other, "kernel": kernel, **tuning})
 
 
+def without_kernels(graph: Graph) -> Graph:
+    """``graph`` as it was before kernels were chosen: constants unpacked, no notes."""
+    store: dict[str, np.ndarray] = {}
+
+    def plain(node: Node) -> Node:
+        if node.op != "constant":
+            return replace(node, notes={})
+        type = replace(node.type, layout=None)
+        unpacked = constant(store, constant_value(graph.constants, node), node.name, type)
+        return replace(unpacked, source=node.source)
+
+    return replace(rebuild(graph, plain, store), notes={})
+
+
 def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
     """Whether ``kernel`` serves ``node``: its spec, and constants where it wants packed ones."""
     if spec.op not in kernel.ops or not kernel.supports(spec, lanes):
@@ -114,7 +131,7 @@ class SelectKernels:
 
     def ways(self, node: Node) -> list[Way]:
         """How ``node`` may be computed, whatever kernel is noted on it."""
-        spec = replace(spec_of(node), parameters=())
+        spec = spec_of(node).with_parameters({})
         able = [k for k in self.kernels if usable(k, node, spec, self.lanes)]
         return self._ways(able, spec)
 
@@ -130,7 +147,7 @@ class SelectKernels:
         """All ways of a kernel that have a price."""
         found: list[Way] = []
         for i, parameters in enumerate(kernel.space(spec, self.lanes)):
-            way = replace(spec, parameters=tuple(sorted(parameters.items())))
+            way = spec.with_parameters(parameters)
             price = self.price(kernel, way, self.lanes)
             if price is not None and kernel.supports(way, self.lanes):
                 found.append((price, kernel.name, i, parameters))

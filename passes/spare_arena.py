@@ -12,7 +12,7 @@ to it the cheapest is taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..compiler.ir import Graph, Node, rebuild
 from .arena import Buffer, aligned, buffers_of, computed_nodes, tensor_bytes
@@ -63,9 +63,9 @@ class SpareArena:
 
     def _ways(self, node: Node) -> Iterator[tuple[int, Way]]:
         """Each way to compute ``node``, and how much scratch it takes."""
-        spec = replace(spec_of(node), parameters=())
+        spec = spec_of(node)
         kernels = {kernel.name: kernel for kernel in self.select.kernels}
         for way in self.select.ways(node):
-            asked = replace(spec, parameters=tuple(sorted(way[3].items())))
+            asked = spec.with_parameters(way[3])
             scratch = kernels[way[1]].scratch(asked, self.select.lanes)
             yield sum(aligned(tensor_bytes(each)) for each in scratch), way
