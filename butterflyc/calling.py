@@ -52,11 +52,10 @@ class Callable:
         not fit.
         """
         values = self._in_order(inputs, named)
-        torch = sys.modules.get("torch")
-        tensors = [x for x in values if torch is not None and isinstance(x, torch.Tensor)]
+        tensors = [x for x in values if _is_tensor(x)]
         outputs = self.run(*(self._array(i, x) for i, x in enumerate(values)))
         if tensors:
-            assert torch is not None
+            torch = sys.modules["torch"]
             outputs = tuple(torch.from_numpy(y).to(tensors[0].device) for y in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -80,14 +79,15 @@ class Callable:
 
     def _array(self, place: int, x: Any) -> np.ndarray:
         """An input as an array. Raises BadInput for what is none."""
-        torch = sys.modules.get("torch")
         try:
-            if torch is not None and isinstance(x, torch.Tensor):
+            if _is_tensor(x):
                 return x.detach().cpu().resolve_conj().resolve_neg().numpy()
             array = np.asarray(x)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise self._no_array(place, x, f": {error}") from error
-        if array.dtype == object:
+        # NumPy stacks tensors in a list: those are several inputs, and not one.
+        several = isinstance(x, list | tuple) and any(map(_is_tensor, x))
+        if array.dtype == object or several:
             raise self._no_array(place, x)
         return array
 
@@ -160,6 +160,12 @@ class Callable:
                 help="compile it again with an example of this batch size",
             )
         return counts.pop()
+
+
+def _is_tensor(x: Any) -> bool:
+    """Whether it is torch's; without torch nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def _type_of(port: Mapping[str, Any]) -> Type:

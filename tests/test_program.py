@@ -58,7 +58,7 @@ def test_outputs_are_a_flat_tuple() -> None:
     got = program(X.numpy(), A.numpy(), B.numpy())
     assert all(isinstance(part, np.ndarray) for part in got)
     same(got)
-    same(program(X, torch._neg_view(-A), B.requires_grad_()))
+    same(program(X, torch._neg_view(-A), B.clone().requires_grad_()))
 
 
 def test_inputs_by_name() -> None:
@@ -74,6 +74,7 @@ def test_inputs_by_name() -> None:
         ((X, A), {"x": X}, "got 2 by place and x\n"),
         ((X, A, B, 0.5), {}, "takes 3 inputs, got 4 by place\n"),
         ((X, [A, B], None), {}, "input 1 is a list, which is no array of numbers"),
+        ((X, [A, B.clone().requires_grad_()], None), {}, "input 1 is a list, which is no array"),
         ((X, A, None), {}, "input 2 is a NoneType, which is no array of numbers"),
         ((X, A, {"a": B}), {}, "input 2 is a dict, which is no array of numbers"),
         ((X, A, B.bfloat16()), {}, "input 2 is a Tensor, .* BFloat16"),
