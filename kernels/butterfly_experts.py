@@ -26,7 +26,7 @@ from .ternary_product import (
     float_product,
     integer_product,
     row_sums,
-    ternary_layout,
+    start_of,
 )
 from .tir import T, function, row_blocks, span, store
 
@@ -60,8 +60,10 @@ def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
     limit = spec.parameter("chunk_rows", CHUNK_ROWS) // chosen
     chunk = max(size for _, _, size in row_blocks(tokens, max(limit, 1)))
     # Strips hold whole groups of the rotation and whole vectors of weights and of floats.
-    unit = lcm(lanes.ternary_outputs, lanes.float_lanes, turn_out.span if turn_out else 1)
-    wanted = spec.parameter("strip_vectors", STRIP_VECTORS) * lanes.ternary_outputs
+    integer = spec.attribute("activation_bits") == 8
+    vector = (lanes.ternary.packed if integer else lanes.ternary.floats).outputs
+    unit = lcm(vector, lanes.float_lanes, turn_out.span if turn_out else 1)
+    wanted = spec.parameter("strip_vectors", STRIP_VECTORS) * vector
     return Sizes(
         tokens,
         chosen,
@@ -71,7 +73,7 @@ def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
         turn_out,
         chunk,
         -(-wanted // unit) * unit,
-        spec.attribute("activation_bits") == 8,
+        integer,
     )
 
 
@@ -103,7 +105,8 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
 
 def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
     sizes = sizes_of(spec, lanes)
-    wanted = {1: sizes.rotation_in.layout, 2: ternary_layout(lanes)}
+    product = product_of(spec, lanes, sizes.chunk)
+    wanted = {1: sizes.rotation_in.layout, 2: product.layout}
     return wanted | ({7: sizes.rotation_out.layout} if sizes.rotation_out else {})
 
 
@@ -133,7 +136,7 @@ def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
 def cost(spec: Spec, lanes: Lanes) -> float:
     sizes = sizes_of(spec, lanes)
     rows = sizes.tokens * sizes.chosen
-    parallel = lanes.ternary_lanes if sizes.integer else lanes.float_lanes
+    parallel = lanes.ternary.packed.lanes if sizes.integer else lanes.float_lanes
     ends = 4 * sizes.channels + 40 * sizes.outputs
     return rows * (sizes.channels * sizes.outputs / parallel + ends / lanes.float_lanes)
 
@@ -176,10 +179,12 @@ def _chunk(rows: Rows, sizes: Sizes, product: TernaryProduct, first_token: Any) 
     b, width = rows.buffers, product.tiles.width
     rows.rotate_in(first_token, product)
     if sizes.integer:
-        row_sums(product, _activations(rows), lambda row, total: store(b["row_sum"], total, row))
+        row_sums(product, _activations(rows), b["row_sum"])
+        start = start_of(product, b["row_sum"])
+    else:
 
-    def start(row: Any) -> Any:
-        return T.int32(0) - b["row_sum"][row] if sizes.integer else T.float32(0)
+        def start(row: Any) -> Any:
+            return T.float32(0)
 
     def read(row: Any, output: Any, valid: int) -> Any:
         return b["sums"][row, span(output, width)]
@@ -188,7 +193,7 @@ def _chunk(rows: Rows, sizes: Sizes, product: TernaryProduct, first_token: Any) 
         store(b["sums"], value, row, span(output, width))
 
     for first_output, outputs in _strips(sizes):
-        vector = first_output // rows.lanes.ternary_outputs
+        vector = first_output // product.tiles.outputs
         sums = Sums(start, read, write)
         product.emit(b["w"], b["panel"], vector, outputs, _activations(rows), sums)
         rows.rotate_out(first_token, first_output, outputs)

@@ -10,13 +10,11 @@ values of one row from k. One form then serves plain rows, strided heads, loads 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from .ternary_lanes import Load, Ternary
 from .tir import T, broadcast, cast, constant, dtype_of, let
-
-Load = Callable[[Any, int], Any]
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,7 @@ class Lanes:
     # Vectors of outputs when there is one row: enough chains to hide the latency of an FMA.
     gemv_vectors: int = 4
 
-    # Ternary products: int8 activations by codes {0, 1, 2} = weight + 1, four codes a byte.
-    # One step reads ternary_outputs * ternary_depth weight bytes, which hold in bits 2p+1..2p
-    # (plane p = 0..3), the codes of ternary_outputs outputs for ternary_depth consecutive k from
-    # p * ternary_depth: 4 * ternary_depth values of k a step.
-    ternary_outputs: int = 1
-    ternary_depth: int = 1
-    # The accumulator of ternary_mac.
-    ternary_lanes: int = 1
-    ternary_accumulator: str = "int32"
-    # Values of k after which ternary_flush must empty an accumulator that started at zero.
-    # int32 holds 2**31 / (2 * 127); the limit below merely keeps loops in int32.
-    ternary_block: int = 1 << 20
-    # The register tile of a ternary product: rows x vectors of ternary_outputs.
-    ternary_tile_rows: int = 1
-    ternary_tile_vectors: int = 4
-    ternary_gemv_vectors: int = 4
+    ternary: Ternary = field(default_factory=Ternary)
 
     # ---- int32, one number
 
@@ -116,37 +99,3 @@ class Lanes:
         biased = exponent + broadcast(T.int32(127), lanes)
         bits = T.shift_left(biased, broadcast(T.int32(23), lanes))
         return T.reinterpret(dtype_of("float32", lanes), bits)
-
-    # ---- ternary; a step's weights are ternary_outputs * ternary_depth bytes
-
-    def ternary_codes(self, weights: Any, plane: int) -> Any:
-        """The codes of one plane of a step's weights, a byte each, ready for ``ternary_mac``."""
-        shifted = T.shift_right(weights, broadcast(T.uint8(2 * plane), self._ternary_bytes))
-        return T.bitwise_and(shifted, broadcast(T.uint8(3), self._ternary_bytes))
-
-    def ternary_activations(self, load: Load, first: Any, plane: int) -> Any:
-        """The int8 activations that meet ``ternary_codes(weights, plane)``.
-
-        ``first`` is the step's first k. A record may read all 4 * ternary_depth values of the step.
-        """
-        return T.Cast("int32", load(first + plane, 1))
-
-    def ternary_mac(self, total: Any, codes: Any, activations: Any) -> Any:
-        """``total`` plus the products; exact while no more than ``ternary_block`` k were added."""
-        return total + T.Cast("int32", codes) * activations
-
-    def ternary_flush(self, total: Any) -> Any:
-        """The accumulator as int32 x ternary_outputs: one sum an output."""
-        return total
-
-    def ternary_floats(self, weights: Any, plane: int, offset: int) -> Any:
-        """The weights of one k as float32 x ternary_outputs: -1.0, 0.0 or 1.0.
-
-        That k is the step's ``plane * ternary_depth + offset``.
-        """
-        codes = self.ternary_codes(weights, plane)
-        return cast("float32", codes, self.ternary_outputs) - constant(1, self.ternary_outputs)
-
-    @property
-    def _ternary_bytes(self) -> int:
-        return self.ternary_outputs * self.ternary_depth

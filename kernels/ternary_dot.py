@@ -1,6 +1,6 @@
 """``ternary_dot``: int8 codes[..., K] by ternary w[N, K], exact for \\|code\\| <= 127 at any K.
 
-The codes of weights (w + 1) are multiplied, so a sum starts from minus the sum of its row:
+Where the codes of weights (w + 1) are multiplied, a sum starts from minus the sum of its row:
 sum((w + 1) * x) - sum(x) = sum(w * x).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
-from .ternary_product import Sums, TernaryProduct, integer_product, row_sums, ternary_layout
+from .ternary_product import Sums, TernaryProduct, integer_product, row_sums, start_of
 from .tir import T, function, load_lanes, rows_of, span, store, store_lanes
 
 
@@ -22,13 +22,13 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         spec.op == "ternary_dot"
         and codes.dtype == "i8"
         and codes.layout is None
-        and w.layout in (None, ternary_layout(lanes))
+        and w.layout in (None, *layouts(spec, lanes).values())
         and 0 not in (*codes.shape, *w.shape)
     )
 
 
 def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
-    return {1: ternary_layout(lanes)}
+    return {1: product_of(spec, lanes).layout}
 
 
 def product_of(spec: Spec, lanes: Lanes) -> TernaryProduct:
@@ -48,17 +48,17 @@ def _pads(product: TernaryProduct) -> bool:
 
 
 def cost(spec: Spec, lanes: Lanes) -> float:
-    step = lanes.ternary_outputs * lanes.ternary_depth
+    step = product_of(spec, lanes).tiles.outputs * product_of(spec, lanes).tiles.group
     # Without vectors, a product is its load, unpacking, multiplication and loop.
     return 8 * prod(spec.operands[0].shape) * spec.operands[1].shape[0] / step
 
 
 def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     rows = prod(spec.operands[0].shape[:-1])
-    tiles = [(4, 2), (6, 2), (3, 2), (2, 4), (4, 1), (8, 1)]
+    tiles, vectors = lanes.ternary.tiles, lanes.ternary.vectors
     ways = [{"panel_rows": 0, "tile_rows": r, "tile_vectors": v} for r, v in tiles]
     if rows <= 8:
-        ways += [{"panel_rows": rows + 1, "tile_vectors": v} for v in (1, 2, 4, 8)]
+        ways += [{"panel_rows": rows + 1, "tile_vectors": v} for v in vectors]
     return ({}, *ways)
 
 
@@ -83,7 +83,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 
         if _pads(product):
             _pad(product, codes, padded)
-        row_sums(product, activations, lambda row, total: store(row_sum, total, row))
+        row_sums(product, activations, row_sum)
         sums = _sums(product, row_sum, y)
         product.emit(w, panel, 0, spec.operands[1].shape[0], activations, sums)
     return f.result
@@ -109,7 +109,7 @@ def _sums(product: TernaryProduct, row_sum: Any, y: Any) -> Sums:
             lambda v, i, n: store(y, v, row, span(i, n)), value, output, valid, width, "int32"
         )
 
-    return Sums(lambda row: T.int32(0) - row_sum[row], read, write)
+    return Sums(start_of(product, row_sum), read, write)
 
 
 KERNEL = Kernel("ternary_dot", ("ternary_dot",), supports, build, cost, scratch, layouts, space)

@@ -9,7 +9,7 @@ from typing import Any
 from .dequantize import scale_vector
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
-from .ternary_product import Sums, TernaryProduct, float_product, ternary_layout
+from .ternary_product import Sums, TernaryProduct, float_product
 from .tir import T, function, load_lanes, rows_of, span, store, store_lanes
 
 
@@ -19,13 +19,13 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         spec.op == "ternary_matmul"
         and x.dtype == scale.dtype == "f32"
         and x.layout is None
-        and w.layout in (None, ternary_layout(lanes))
+        and w.layout in (None, *layouts(spec, lanes).values())
         and 0 not in (*x.shape, *w.shape)
     )
 
 
 def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
-    return {1: ternary_layout(lanes)}
+    return {1: product_of(spec, lanes).layout}
 
 
 def product_of(spec: Spec, lanes: Lanes) -> TernaryProduct:

@@ -13,9 +13,10 @@ from typing import Any
 from .lanes import Lanes
 from .layout_ternary import PLANES, steps_of
 from .record import Spec, Tensor
+from .ternary_lanes import Read
 from .ternary_tile import FloatTiles, IntegerTiles, Shape, Tiles, Weights
 from .tile import each_row_block
-from .tir import DTYPES, Registers, T, broadcast, span
+from .tir import DTYPES, Registers, T, broadcast, span, store
 
 # activations(row, k, n): n consecutive values of a row, from k.
 Activations = Callable[[Any, Any, int], Any]
@@ -24,10 +25,9 @@ Write = Callable[[Any, Any, Any, int], None]
 
 # The most values of k in a panel: 16 outputs of floats then fill 16 KiB.
 PANEL_DEPTH = 256
-# Fewer rows than this read packed weights directly, a few of them at a time.
-INTEGER_PANEL_ROWS = 5
+# Fewer rows of floats than this read packed weights directly, a few of them at a time.
 FLOAT_PANEL_ROWS = 12
-DIRECT_ROWS = 4
+FLOAT_DIRECT_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -65,41 +65,41 @@ class TernaryProduct:
     through_panel: bool
 
     @property
-    def lanes(self) -> Lanes:
-        return self.tiles.lanes
+    def layout(self) -> str:
+        """How its packed weights lie."""
+        return f"ternary{self.tiles.outputs}x{self.tiles.group}"
 
     @property
     def step(self) -> int:
         """Values of k of a step of packed weights."""
-        return PLANES * self.lanes.ternary_depth
+        return PLANES * self.tiles.group
 
     @property
     def block(self) -> int:
         """The most values of k of a tile: whole steps."""
         wanted = PANEL_DEPTH if self.through_panel else self.depth
         steps = min(self.depth, wanted, self.tiles.exact_depth)
-        return steps_of(steps, self.lanes.ternary_depth) * self.step
+        return steps_of(steps, self.tiles.group) * self.step
 
     @property
     def padded_depth(self) -> int:
         """The values of k of all steps."""
-        return steps_of(self.depth, self.lanes.ternary_depth) * self.step
+        return steps_of(self.depth, self.tiles.group) * self.step
 
     def scratch(self) -> Tensor:
         """The panel; one element where none is used."""
-        size = self.block * self.tile_vectors * self.lanes.ternary_outputs
+        size = self.block * self.tile_vectors * self.tiles.outputs
         return Tensor(self.tiles.panel_dtype, (size if self.through_panel else 1,))
 
     def emit(
         self, w: Any, panel: Any, first: Any, outputs: int, activations: Activations, sums: Sums
     ) -> None:
         """The product with ``outputs`` outputs, from vector ``first`` of the packed ``w``."""
-        size = self.lanes.ternary_outputs * self.lanes.ternary_depth
         for column in self._columns(outputs):
             vector = first + column.first
 
-            def weights(step: Any, v: int, vector: Any = vector) -> Any:
-                return w[vector + v, step, span(0, size)]
+            def weights(step: Any, v: int, vector: Any = vector) -> Read:
+                return lambda at, n: w[vector + v, step, span(at, n)]
 
             if self.through_panel:
                 self._panel_column(column, weights, panel, activations, sums)
@@ -107,13 +107,13 @@ class TernaryProduct:
                 self._direct_column(column, weights, activations, sums)
 
     def _columns(self, outputs: int) -> Iterator[Column]:
-        size = self.tile_vectors * self.lanes.ternary_outputs
+        size = self.tile_vectors * self.tiles.outputs
         whole, rest = divmod(outputs, size)
         if whole:
             with T.serial(whole) as i:
                 yield Column(i * self.tile_vectors, self.tile_vectors, size)
         if rest:
-            yield Column(whole * self.tile_vectors, -(-rest // self.lanes.ternary_outputs), rest)
+            yield Column(whole * self.tile_vectors, -(-rest // self.tiles.outputs), rest)
 
     def blocks(self) -> Iterator[tuple[Any, int]]:
         """Loop over k: yields (first step, values of k)."""
@@ -153,7 +153,7 @@ class TernaryProduct:
                     start = broadcast(sums.start(row), self.tiles.width)
                     self._write(column, sums.write, row, v, start)
         for step, depth in self.blocks():
-            steps = steps_of(depth, self.lanes.ternary_depth)
+            steps = steps_of(depth, self.tiles.group)
             self.tiles.fill(panel, column.vectors, steps, _moved_weights(weights, step))
             for row, rows in each_row_block(self.rows, self.tile_rows):
                 shape = Shape(rows, column.vectors, depth)
@@ -172,7 +172,7 @@ class TernaryProduct:
                     self._write(column, sums.finish, row, v, self._read(column, sums, row, v))
 
     def _vectors_of_sums(self, column: Column) -> int:
-        return column.vectors * self.lanes.ternary_outputs // self.tiles.width
+        return column.vectors * self.tiles.outputs // self.tiles.width
 
     def _each_sum(self, column: Column, rows: int) -> list[tuple[int, int]]:
         """(row, vector of sums) of a tile, in the order of its sums."""
@@ -182,7 +182,7 @@ class TernaryProduct:
         """The output at which vector of sums ``v`` starts, and how many of its outputs exist."""
         width = self.tiles.width
         valid = min(column.outputs - v * width, width)
-        return column.first * self.lanes.ternary_outputs + v * width, valid
+        return column.first * self.tiles.outputs + v * width, valid
 
     def _read(self, column: Column, sums: Sums, row: Any, v: int) -> Any:
         output, valid = self._place(column, v)
@@ -202,27 +202,25 @@ def _moved_weights(weights: Weights, step: Any) -> Weights:
     return lambda offset, v: weights(step + offset, v)
 
 
-def ternary_layout(lanes: Lanes) -> str:
-    """How packed ternary weights lie for this vector unit."""
-    return f"ternary{lanes.ternary_outputs}x{lanes.ternary_depth}"
-
-
 def integer_product(spec: Spec, lanes: Lanes, rows: int, depth: int) -> TernaryProduct:
     """The product of int8 activations; parameters of ``spec`` override the record's sizes."""
-    many = lanes.ternary_tile_rows, lanes.ternary_tile_vectors
-    few = lanes.ternary_gemv_vectors if rows == 1 else lanes.ternary_tile_vectors
-    through_panel = rows >= spec.parameter("panel_rows", INTEGER_PANEL_ROWS)
-    return _sized(IntegerTiles(lanes), spec, rows, depth, through_panel, many, few)
+    ternary = lanes.ternary
+    through_panel = rows >= spec.parameter("panel_rows", ternary.panel_rows)
+    few = ternary.one_row if rows == 1 else ternary.few_rows
+    tile_rows, tile_vectors = ternary.many_rows if through_panel else few
+    tiles = IntegerTiles(ternary.unpacked if through_panel else ternary.packed)
+    return _sized(tiles, spec, rows, depth, through_panel, min(rows, tile_rows), tile_vectors)
 
 
 def float_product(spec: Spec, lanes: Lanes, rows: int, depth: int) -> TernaryProduct:
     """The product of float32 activations; parameters of ``spec`` override the record's sizes."""
-    vectors = max(lanes.tile_vectors * lanes.float_lanes // lanes.ternary_outputs, 1)
-    few = lanes.ternary_gemv_vectors if rows <= 2 else vectors
+    tiles, parts = FloatTiles(lanes), lanes.ternary.floats.outputs // lanes.float_lanes
     through_panel = rows >= spec.parameter("panel_rows", FLOAT_PANEL_ROWS)
-    through_panel |= lanes.ternary_outputs != lanes.float_lanes
-    many = lanes.tile_rows, vectors
-    return _sized(FloatTiles(lanes), spec, rows, depth, through_panel, many, few)
+    few_vectors = lanes.tile_vectors if rows > 2 else lanes.ternary.one_row[1] * parts
+    tile_rows = lanes.tile_rows if through_panel else min(rows, FLOAT_DIRECT_ROWS)
+    tile_vectors = lanes.tile_vectors if through_panel else few_vectors
+    vectors = max(tile_vectors // parts, 1)
+    return _sized(tiles, spec, rows, depth, through_panel, tile_rows, vectors)
 
 
 def _sized(
@@ -231,24 +229,31 @@ def _sized(
     rows: int,
     depth: int,
     through_panel: bool,
-    many: tuple[int, int],
-    few_vectors: int,
+    tile_rows: int,
+    tile_vectors: int,
 ) -> TernaryProduct:
-    tile_rows, tile_vectors = many if through_panel else (min(rows, DIRECT_ROWS), few_vectors)
     tile_rows = spec.parameter("tile_rows", tile_rows)
     tile_vectors = spec.parameter("tile_vectors", tile_vectors)
     return TernaryProduct(tiles, rows, depth, tile_rows, tile_vectors, through_panel)
 
 
-def row_sums(
-    product: TernaryProduct, activations: Activations, write: Callable[[Any, Any], None]
-) -> None:
-    """``write(row, sum)`` for every row of integer activations."""
+def row_sums(product: TernaryProduct, activations: Activations, row_sum: Any) -> None:
+    """Fill ``row_sum`` i32[rows] with the sums of the rows, if the product's codes need them."""
     assert isinstance(product.tiles, IntegerTiles), "only integers are multiplied by codes"
+    if not product.tiles.dot.offset:
+        return
     with T.serial(product.rows) as row:
         total = Registers(1, 1, "int32")
         total[0] = T.int32(0)
         for step, depth in product.blocks():
             part = product.tiles.row_sum(depth, _moved(activations, row, step * product.step))
             total[0] = total[0] + part
-        write(row, total[0])
+        store(row_sum, total[0], row)
+
+
+def start_of(product: TernaryProduct, row_sum: Any) -> Callable[[Any], Any]:
+    """What a row's integer sums start from: minus what its codes add too much."""
+    assert isinstance(product.tiles, IntegerTiles), "only integers are multiplied by codes"
+    if product.tiles.dot.offset:
+        return lambda row: T.int32(0) - row_sum[row]
+    return lambda row: T.int32(0)

@@ -6,17 +6,19 @@ from a panel: those vectors and that block, unpacked once for many rows into the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from .lanes import Lanes
 from .layout_ternary import PLANES, ZERO_BYTE, steps_of
-from .tile import Activations, accumulate, zeros
-from .tir import Registers, T, broadcast, lane, let, span, store
+from .ternary_lanes import Dot, FloatWeights, Read, named, zeros
+from .tile import Activations, accumulate
+from .tile import zeros as float_zeros
+from .tir import DTYPES, Registers, T, broadcast, lane, let, span, store
 
-# weights(step, vector): the bytes of one step of packed weights.
-Weights = Callable[[Any, int], Any]
+# weights(step, vector): reads the bytes of one step of packed weights.
+Weights = Callable[[Any, int], Read]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,18 @@ class Tiles(Protocol):
     """What differs between integers and floats. Sum i of a row is outputs i * width onwards."""
 
     # Of a panel and of the sums, as the IR names them.
-    panel_dtype: ClassVar[str]
+    @property
+    def panel_dtype(self) -> str: ...
+
     dtype: ClassVar[str]
 
     @property
-    def lanes(self) -> Lanes: ...
+    def outputs(self) -> int:
+        """Outputs of a vector of packed weights."""
+
+    @property
+    def group(self) -> int:
+        """Values of k of a plane of packed weights."""
 
     @property
     def width(self) -> int:
@@ -56,84 +65,113 @@ class Tiles(Protocol):
         """The sums of a tile that reads the panel, row by row."""
 
 
-def _bytes(lanes: Lanes) -> int:
-    return lanes.ternary_outputs * lanes.ternary_depth
-
-
 @dataclass(frozen=True)
 class IntegerTiles:
-    """int8 activations by codes (weight + 1): the sums are too large by the sum of the row.
+    """int8 activations by codes of weights: sums are too large by ``dot.offset`` times the row's.
 
     Activations are read in whole steps, so rows must be padded.
     """
 
-    lanes: Lanes
-    panel_dtype: ClassVar[str] = "u8"
+    dot: Dot
     dtype: ClassVar[str] = "i32"
 
     @property
+    def panel_dtype(self) -> str:
+        return self.dot.stored
+
+    @property
+    def outputs(self) -> int:
+        return self.dot.outputs
+
+    @property
+    def group(self) -> int:
+        return self.dot.depth
+
+    @property
     def width(self) -> int:
-        return self.lanes.ternary_outputs
+        return self.dot.outputs
 
     @property
     def exact_depth(self) -> int:
-        return self.lanes.ternary_block
+        return self.dot.block
 
     def fill(self, panel: Any, vectors: int, steps: int, weights: Weights) -> None:
-        size = _bytes(self.lanes)
         with T.serial(steps) as step:
             for v in range(vectors):
                 for plane in range(PLANES):
-                    codes = self.lanes.ternary_codes(weights(step, v), plane)
-                    at = (step * PLANES + plane) * vectors + v
-                    store(panel, codes, span(at * size, size))
+                    at = self._place(step, plane, vectors, v)
+                    parts = self.dot.codes(weights(step, v), plane)
+                    size = self.dot.bytes // len(parts)
+                    for i, part in enumerate(parts):
+                        store(panel, part, span(at + i * size, size))
 
     def packed(self, shape: Shape, activations: Activations, weights: Weights) -> list[Any]:
-        def codes(step: Any, plane: int, v: int) -> Any:
-            return self.lanes.ternary_codes(weights(step, v), plane)
+        def codes(step: Any, plane: int, v: int) -> Sequence[Any]:
+            return self.dot.codes(weights(step, v), plane)
 
         return self._add_up(shape, activations, codes)
 
     def unpacked(self, shape: Shape, activations: Activations, panel: Any) -> list[Any]:
-        size = _bytes(self.lanes)
-
-        def codes(step: Any, plane: int, v: int) -> Any:
-            return panel[span(((step * PLANES + plane) * shape.vectors + v) * size, size)]
+        def codes(step: Any, plane: int, v: int) -> Sequence[Any]:
+            start = self._place(step, plane, shape.vectors, v)
+            return self.dot.panel(lambda at, n: panel[span(start + at, n)])
 
         return self._add_up(shape, activations, codes)
+
+    def _place(self, step: Any, plane: int, vectors: int, v: int) -> Any:
+        """Where the codes of a plane of a step lie in a panel of ``vectors`` vectors."""
+        return ((step * PLANES + plane) * vectors + v) * self.dot.bytes
 
     def row_sum(self, depth: int, activations: Activations) -> Any:
         """The sum of the activations of row 0 of the tile: what a weight of 0 adds up to."""
 
-        def zero_weight(step: Any, plane: int, v: int) -> Any:
-            zero = broadcast(T.uint8(ZERO_BYTE), _bytes(self.lanes))
-            return self.lanes.ternary_codes(zero, plane)
+        def zero_weight(step: Any, plane: int, v: int) -> Sequence[Any]:
+            return self.dot.codes(lambda at, n: broadcast(T.uint8(ZERO_BYTE), n), plane)
 
         total = self._add_up(Shape(1, 1, depth), activations, zero_weight)[0]
         return lane(let(total, self.width, "int32"), 0, self.width)
 
     def _add_up(
-        self, shape: Shape, activations: Activations, codes: Callable[[Any, int, int], Any]
+        self,
+        shape: Shape,
+        activations: Activations,
+        codes: Callable[[Any, int, int], Sequence[Any]],
     ) -> list[Any]:
-        lanes, kind = self.lanes, self.lanes.ternary_accumulator
-        rows, vectors = shape.rows, shape.vectors
-        total = Registers(rows * vectors, lanes.ternary_lanes, kind)
-        for i in range(rows * vectors):
-            total[i] = broadcast(getattr(T, kind)(0), lanes.ternary_lanes)
-        with T.serial(steps_of(shape.depth, lanes.ternary_depth)) as step:
-            first = step * (PLANES * lanes.ternary_depth)
+        dot, rows, vectors = self.dot, shape.rows, shape.vectors
+        total = Registers(rows * vectors * dot.registers, dot.lanes, dot.dtype)
+        for i in range(total.count):
+            total[i] = zeros(dot)
+
+        def one_plane(step: Any, plane: int) -> None:
+            row = [
+                named(codes(step, plane, v), dot.bytes // dot.parts, DTYPES[dot.stored])
+                for v in range(vectors)
+            ]
+            for r in range(rows):
+
+                def read(k: Any, n: int, r: int = r) -> Any:
+                    return activations(r, k, n)
+
+                x = dot.activations(read, step * dot.step, plane)
+                for v in range(vectors):
+                    places = self._held(shape, r, v)
+                    changed = dot.add([total[i] for i in places], row[v], x, plane)
+                    for i, value in changed.items():
+                        total[places[i]] = value
+
+        with T.serial(steps_of(shape.depth, dot.depth)) as step:
             for plane in range(PLANES):
-                row = [let(codes(step, plane, v), _bytes(lanes), "uint8") for v in range(vectors)]
-                for r in range(rows):
+                one_plane(step, plane)
+        return [
+            dot.sums([total[i] for i in self._held(shape, r, v)])
+            for r in range(rows)
+            for v in range(vectors)
+        ]
 
-                    def read(k: Any, n: int, r: int = r) -> Any:
-                        return activations(r, k, n)
-
-                    x = lanes.ternary_activations(read, first, plane)
-                    for v in range(vectors):
-                        i = r * vectors + v
-                        total[i] = lanes.ternary_mac(total[i], row[v], x)
-        return [lanes.ternary_flush(total[i]) for i in range(rows * vectors)]
+    def _held(self, shape: Shape, row: int, vector: int) -> range:
+        """The accumulators of a row and a vector of outputs."""
+        first = (row * shape.vectors + vector) * self.dot.registers
+        return range(first, first + self.dot.registers)
 
 
 @dataclass(frozen=True)
@@ -145,6 +183,18 @@ class FloatTiles:
     dtype: ClassVar[str] = "f32"
 
     @property
+    def weights(self) -> FloatWeights:
+        return self.lanes.ternary.floats
+
+    @property
+    def outputs(self) -> int:
+        return self.weights.outputs
+
+    @property
+    def group(self) -> int:
+        return self.weights.depth
+
+    @property
     def width(self) -> int:
         return self.lanes.float_lanes
 
@@ -152,20 +202,24 @@ class FloatTiles:
     def exact_depth(self) -> int:
         return 1 << 20
 
+    @property
+    def _parts(self) -> int:
+        """Vectors of floats of a vector of packed weights."""
+        return self.outputs // self.width
+
     def fill(self, panel: Any, vectors: int, steps: int, weights: Weights) -> None:
-        outputs = self.lanes.ternary_outputs
-        group = self.lanes.ternary_depth
+        values = PLANES * self.group
         with T.serial(steps) as step:
             for v in range(vectors):
-                for k in range(PLANES * group):
-                    value = self.lanes.ternary_floats(weights(step, v), k // group, k % group)
-                    at = (step * (PLANES * group) + k) * vectors + v
-                    store(panel, value, span(at * outputs, outputs))
+                for k in range(values):
+                    at = ((step * values + k) * vectors + v) * self.outputs
+                    for i, part in enumerate(self.weights.floats(weights(step, v), k)):
+                        store(panel, part, span(at + i * self.width, self.width))
 
     def unpacked(self, shape: Shape, activations: Activations, panel: Any) -> list[Any]:
         lanes, width = self.lanes, self.width
-        vectors = shape.vectors * lanes.ternary_outputs // width
-        total = zeros(lanes, shape.rows, vectors)
+        vectors = shape.vectors * self._parts
+        total = float_zeros(lanes, shape.rows, vectors)
 
         def weights(k: Any, v: int) -> Any:
             return panel[span((k * vectors + v) * width, width)]
@@ -174,28 +228,25 @@ class FloatTiles:
         return [total[i] for i in range(shape.rows * vectors)]
 
     def packed(self, shape: Shape, activations: Activations, weights: Weights) -> list[Any]:
-        lanes, group = self.lanes, self.lanes.ternary_depth
-        assert lanes.ternary_outputs == self.width, f"float tiles of {lanes.name} need a panel"
-        rows, vectors = shape.rows, shape.vectors
-        total = zeros(lanes, rows, vectors)
+        lanes, values = self.lanes, PLANES * self.group
+        rows, vectors = shape.rows, shape.vectors * self._parts
+        total = float_zeros(lanes, rows, vectors)
 
         def step(at: Any, count: int) -> None:
             for k in range(count):
-                plane, offset = divmod(k, group)
-                row = [
-                    let(lanes.ternary_floats(weights(at, v), plane, offset), self.width)
-                    for v in range(vectors)
-                ]
+                row: list[Any] = []
+                for v in range(shape.vectors):
+                    row += named(self.weights.floats(weights(at, v), k), self.width, "float32")
                 for r in range(rows):
-                    x = broadcast(activations(r, at * (PLANES * group) + k, 1), self.width)
+                    x = broadcast(activations(r, at * values + k, 1), self.width)
                     for v in range(vectors):
                         i = r * vectors + v
                         total[i] = lanes.multiply_add(total[i], row[v], x)
 
-        whole, rest = divmod(shape.depth, PLANES * group)
+        whole, rest = divmod(shape.depth, values)
         if whole:
             with T.serial(whole) as at:
-                step(at, PLANES * group)
+                step(at, values)
         if rest:
             step(whole, rest)
         return [total[i] for i in range(rows * vectors)]

@@ -35,13 +35,34 @@ from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.spread_rotations import SpreadRotations
+from .lanes_neon import Neon, NeonDot, NeonV7
 from .lanes_x86 import Avx2
 from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core
 
-LANES: dict[str, Lanes] = {"scalar": Lanes(), "avx2": Avx2()}
+LANES: dict[str, Lanes] = {
+    lanes.name: lanes for lanes in (Lanes(), Avx2(), Neon(), NeonDot(), NeonV7())
+}
 # The CPU features, as the system names them, that code for a vector unit needs.
-FEATURES: dict[str, tuple[str, ...]] = {"scalar": (), "avx2": ("avx2", "fma", "bmi2", "f16c")}
+FEATURES: dict[str, tuple[str, ...]] = {
+    "scalar": (),
+    "avx2": ("avx2", "fma", "bmi2", "f16c"),
+    "neon": ("asimd",),
+    "neon-dotprod": ("asimd", "asimddp"),
+    "neon-v7": ("neon",),
+}
+# The vector units of a machine that compiles for itself, the better ones first: triple and CPU as
+# LLVM names them, and lanes.
+HOSTS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "x86_64": (
+        ("x86_64-linux-gnu", "x86-64-v3", "avx2"),
+        ("x86_64-linux-gnu", "x86-64", "scalar"),
+    ),
+    "aarch64": (
+        ("aarch64-linux-gnu", "cortex-a76", "neon-dotprod"),
+        ("aarch64-linux-gnu", "generic", "neon"),
+    ),
+}
 MODES = ("f32", "a8", "int8")
 MEMORIES = ()  # no limit that matters
 
@@ -74,9 +95,9 @@ def machine(core: Core) -> Machine:
 def host() -> tuple[str, str, str]:
     """This machine as (triple, cpu, lanes): vectors where we have them, else portable code."""
     name = platform.machine()
-    if name == "x86_64":
-        wide = set(FEATURES["avx2"]) <= cpu_features()
-        return "x86_64-linux-gnu", "x86-64-v3" if wide else "x86-64", "avx2" if wide else "scalar"
+    for triple, cpu, lanes in HOSTS.get(name, ()):
+        if set(FEATURES[lanes]) <= cpu_features():
+            return triple, cpu, lanes
     return f"{name}-linux-gnu", "generic", "scalar"
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,14 +14,10 @@ from butterflyc.compiler.lower.tir import build_object
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Kernel, Spec
 
-from .harness import TARGETS, Array, guarded, tensor
+from .harness import GUARD, TARGETS, Array, guarded, linked, tensor
 
 # A failure names its case; to shrink the batch would compile hundreds more for nothing.
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
-
-# Shared libraries stay loaded, so their files may go.
-_folder = TemporaryDirectory()
-_number = count()
 
 
 @dataclass(frozen=True)
@@ -77,27 +68,22 @@ def run_batch(
     assert not unserved, f"kernel {kernel.name} does not support {unserved}"
     distinct = {f"{kernel.name}_{spec.digest}": spec for spec in specs}
     functions = {name: kernel.build(spec, lanes, name) for name, spec in distinct.items()}
-    library = _load(build_object(functions, TARGETS[lanes.name]))
+    functions_of = linked(lanes, build_object(functions, TARGETS[lanes.name]))
+    calls = {
+        name: functions_of(name, len(spec.operands) + len(spec.results), 0)
+        for name, spec in distinct.items()
+    }
     found = []
     arrays = others or [case.arrays for case in cases]
     for case, spec, given in zip(cases, specs, arrays, strict=True):
         inputs = [np.ascontiguousarray(a) for a in given]
         results = [guarded(result) for result in spec.results]
-        buffers = [*inputs, *(buffer for buffer, _ in results)]
-        call = library[f"{kernel.name}_{spec.digest}"]
-        call(*(ctypes.c_void_p(buffer.ctypes.data) for buffer in buffers))
-        intact = all(np.all(guard == 0xAB) for _, guard in results)
+        written = [memory for memory, _ in results]
+        calls[f"{kernel.name}_{spec.digest}"]([*inputs, *written], ())
+        intact = all(np.all(memory[-GUARD:] == 0xAB) for memory in written)
         assert intact, f"kernel {kernel.name} wrote behind a result of {case}"
-        found.append([buffer for buffer, _ in results])
+        found.append([result for _, result in results])
     return found
-
-
-def _load(content: bytes) -> Any:
-    path = Path(_folder.name) / f"batch{next(_number)}"
-    path.with_suffix(".o").write_bytes(content)
-    command = ["cc", "-shared", "-Wl,-z,defs", "-o", f"{path}.so", f"{path}.o"]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(f"{path}.so")
 
 
 def check_exact(kernel: Kernel, cases: Sequence[Case], lanes: Lanes) -> None:

@@ -1,11 +1,11 @@
-"""Run one kernel on this machine: TIR to object to shared library to NumPy arrays."""
+"""Run one kernel, on this machine or in QEMU: TIR to object to code to NumPy arrays."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -20,9 +20,15 @@ from butterflyc.compiler.lower.tir import build_object
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.layout import pack, storage
 from butterflyc.kernels.record import Kernel, Spec, Tensor
+from butterflyc.targets.lanes_neon import Neon, NeonDot, NeonV7
 from butterflyc.targets.lanes_x86 import Avx2
 
+from .emulated import EMULATORS, Emulated
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+# Bytes behind each buffer that is written, which must stay as they are.
+GUARD = 64
 
 NUMPY = {"bool": "?", "i8": "i1", "u8": "u1", "i16": "i2", "i32": "i4", "i64": "i8"}
 NUMPY |= {"f32": "f4", "f64": "f8", "ternary": "i1"}
@@ -32,6 +38,15 @@ TRIPLE = f"{platform.machine()}-linux-gnu"
 TARGETS: dict[str, dict[str, Any]] = {
     "scalar": {"kind": "llvm", "mtriple": TRIPLE},
     "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
+    "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"},
+    "neon-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
+    "neon-v7": {
+        "kind": "llvm",
+        "mtriple": "armv7a-linux-gnueabihf",
+        "mcpu": "cortex-a9",
+        "mattr": ["+neon"],
+        "mfloat-abi": "hard",
+    },
 }
 
 
@@ -48,7 +63,11 @@ EVERY_LANES = [
         id="avx2",
         marks=pytest.mark.skipif(not _has_avx2(), reason="this CPU has no AVX2 and FMA"),
     ),
+    pytest.param(Neon(), id="neon"),
+    pytest.param(NeonV7(), id="neon-v7"),
 ]
+# Dot products are integers' alone.
+INTEGER_LANES = [*EVERY_LANES, pytest.param(NeonDot(), id="neon-dotprod")]
 
 
 def tensor(array: Array) -> Tensor:
@@ -70,29 +89,50 @@ _folder = TemporaryDirectory()
 _numbers = count()
 
 
-@cache
-def load(kernel: Kernel, spec: Spec, lanes: Lanes) -> Any:
-    """The compiled function, called with one pointer a parameter."""
-    name = f"{kernel.name}_{lanes.name}_{spec.digest}"
-    content = build_object(
-        {name: kernel.build(kernel.opened(spec), lanes, name)}, TARGETS[lanes.name]
-    )
-    path = Path(_folder.name) / f"{name}_{next(_numbers)}"
+# The memory of all buffers, operands first, and the numbers behind them.
+Call = Callable[[Sequence[Array], Sequence[int]], None]
+
+
+def linked(lanes: Lanes, content: bytes) -> Callable[[str, int, int], Call]:
+    """An object's functions, each by its symbol and how many buffers and numbers it takes."""
+    if lanes.name in EMULATORS:
+        return lambda symbol, buffers, numbers: Emulated(
+            lanes.name, content, symbol, buffers, numbers
+        )
+    path = Path(_folder.name) / f"kernels_{next(_numbers)}"
     path.with_suffix(".o").write_bytes(content)
     command = ["cc", "-shared", "-Wl,-z,defs", "-o", f"{path}.so", f"{path}.o"]
     subprocess.run(command, check=True)
-    call = ctypes.CDLL(f"{path}.so")[name]
-    call.restype = None
-    return call
+    library = ctypes.CDLL(f"{path}.so")
+
+    def function(symbol: str, buffers: int, numbers: int) -> Call:
+        def call(memory: Sequence[Array], numbers: Sequence[int]) -> None:
+            pointers = (ctypes.c_void_p(m.ctypes.data) for m in memory)
+            library[symbol](*pointers, *map(ctypes.c_int32, numbers))
+
+        library[symbol].restype = None
+        return call
+
+    return function
+
+
+@cache
+def load(kernel: Kernel, spec: Spec, lanes: Lanes) -> Call:
+    """The compiled function."""
+    name = f"{kernel.name}_{spec.digest}"
+    functions = {name: kernel.build(kernel.opened(spec), lanes, name)}
+    buffers = [*spec.operands, *spec.results, *kernel.scratch(spec, lanes)]
+    content = build_object(functions, TARGETS[lanes.name])
+    return linked(lanes, content)(name, len(buffers), len(kernel.arguments(spec)))
 
 
 def guarded(tensor: Tensor) -> tuple[Array, Array]:
-    """An array of this type, and the 64 guard bytes that lie right behind its last element."""
+    """Garbage that holds an array of this type, and 64 guard bytes behind it; and the array."""
     stored = storage(tensor)
     dtype = np.dtype(NUMPY[stored.dtype])
     size = int(np.prod(stored.shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.full(size + 64, 0xAB, np.uint8)
-    return memory[:size].view(dtype).reshape(stored.shape), memory[size:]
+    memory = np.full(size + GUARD, 0xAB, np.uint8)
+    return memory, memory[:size].view(dtype).reshape(stored.shape)
 
 
 def run(kernel: Kernel, spec: Spec, arrays: Sequence[Array], lanes: Lanes) -> list[Array]:
@@ -111,13 +151,12 @@ def run(kernel: Kernel, spec: Spec, arrays: Sequence[Array], lanes: Lanes) -> li
         inputs.append(pack(operand.layout, value) if operand.layout else value)
     results = [guarded(result) for result in spec.results]
     scratch = [guarded(buffer) for buffer in kernel.scratch(spec, lanes)]
-    buffers = [*inputs, *(b for b, _ in results), *(b for b, _ in scratch)]
-    numbers = map(ctypes.c_int32, kernel.arguments(spec))
-    load(kernel, spec, lanes)(*(ctypes.c_void_p(b.ctypes.data) for b in buffers), *numbers)
-    for _, guard in [*results, *scratch]:
-        if not np.all(guard == 0xAB):
+    written = [memory for memory, _ in [*results, *scratch]]
+    load(kernel, spec, lanes)([*inputs, *written], kernel.arguments(spec))
+    for memory in written:
+        if not np.all(memory[-GUARD:] == 0xAB):
             raise AssertionError(f"kernel {kernel.name} wrote behind a buffer: {spec}")
-    return [result for result, _ in results]
+    return [result for _, result in results]
 
 
 def relative_error(result: Array, wanted: Array) -> float:

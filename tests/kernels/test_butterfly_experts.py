@@ -14,7 +14,7 @@ from butterflyc.kernels.butterfly_experts import KERNEL, sizes_of
 from butterflyc.kernels.pointwise_math import ACTIVATIONS
 from butterflyc.targets.lanes_x86 import Avx2
 
-from .harness import EVERY_LANES
+from .harness import INTEGER_LANES
 from .meaning import blocks, floats, meaning, relative_error, results_of, spec_of, ternary
 
 NAME = "butterfly_experts"
@@ -60,7 +60,7 @@ def check(make, attributes, lanes, parameters=None, limit=1e-5):
 BITS = pytest.mark.parametrize("bits", [0, 8])
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 @BITS
 @given(
     st.integers(1, 7),
@@ -87,7 +87,7 @@ def test_agrees_with_its_meaning(lanes, bits, tokens, chosen, apart, b, name, la
     check(lambda seed: operands(seed, **sizes), attributes, lanes)
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 @BITS
 def test_rotates_only_the_inputs_without_blocks_out(lanes, bits):
     """Without blocks_out any number of outputs is served, and k blocks of 300 values."""

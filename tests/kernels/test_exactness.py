@@ -8,10 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from butterflyc.kernels.layout_ternary import PLANES
-
-from .harness import EVERY_LANES
-
 LARGEST = 127
 INT16 = 32767
 
@@ -54,12 +50,3 @@ def test_unshifted_planes_are_exact(plane, products):
     worst = np.full(products, 2 * LARGEST * 4**plane)
     assert not wraps(worst)
     assert worst.sum() >> (2 * plane) == 2 * LARGEST * products
-
-
-@pytest.mark.parametrize("lanes", [p.values[0] for p in EVERY_LANES], ids=lambda x: x.name)
-def test_blocks_keep_the_bound(lanes):
-    """No lane of a record's accumulator takes more in a block of k than it holds."""
-    products = lanes.ternary_block * lanes.ternary_outputs / lanes.ternary_lanes
-    limit = np.iinfo(lanes.ternary_accumulator).max
-    assert products * 2 * LARGEST <= limit
-    assert lanes.ternary_block % (PLANES * lanes.ternary_depth) == 0

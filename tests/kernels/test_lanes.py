@@ -7,9 +7,10 @@ import pytest
 
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Kernel, Spec, Tensor
-from butterflyc.kernels.tir import Registers, T, broadcast, function, span, store
+from butterflyc.kernels.ternary_lanes import zeros
+from butterflyc.kernels.tir import DTYPES, Registers, T, broadcast, function, span, store
 
-from .harness import EVERY_LANES, run
+from .harness import INTEGER_LANES, run
 
 F32 = "f32"
 
@@ -34,7 +35,7 @@ def apply(expression, x, lanes, result=F32):
     return run(elementwise(expression), spec, [x], lanes)[0]
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 def test_rounds_ties_to_even(lanes):
     """round and round_to_int32 agree with np.rint at ties, next to them and far from them."""
     ties = np.arange(-40, 40, dtype=np.float32) + np.float32(0.5)
@@ -47,7 +48,7 @@ def test_rounds_ties_to_even(lanes):
     np.testing.assert_array_equal(whole, np.rint(x).astype(np.int32))
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 def test_powers_of_two_are_exact(lanes):
     """power_of_two gives 2**n for every n that has a normal float."""
     n = np.arange(-126, 122, dtype=np.float32)
@@ -55,7 +56,7 @@ def test_powers_of_two_are_exact(lanes):
     np.testing.assert_array_equal(result, np.exp2(n))
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 def test_orders_and_magnitudes(lanes):
     """maximum, minimum and absolute agree with NumPy."""
     x = np.random.default_rng(1).standard_normal(64).astype(np.float32)
@@ -69,38 +70,44 @@ def test_orders_and_magnitudes(lanes):
     np.testing.assert_array_equal(apply(limits, x, lanes), wanted)
 
 
-def ternary_row(depth):
-    """A kernel for one vector of outputs: codes [depth, outputs] by activations [depth]."""
+def ternary_row(dot, depth, through_panel):
+    """A kernel for one vector of outputs: packed codes of ``depth`` k by activations [depth]."""
 
     def build(spec, lanes, name):
         x, w = spec.operands
         with function(name, {"x": x, "w": w, "y": spec.results[0]}) as f:
             x, w, y = f.buffers
-            total = Registers(1, lanes.ternary_lanes, lanes.ternary_accumulator)
-            total[0] = broadcast(getattr(T, lanes.ternary_accumulator)(0), lanes.ternary_lanes)
-            step = 4 * lanes.ternary_depth
-            with T.serial(depth // step) as i:
-                bytes_ = lanes.ternary_outputs * lanes.ternary_depth
-                weights = w[span(i * bytes_, bytes_)]
+            total = Registers(dot.registers, dot.lanes, dot.dtype)
+            panel = T.alloc_buffer((dot.bytes,), DTYPES[dot.stored])
+            for i in range(dot.registers):
+                total[i] = zeros(dot)
+            with T.serial(depth // dot.step) as step:
                 for plane in range(4):
-                    codes = lanes.ternary_codes(weights, plane)
-                    values = lanes.ternary_activations(lambda k, n: x[span(k, n)], i * step, plane)
-                    total[0] = lanes.ternary_mac(total[0], codes, values)
-            store(y, lanes.ternary_flush(total[0]), span(0, lanes.ternary_outputs))
+                    parts = dot.codes(lambda at, n: w[span(step * dot.bytes + at, n)], plane)
+                    size = dot.bytes // len(parts)
+                    if through_panel:
+                        for i, part in enumerate(parts):
+                            store(panel, part, span(i * size, size))
+                        parts = dot.panel(lambda at, n: panel[span(at, n)])
+                    values = dot.activations(lambda k, n: x[span(k, n)], step * dot.step, plane)
+                    before = [total[i] for i in range(dot.registers)]
+                    for i, value in dot.add(before, parts, values, plane).items():
+                        total[i] = value
+            sums = dot.sums([total[i] for i in range(dot.registers)])
+            store(y, sums, span(0, dot.outputs))
         return f.result
 
     return Kernel("ternary_row", ("test",), lambda *_: True, build, lambda *_: 0.0)
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
+@pytest.mark.parametrize("kind", ["packed", "unpacked"])
 @pytest.mark.parametrize("worst", [1, -1, None])
-def test_ternary_products_are_exact_over_a_whole_block(lanes, worst):
+def test_ternary_products_are_exact_over_a_whole_block(lanes, kind, worst):
     """A block of products of codes and int8 is exact, also when every one is extreme."""
-    depth, outputs, group = (
-        min(lanes.ternary_block, 256),
-        lanes.ternary_outputs,
-        lanes.ternary_depth,
-    )
+    dot = getattr(lanes.ternary, kind)
+    assert dot.block % dot.step == 0
+    depth, outputs, group = min(dot.block, 4096), dot.outputs, dot.depth
     rng = np.random.default_rng(2)
     codes = np.full((depth, outputs), 2) if worst else rng.integers(0, 3, (depth, outputs))
     x = np.full(depth, 127 * worst) if worst else rng.integers(-127, 128, depth)
@@ -113,8 +120,8 @@ def test_ternary_products_are_exact_over_a_whole_block(lanes, worst):
         (Tensor("i8", (depth,)), Tensor("u8", packed.shape)),
         (Tensor("i32", (outputs,)),),
     )
-    result = run(ternary_row(depth), spec, [x, packed], lanes)[0]
-    np.testing.assert_array_equal(result, x @ codes)
+    result = run(ternary_row(dot, depth, kind == "unpacked"), spec, [x, packed], lanes)[0]
+    np.testing.assert_array_equal(result, x @ (codes - 1 + dot.offset))
 
 
 def test_records_are_listed_without_tvm():

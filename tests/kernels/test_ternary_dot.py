@@ -13,7 +13,7 @@ from butterflyc.kernels.record import Spec, Tensor
 from butterflyc.kernels.ternary_dot import KERNEL
 from butterflyc.targets.lanes_x86 import Avx2
 
-from .harness import EVERY_LANES, run
+from .harness import INTEGER_LANES, run
 
 
 def dot(codes, w, lanes, **parameters):
@@ -34,7 +34,7 @@ def random_operands(rows, outputs, depth, seed):
     return codes, rng.integers(-1, 2, (outputs, depth), np.int8)
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 600), st.integers(0, 9))
 @settings(max_examples=10)
 def test_is_exact_at_any_shape(lanes, rows, outputs, depth, seed):
@@ -43,7 +43,7 @@ def test_is_exact_at_any_shape(lanes, rows, outputs, depth, seed):
     np.testing.assert_array_equal(dot(codes, w, lanes), ternary_dot_meaning(codes, w))
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 @pytest.mark.parametrize(("rows", "depth"), [(1, 4096), (5, 4096), (1, 257), (6, 255), (2, 1)])
 @pytest.mark.parametrize(("code", "weight"), [(127, 1), (-127, 1), (127, -1), (127, 0)])
 def test_is_exact_for_the_worst_inputs(lanes, rows, depth, code, weight):
@@ -53,7 +53,7 @@ def test_is_exact_for_the_worst_inputs(lanes, rows, depth, code, weight):
     np.testing.assert_array_equal(dot(codes, w, lanes), ternary_dot_meaning(codes, w))
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+@pytest.mark.parametrize("lanes", INTEGER_LANES)
 def test_every_way_gives_the_same_sums(lanes):
     """Every choice of parameters is exact, for few rows and for many."""
     for rows in (3, 11):
