@@ -55,14 +55,14 @@ class Lanes:
         return total + left * right
 
     def maximum(self, left: Any, right: Any) -> Any:
-        """The larger one, ``right`` where one is NaN or both are equal; any number of lanes.
+        """The larger one, NaN where ``right`` is NaN; any number of lanes.
 
-        T.max is miscompiled by TVM's C target.
+        Where ``left`` is NaN it may be either. T.max is miscompiled by TVM's C target.
         """
         return T.Select(left > right, left, right)
 
     def minimum(self, left: Any, right: Any) -> Any:
-        """The smaller one, ``right`` where one is NaN or both are equal."""
+        """The smaller one, NaN where ``right`` is NaN; where ``left`` is, it may be either."""
         return T.Select(left < right, left, right)
 
     def absolute(self, value: Any) -> Any:

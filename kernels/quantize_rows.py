@@ -22,6 +22,7 @@ from .tir import (
     let,
     load_lanes,
     reduce_lanes,
+    reduce_vectors,
     rows_of,
     span,
     store,
@@ -29,6 +30,8 @@ from .tir import (
 )
 
 LARGEST_CODE = 127
+# Vectors that the search for the largest magnitude takes side by side.
+CHAINS = 4
 
 
 def codes_of(lanes: Lanes, value: Any, inverse: Any) -> Any:
@@ -71,12 +74,20 @@ def quantize_row(
 
 def largest_magnitude(lanes: Lanes, width: int, read: Callable[[Any, int], Any]) -> Any:
     """max|x| of one row of ``width`` floats, named."""
-    largest = Registers(1, lanes.float_lanes)
-    largest[0] = constant(0, lanes.float_lanes)
-    for start, valid in each_vector(width, lanes.float_lanes):
-        value = load_lanes(read, start, valid, lanes.float_lanes, T.float32(0))
-        largest[0] = lanes.maximum(largest[0], let(lanes.absolute(value), lanes.float_lanes))
-    return let(reduce_lanes(largest[0], lanes.float_lanes, lanes.maximum), 1)
+    vector = lanes.float_lanes
+    # Each chain waits for its last comparison, so there are several.
+    chains = min(CHAINS, max(width // vector, 1))
+    largest = Registers(chains, vector)
+    for chain in range(chains):
+        largest[chain] = constant(0, vector)
+    for start, valid in each_vector(width, chains * vector):
+        for chain in range(-(-valid // vector)):
+            there = min(valid - chain * vector, vector)
+            value = load_lanes(read, start + chain * vector, there, vector, T.float32(0))
+            size = let(lanes.absolute(value), vector)
+            largest[chain] = lanes.maximum(largest[chain], size)
+    of_all = reduce_vectors([largest[chain] for chain in range(chains)], lanes.maximum)
+    return let(reduce_lanes(let(of_all, vector), vector, lanes.maximum), 1)
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:

@@ -13,6 +13,11 @@ from ..kernels.tir import Registers, T, broadcast, cast, let, llvm
 LOW, HIGH = range(8), range(8, 16)
 
 
+def dtype_of(value: Any) -> str:
+    """TVM's name of the type of an expression."""
+    return str(value.ty.dtype)
+
+
 def in_place(weights: Any, plane: int) -> Any:
     """The codes of one plane of 16 bytes, left where they lie: times 1, 4 and 16, and 1 again."""
     if plane == 3:
@@ -270,6 +275,16 @@ class Neon(Lanes):
 
     def absolute(self, value: Any) -> Any:
         return T.fabs(value)
+
+    def maximum(self, left: Any, right: Any) -> Any:
+        if dtype_of(left) != "float32x4":
+            return super().maximum(left, right)
+        return llvm("float32x4", "llvm.aarch64.neon.fmax.v4f32", left, right)
+
+    def minimum(self, left: Any, right: Any) -> Any:
+        if dtype_of(left) != "float32x4":
+            return super().minimum(left, right)
+        return llvm("float32x4", "llvm.aarch64.neon.fmin.v4f32", left, right)
 
     def round_to_int32(self, value: Any) -> Any:
         return llvm("int32x4", "llvm.aarch64.neon.fcvtns.v4i32.v4f32", value)

