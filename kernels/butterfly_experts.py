@@ -169,6 +169,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
                 activate_last=spec.attribute("activate_last"),
                 integer=sizes.integer,
                 scale_per_output=bool(operands["scale"].shape),
+                biased=spec.attribute("biased"),
             )
             with T.serial(count) as chunk:
                 _chunk(rows, sizes, product_of(spec, lanes, tokens), first + chunk * tokens)

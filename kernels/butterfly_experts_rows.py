@@ -43,6 +43,7 @@ class Rows:
     activate_last: bool
     integer: bool
     scale_per_output: bool
+    biased: bool
 
     def rotate_in(self, first_token: Any, product: TernaryProduct) -> None:
         """Rotate every row of ``tokens`` tokens into scratch, quantised for an integer product."""
@@ -133,7 +134,7 @@ class Rows:
         return values
 
     def _scaled(self, row: Any, first_output: Any, start: Any, valid: int) -> Any:
-        """The vector of sums at ``start`` of the strip times its scale, plus the bias."""
+        """The vector of sums at ``start`` of the strip times its scale, plus the bias, if any."""
         b, width = self.buffers, self.lanes.float_lanes
         output = first_output + start
         total = b["sums"][row, span(start, width)]
@@ -141,5 +142,7 @@ class Rows:
         if self.integer:
             total = self.lanes.as_float(total)
             scale = broadcast(b["row_scale"][row], width) * scale
+        if not self.biased:
+            return let(total * scale, width)
         bias = load_lanes(lambda i, n: b["bias"][span(i, n)], output, valid, width, T.float32(0))
         return let(self.lanes.multiply_add(bias, total, scale), width)

@@ -100,7 +100,7 @@ def fuse(node: Node, walk: Walk) -> Node | None:
     if rows.type.rank != 3 or rows.type.shape[1] != 1 or experts.type.shape != gates.type.shape:
         return None
     weights, scale, bits = product
-    width = weights.type.shape[0]
+    width, biased = weights.type.shape[0], bias is not None
     if bias is None or bias.type.shape != (width,):
         values = np.zeros(width, node.type.storage) if bias is None else walk.value(bias)
         name = f"{node.name}.zeros" if bias is None else bias.name
@@ -118,6 +118,7 @@ def fuse(node: Node, walk: Walk) -> Node | None:
         activation_bits=bits,
         lanes_in=before["lanes"],
         lanes_out=1 if after is None else after["lanes"],
+        biased=biased,
     )
 
 

@@ -134,6 +134,7 @@ def butterfly_experts(
     activation_bits: int = 0,
     lanes_in: int = 1,
     lanes_out: int = 1,
+    biased: bool = True,
 ) -> Type:
     want(x.rank == 2 and gates.rank == 2, f"needs x [T, d] and gates [T, k], got {x}, {gates}")
     want(experts.shape == gates.shape, f"gates {gates}, but experts {experts}")
@@ -162,6 +163,7 @@ def butterfly_experts_meaning(
     activation_bits: int,
     lanes_in: int,
     lanes_out: int,
+    biased: bool,
 ) -> Array:
     rotated = rotate_meaning(x[:, None, :], blocks_in, experts, lanes_in)  # [T, k, d]
     if activation_bits:
@@ -169,7 +171,7 @@ def butterfly_experts_meaning(
         u = dequantize_meaning(ternary_dot_meaning(codes, w), row_scale, scale)
     else:
         u = ternary_matmul_meaning(rotated, w, scale)
-    u = u + bias.astype(x.dtype)  # [T, k, F]
+    u = u + bias.astype(x.dtype) if biased else u  # [T, k, F]
     activate = ACTIVATIONS[activation]
     if not activate_last:
         u = activate(u)
@@ -238,11 +240,13 @@ OPS = [
         "x blocks_in w scale bias gates experts blocks_out?",
         butterfly_experts,
         butterfly_experts_meaning,
-        "sum over chosen experts of gate * rotate(activation(rotate(x) @ w.T * scale + bias))",
+        "sum over chosen experts of gate * rotate(activation(rotate(x) @ w.T * scale + bias)); "
+        "not biased: without the bias",
         activation="none",
         activate_last=False,
         activation_bits=0,
         lanes_in=1,
         lanes_out=1,
+        biased=True,
     ),
 ]
