@@ -2,71 +2,90 @@
 
     python benchmarks/model_kernel.py --kernel ternary_dot --core a72 --rows 65
 
-For people who tune: nothing is measured, and the Cortex-A53 is modelled coarsely.
+For people who tune: nothing is measured, and the Cortex-A53 is modelled coarsely. Rows of
+butterfly_experts are tokens times chosen experts.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+import attrs
 
 from butterflyc.bench.cases import cases
-from butterflyc.bench.cortex_a import CORES, Core
+from butterflyc.bench.cortex_a import peak_instruction
+from butterflyc.bench.cortex_a_cores import CORES, peak
 from butterflyc.bench.kernels import best
 from butterflyc.compiler.run.kernel_call import call_kernel
-from butterflyc.compiler.run.modelled import PARTS, ModelledCall, modelled
+from butterflyc.compiler.run.modelled import PARTS, MainLoop, ModelledCall, modelled
 from butterflyc.kernels import all_kernels
-from butterflyc.targets.cpu import LANES
+from butterflyc.targets.cpu import LANES, machine
+from butterflyc.targets.registry import load_core
 
 
 def main() -> None:
     options = arguments()
-    core, lanes = CORES[options.core], LANES[options.lanes]
+    core = CORES[options.core]
+    target = load_core(options.target or core.target, options.target_file)
+    if options.lanes:
+        target = attrs.evolve(target, lanes=options.lanes)
+    built = machine(target)
     parameters = {k: int(v) for k, _, v in (p.partition("=") for p in options.parameter)}
-    for case in cases(lanes):
-        rows = int(case.shape.partition("x")[0])
-        if options.kernel not in (case.name, "all") or options.rows not in (rows, None):
+    for case in cases(built.lanes):
+        if options.kernel not in (case.name, None) or options.rows not in (case.rows, None):
             continue
         spec = case.spec.with_parameters(parameters)
-        kernel = best(spec, lanes)
+        kernel = best(spec, built.lanes)
         if options.by:
             kernel = next(k for k in all_kernels() if k.name == options.by)
-        call = call_kernel(kernel, spec, case.arrays, lanes, core.description, core.emulated)
+        call = call_kernel(kernel, spec, case.arrays, built.lanes, built.target, core.emulated)
         case.check(call.results)
         found = modelled(call, core.model, case.floats)
+        instruction = peak_instruction(case, built)
         print(f"{case.name} {case.shape} by {kernel.name} on {options.core}")
-        show(found, case.products, core)
+        if found.loop is None:
+            print("  no instruction multiplies: what it computes is not seen")
+        else:
+            show_loop(found.loop, peak(core.model, instruction), instruction, options.quiet)
+        show_call(found, case.products)
 
 
-def show(found: ModelledCall, products: int, core: Core) -> None:
-    loop = found.loop
-    if loop is None:
-        print("  no instruction multiplies: what it computes is not seen")
-    else:
-        print("\n".join(f"    {i.text}" for i in loop.block.instructions))
-        print(
-            f"  loop: {loop.products} products, {len(loop.block.instructions)} instructions, "
-            f"{loop.cycles.steady:.1f} cycles of {loop.cycles.bound:.1f} at least: "
-            f"{loop.achieved:.2f} products a cycle of {loop.bound:.2f}"
-        )
-        if not loop.repeats:
-            print("  which does not repeat itself: other blocks stand in its loop")
+def show_loop(loop: MainLoop, most: float, instruction: str, quiet: bool) -> None:
+    code = loop.block.instructions
+    if not quiet:
+        print("\n".join(f"    {i.address:x}  {i.text}" for i in code))
     print(
-        f"  call: {found.instructions} instructions, {products / found.instructions:.2f} products "
-        f"each; {found.cycles:.0f} cycles, {products / found.cycles:.2f} products each; "
-        f"computed {found.products / products:.3f} of the products asked for"
+        f"  loop: {loop.products} MAC, {len(code)} instructions, {loop.executions} executions; "
+        f"{loop.cycles.steady:.2f} cycles, of {loop.cycles.bound:.2f} in the best order; "
+        f"{loop.achieved:.2f} MAC/cycle, of {loop.bound:.2f} in the best order, "
+        f"of {most:g} by nothing but {instruction}"
+    )
+    if not loop.repeats:
+        print("  which does not repeat itself: its loop holds other blocks too")
+
+
+def show_call(found: ModelledCall, products: int) -> None:
+    print(
+        f"  call: {found.instructions} instructions, {products / found.instructions:.2f} MAC each; "
+        f"{found.cycles:.0f} cycles, {products / found.cycles:.2f} MAC each; "
+        f"computes {found.products / products:.3f} of the products asked for"
     )
     parts = ", ".join(f"{part} {found.parts[part] / found.cycles:.1%}" for part in PARTS)
-    print(f"  cycles: {parts}")
+    print(f"  cycles, as to the product: {parts}")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernel", default="all", help="ternary_dot, linear ...")
+    parser.add_argument("--kernel", help="ternary_dot, butterfly_experts, linear, integer_linear")
     parser.add_argument("--core", default="a72", choices=CORES)
-    parser.add_argument("--rows", type=int, help="of those that the suite has: 1, 65 or 130")
-    parser.add_argument("--lanes", default="scalar", choices=LANES)
+    parser.add_argument("--rows", type=int, help="1, 65 or 130")
+    parser.add_argument("--lanes", choices=LANES, help="other than those of the target")
+    parser.add_argument("--target", help="compile for another target than the core's own")
+    parser.add_argument("--target-file", type=Path, help="a TOML file that describes the target")
     parser.add_argument("--by", metavar="KERNEL", help="the kernel's file, instead of the cheapest")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=NUMBER")
+    parser.add_argument("--quiet", action="store_true", help="without the assembly")
     return parser.parse_args()
 
 

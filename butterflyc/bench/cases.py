@@ -22,17 +22,26 @@ CHANNELS, OUTPUTS, EXPERTS, CHOSEN, BLOCK = 256, 1024, 8, 2, 4
 
 @attrs.frozen
 class Case:
-    """One call: the ``spec`` it asks for, on ``arrays``, and the ``products`` that this takes.
+    """One call: the ``spec`` it asks for, on ``arrays``: rows x depth times depth x outputs.
 
     Results may differ from the op's meaning by ``tolerance`` of the largest of them.
     """
 
     name: str
-    shape: str
+    rows: int
+    depth: int
+    outputs: int
     spec: Spec
     arrays: tuple[Array, ...]
-    products: int
     tolerance: float
+
+    @property
+    def shape(self) -> str:
+        return f"{self.rows}x{self.depth}x{self.outputs}"
+
+    @property
+    def products(self) -> int:
+        return self.rows * self.depth * self.outputs
 
     @property
     def floats(self) -> bool:
@@ -72,14 +81,14 @@ def ternary(rows: int, depth: int, outputs: int) -> Case:
     """int8 codes by ternary weights."""
     arrays = _codes(rows, depth), _ternary(outputs, depth)
     spec = _spec("ternary_dot", arrays, Tensor("i32", (rows, outputs)), ternary=1)
-    return _case("ternary_dot", rows, depth, outputs, spec, arrays, 0)
+    return Case("ternary_dot", rows, depth, outputs, spec, arrays, 0)
 
 
 def dense(rows: int, depth: int, outputs: int) -> Case:
     """Floats by floats, plus a bias."""
     arrays = _floats(rows, depth), _floats(outputs, depth), _floats(outputs)
     spec = _spec("linear", arrays, Tensor("f32", (rows, outputs)), activation="none")
-    return _case("linear", rows, depth, outputs, spec, arrays, 1e-5)
+    return Case("linear", rows, depth, outputs, spec, arrays, 1e-5)
 
 
 def integer_dense(rows: int, depth: int, outputs: int) -> Case:
@@ -87,7 +96,7 @@ def integer_dense(rows: int, depth: int, outputs: int) -> Case:
     bias = _random().integers(-1000, 1000, outputs).astype(np.int32)
     arrays = _codes(rows, depth), _codes(outputs, depth), bias
     spec = _spec("integer_linear", arrays, Tensor("i32", (rows, outputs)), planes=0)
-    return _case("integer_linear", rows, depth, outputs, spec, arrays, 0)
+    return Case("integer_linear", rows, depth, outputs, spec, arrays, 0)
 
 
 def experts(tokens: int, lanes: Lanes) -> Case:
@@ -115,20 +124,7 @@ def experts(tokens: int, lanes: Lanes) -> Case:
         lanes_out=lanes.float_lanes,
     )
     # A code of an activation near a tie may be rounded either way.
-    return _case("butterfly_experts", tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)
-
-
-def _case(
-    name: str,
-    rows: int,
-    depth: int,
-    outputs: int,
-    spec: Spec,
-    arrays: tuple[Array, ...],
-    tolerance: float,
-) -> Case:
-    shape = f"{rows}x{depth}x{outputs}"
-    return Case(name, shape, spec, arrays, rows * depth * outputs, tolerance)
+    return Case("butterfly_experts", tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)
 
 
 def _spec(

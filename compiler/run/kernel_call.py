@@ -15,10 +15,10 @@ from ...kernels.layout import pack, storage
 from ...kernels.record import Kernel, Spec
 from ..ir.types import STORAGE
 from ..lower.tir import build_object
+from .executions import Executions, count_executions, static_linker
 from .kernel import with_layouts
 from .native import ALIGNMENT
 from .tools import run_tool
-from .user_mode import Executions, count_executions, static_linker
 
 SYMBOL = "kernel"
 
@@ -41,11 +41,15 @@ int main(int count, char **words)
 
 @attrs.frozen
 class CountedCall:
-    """A kernel that was called once: the ``program``, its ``results`` and what that executed."""
+    """A kernel that was called once: the ``program``, its ``results`` and what that executed.
+
+    ``moved_bytes`` are those of its operands, as packed, and of its results.
+    """
 
     program: bytes
     results: tuple[np.ndarray, ...]
     executions: Executions
+    moved_bytes: int
 
 
 def call_kernel(
@@ -72,7 +76,7 @@ def call_kernel(
     ]
     others = [storage(t) for t in (*spec.results, *kernel.scratch(spec, lanes))]
     filled = [np.zeros(t.shape, STORAGE[t.dtype]) for t in others]
-    results = [len(operands) + i for i in range(len(spec.results))]
+    results = range(len(operands), len(operands) + len(spec.results))
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kernel.o").write_bytes(content)
@@ -85,6 +89,7 @@ def call_kernel(
             program.read_bytes(),
             _split(data, filled[: len(spec.results)]),
             busy.less(idle),
+            sum(array.nbytes for array in (*operands, *filled[: len(spec.results)])),
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 
 import attrs
 
-from ..errors import ToolMissing
+from .llvm import llvm_tool
 from .tools import run_tool
 
-# Models of cores change between versions, and figures with them: one version for all.
-LLVM_VERSION = 19
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S.*)$", re.M)
 # An address that an instruction names, as in "b.ne 0x1234 <name+0x10>".
 PLACE = re.compile(r"0x([0-9a-f]+) <")
@@ -118,17 +115,6 @@ class Function:
                     waiting += self.flow.predecessors(block)
         found = [Loop(header, frozenset(blocks)) for header, blocks in inside.items()]
         return tuple(sorted(found, key=lambda loop: (len(loop.blocks), loop.header)))
-
-
-def llvm_tool(name: str) -> str:
-    """The command of one of LLVM's tools, such as `llvm-mca`. Raises ToolMissing."""
-    command = f"{name}-{LLVM_VERSION}"
-    if not shutil.which(command):
-        raise ToolMissing(
-            f"cycles are modelled by {command}, which is not installed",
-            help=f"apt-get install --no-install-recommends llvm-{LLVM_VERSION}",
-        )
-    return command
 
 
 def disassemble(file: Path, function: str) -> Function:

@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import attrs
 
 from ..errors import ToolFailed, ToolMissing
-from ..lower.elf import function_spans
 from ..lower.link import c_compiler
-from .tools import limited, run_tool
+from .llvm import llvm_tool
+from .tools import limited, run_tool, version_of
 
 PLUGIN = Path(__file__).with_name("count_instructions.c")
 RUN_SECONDS = 300
@@ -108,13 +108,8 @@ def count_executions(
 
     Raises ToolMissing, and ToolFailed if it does not end with status 0.
     """
-    emulator = ARCHITECTURES[architecture].emulator
-    if not shutil.which(emulator):
-        raise ToolMissing(
-            f"programs for {architecture} run in {emulator}, which is not installed",
-            help="apt-get install --no-install-recommends qemu-user",
-        )
-    functions = function_spans(program.read_bytes())
+    emulator = _emulator(architecture)
+    functions = _functions(program)
     first = min(address for address, _ in functions.values())
     end = max(address + size for address, size in functions.values())
     with TemporaryDirectory() as folder:
@@ -132,6 +127,33 @@ def count_executions(
         lines = out.read_text().split()
     counts = dict(zip(map(int, lines[::2]), map(int, lines[1::2]), strict=True))
     return ended.data, Executions(counts, functions)
+
+
+def emulator_version(architecture: str = "aarch64") -> str:
+    """The version of QEMU. Raises ToolMissing."""
+    return version_of(_emulator(architecture))
+
+
+def _emulator(architecture: str) -> str:
+    emulator = ARCHITECTURES[architecture].emulator
+    if not shutil.which(emulator):
+        raise ToolMissing(
+            f"programs for {architecture} run in {emulator}, which is not installed",
+            help="apt-get install --no-install-recommends qemu-user",
+        )
+    return emulator
+
+
+def _functions(program: Path) -> dict[str, tuple[int, int]]:
+    """Of each function of ``program``: its address and its size in bytes."""
+    text = run_tool([llvm_tool("llvm-nm"), "--print-size", program.name], program.parent)
+    entries = [line.split() for line in text.splitlines()]
+    # The lowest bit of an address says that a function is of Thumb instructions.
+    return {
+        entry[3]: (int(entry[0], 16) & ~1, int(entry[1], 16))
+        for entry in entries
+        if len(entry) == 4 and entry[2] in "tTwW"
+    }
 
 
 @cache
