@@ -106,10 +106,15 @@ def count_executions(
 ) -> tuple[bytes, Executions]:
     """What the static ``program`` writes, and how often each of its instructions was executed.
 
-    Raises ToolMissing, and ToolFailed if it does not end with status 0.
+    Raises ToolMissing, and ToolFailed if it was stripped or does not end with status 0.
     """
     emulator = _emulator(architecture)
     functions = _functions(program)
+    if not functions:
+        raise ToolFailed(
+            f"{program.name} has no symbols of functions, by which executions are told apart",
+            help="link it without -s, and do not strip it",
+        )
     first = min(address for address, _ in functions.values())
     end = max(address + size for address, size in functions.values())
     with TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from butterflyc.compiler.run.llvm import llvm_tool
@@ -16,26 +17,29 @@ EXIT = {
 COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc", "arm": "arm-linux-gnueabihf-gcc"}
 
 
+def function(name: str, text: str) -> str:
+    """The assembly ``text`` as a function, with its type and size."""
+    head = f"  .global {name}\n  .type {name}, %function\n{name}:\n"
+    return f"{head}{text}\n  .size {name}, . - {name}\n"
+
+
 def assembled(folder: Path, text: str, name: str = "code") -> Function:
     """The function of that name whose assembly for aarch64 is ``text``."""
     source, target = folder / f"{name}.s", folder / f"{name}.o"
-    source.write_text(
-        f"  .global {name}\n  .type {name}, %function\n{name}:\n{text}\n  .size {name}, . - {name}\n"
-    )
+    source.write_text(function(name, text))
     options = ["-triple=aarch64-linux-gnu", "-mattr=+all", "-filetype=obj"]
     subprocess.run([llvm_tool("llvm-mc"), *options, source, "-o", target], check=True)
     return disassemble(target, name)
 
 
-def program(folder: Path, architecture: str, functions: dict[str, str], flags=()) -> Path:
+def program(
+    folder: Path, architecture: str, functions: dict[str, str], flags: Sequence[str] = ()
+) -> Path:
     """A static program made of these functions, of which ``_start`` is the first to run."""
-    text = ["  .text"]
-    for name, code in functions.items():
-        text += [f"  .global {name}", f"  .type {name}, %function", f"{name}:", code]
-        text += [f"  .size {name}, . - {name}"]
-    (folder / "program.s").write_text("\n".join(text) + "\n")
-    command = [COMPILERS[architecture], *flags, "-nostdlib", "-static", "program.s", "-o", "program"]
-    subprocess.run(command, cwd=folder, check=True)
+    text = [function(name, code) for name, code in functions.items()]
+    (folder / "program.s").write_text("".join(["  .text\n", *text]))
+    options = [*flags, "-nostdlib", "-static", "program.s", "-o", "program"]
+    subprocess.run([COMPILERS[architecture], *options], cwd=folder, check=True)
     return folder / "program"
 
 

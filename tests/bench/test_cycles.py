@@ -35,7 +35,7 @@ CODE = st.lists(
     ("loop", "core"), [pytest.param(x, c, id=f"{x.name}-{c}") for x in LOOPS for c in x.rates]
 )
 def test_known_loops_have_their_known_rates(llvm, loop, core):
-    """Products a cycle, as the code stands and in the best order, are within 5 % of what is known."""
+    """Products a cycle, as code stands and in the best order, are within 5 % of what is known."""
     code = block(*loop.code)
     (cycles,) = model_blocks([code], core)
     products = main_products(code, floats=False)
@@ -76,7 +76,7 @@ def test_nothing_has_no_cycles():
 
 
 def test_a_call_is_the_sum_of_its_blocks(llvm, tmp_path):
-    """A loop takes its steady cycles a turn and its fill an entry, other blocks what one run takes."""
+    """A loop takes steady cycles a turn and its fill an entry, other blocks what one run takes."""
     text = "mov x2, #9\n0: fadd v0.4s, v0.4s, v1.4s\n subs x2, x2, #1\n b.ne 0b\n ret"
     code = assembled(tmp_path, text)
     before, loop, after = model_blocks(list(code.blocks.values()), "cortex-a72")
@@ -93,7 +93,7 @@ def test_a_call_is_the_sum_of_its_blocks(llvm, tmp_path):
 def test_a_loop_that_is_jumped_over_is_entered_as_often_as_it_can_be(
     llvm, tmp_path, around, entries
 ):
-    """Entries are at most what stands before or behind a loop, whichever was executed less often."""
+    """Entries are at most what stands before or behind a loop, whichever was executed less."""
     text = "cbz x2, 1f\n0: fadd v0.4s, v0.4s, v1.4s\n subs x2, x2, #1\n b.ne 0b\n1: ret"
     code = assembled(tmp_path, text)
     loop = code.blocks[4]

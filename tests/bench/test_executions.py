@@ -84,6 +84,13 @@ def test_what_ends_with_an_error_is_told(arm, tmp_path):
         count_executions("aarch64", path)
 
 
+def test_a_program_without_symbols_is_refused(arm, tmp_path):
+    """What was stripped cannot be told apart by functions, which the error says."""
+    path = program(tmp_path, "aarch64", {"_start": EXIT["aarch64"]}, ["-s"])
+    with pytest.raises(ToolFailed, match="program has no symbols of functions"):
+        count_executions("aarch64", path)
+
+
 def test_the_emulator_says_its_version(arm):
     """The version starts with a number, for both architectures."""
     assert all(emulator_version(a)[0].isdigit() for a in ("aarch64", "arm"))

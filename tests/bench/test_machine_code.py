@@ -97,7 +97,7 @@ def test_blocks_hold_every_instruction_once(llvm, tmp_path_factory, names, data)
 def test_missing_tools_name_their_package(tmp_path, monkeypatch):
     """Without LLVM the error says which package has it."""
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ToolMissing, match="llvm-objdump-19.*\n.*llvm-19"):
+    with pytest.raises(ToolMissing, match=r"llvm-objdump-19[^\n]*\n[^\n]*llvm-19"):
         disassemble(tmp_path / "code.o", "code")
 
 

@@ -1,0 +1,200 @@
+"""Suite cortex-a: its rows say what was counted and modelled, against what, and what is wanted."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from butterflyc.bench import cortex_a
+from butterflyc.bench.cases import dense, experts, ternary
+from butterflyc.bench.cortex_a import case_rows, peak_instruction, suite, wanted_of
+from butterflyc.bench.cortex_a_cores import CORES, Memory, peak
+from butterflyc.cli.app import run
+from butterflyc.kernels.lanes import Lanes
+from butterflyc.targets.cpu import Machine
+
+from .dot_lanes import Dot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def machine_for(cpu: str, *features: str, lanes: Lanes | None = None) -> Machine:
+    attributes = [f"+{feature}" for feature in ("neon", *features)]
+    target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": cpu, "mattr": attributes}
+    return Machine(target, lanes or Lanes(), ())
+
+
+A72 = machine_for("cortex-a72")
+A76 = machine_for("cortex-a76", "dotprod", lanes=Dot())
+
+
+def by_metric(name, case, target):
+    return {row.metric: row for row in case_rows(name, case, target)}
+
+
+@pytest.mark.parametrize(
+    ("core", "instruction", "most"),
+    [
+        ("a53", "fmla", 4),
+        ("a53", "smlal", 8),
+        ("a55", "sdot", 16),
+        ("a72", "fmla", 4),
+        ("a72", "smlal", 8),
+        ("a76", "fmla", 8),
+        ("a76", "sdot", 32),
+    ],
+)
+def test_peaks_are_those_of_the_models(llvm, core, instruction, most):
+    """Nothing but independent products reaches what a core's units do a cycle."""
+    assert peak(CORES[core].model, instruction) == most
+
+
+def test_the_peak_is_of_what_the_machine_has():
+    """Floats are multiplied by fmla; codes by sdot where there is one, else by smlal."""
+    assert peak_instruction(dense(2, 8, 8), A76) == "fmla"
+    assert peak_instruction(ternary(2, 8, 8), A76) == "sdot"
+    assert peak_instruction(ternary(2, 8, 8), A72) == "smlal"
+
+
+def test_wanted_figures():
+    """One row and many have figures of their own; those of floats are shares of the peak."""
+    assert [wanted_of(CORES["a72"], ternary(n, 8, 8), 8) for n in (1, 2)] == [7.8, 7.5]
+    assert wanted_of(CORES["a76"], dense(2, 8, 8), 8) == pytest.approx(7.6)
+    assert wanted_of(CORES["a76"], dense(1, 8, 8), 8) is None
+    assert wanted_of(CORES["a53"], dense(2, 8, 8), 4) is None
+    assert wanted_of(CORES["a55"], ternary(1, 8, 8), 16) is None
+
+
+def test_rows_of_a_ternary_product(arm):
+    """The loop is held against its peak and against peers, the call against memory."""
+    case = ternary(9, 256, 64)
+    rows = by_metric("a76", case, A76)
+    loop, call = rows["loop MAC/cycle"], rows["call MAC/cycle"]
+    assert (loop.name, loop.shape, loop.suite) == ("ternary_dot on a76", "9x256x64", "cortex-a")
+    assert (loop.baseline, loop.target_ratio) == ("peak 32 (sdot)", 28 / 32)
+    assert call.value < loop.value < rows["loop MAC/cycle at most"].value <= 32
+    assert loop.ratio == pytest.approx(loop.value / 32)
+    peer = rows["loop MAC/cycle of KleidiAI qsu2cx"]
+    assert (peer.value, peer.ratio) == (24.3, pytest.approx(loop.value / 24.3))
+    assert "not now" in peer.baseline
+    assert rows["loop MAC/cycle of ggml TQ2_0"].value == 12.7
+    # The sum of a row of activations is one more product of it with a vector of outputs.
+    assert rows["call MAC computed"].ratio == pytest.approx(1 + Dot().ternary_outputs / 64)
+    assert 1 / 16 < rows["call instructions/MAC"].value < 1
+    cycles, by_bytes = rows["cycles by arithmetic"], rows["cycles by bytes"]
+    assert cycles.value * call.value == pytest.approx(case.products)
+    moved = 9 * 256 + 64 * 256 / 4 + 4 * 9 * 64
+    assert by_bytes.value == pytest.approx(moved / (12 / 2.4))
+    assert by_bytes.baseline == "12 GB/s at 2.4 GHz: folklore, unchecked"
+
+
+def test_one_row_is_not_held_against_products_of_many(arm):
+    """A peer's product of many rows is no measure for one row, nor is a rate that nobody told."""
+    rows = by_metric("a76", ternary(1, 64, 16), A76)
+    assert "loop MAC/cycle of KleidiAI qsu2cx" not in rows
+    assert "cycles by bytes" not in by_metric("a55", ternary(1, 64, 16), A76)
+
+
+def test_what_has_no_loop_of_products_reaches_nothing(arm):
+    """Where no instruction multiplies the loop's rate is 0, which is below what is wanted."""
+    rows = by_metric("a72", ternary(5, 64, 16), A72)
+    assert (rows["loop MAC/cycle"].value, rows["loop MAC/cycle"].ratio) == (0, 0)
+    assert "loop MAC/cycle at most" not in rows
+
+
+def test_fused_experts_show_where_cycles_go(arm):
+    """The three shares add up to one, and that behind the product is held against its limit."""
+    rows = by_metric("a76", experts(4, Dot()), A76)
+    shares = [row.value for metric, row in rows.items() if metric.startswith("share of cycles")]
+    assert sum(shares) == pytest.approx(1)
+    behind = rows["share of cycles behind the product"]
+    assert 0.1 < behind.value < 0.6
+    assert behind.ratio == pytest.approx(0.25 / behind.value)
+    assert (behind.baseline, behind.target_ratio) == ("at most 0.25", 1)
+    assert "share of cycles of the product" not in by_metric("a76", dense(2, 8, 8), A76)
+
+
+def test_a_limit_that_nobody_wants_is_not_shown(arm):
+    """On a core without a wanted share the row has no baseline."""
+    behind = by_metric("a55", experts(1, Dot()), A76)["share of cycles behind the product"]
+    assert (behind.baseline, behind.target_ratio) == ("", None)
+
+
+def test_memories_say_that_they_are_unchecked():
+    """A rate's text has both numbers that it was made of."""
+    assert Memory(2, 1.25).bytes_per_cycle == pytest.approx(1.6)
+    assert str(Memory(2, 1.25)).startswith("2 GB/s at 1.25 GHz")
+
+
+@pytest.fixture
+def few_cases(monkeypatch):
+    """One small case on one core stands for all."""
+    monkeypatch.setattr(cortex_a, "cases", lambda lanes: [ternary(2, 64, 16)])
+    monkeypatch.setattr(cortex_a, "machines", lambda: {"a76": A76})
+
+
+def test_the_suite_runs_every_case_on_every_core(arm, few_cases):
+    """Rows come core by core and case by case, each announced."""
+    said: list[str] = []
+    rows = suite(said.append, {"a72": A72, "a76": A76})
+    assert said == ["ternary_dot 2x64x16 on a72", "ternary_dot 2x64x16 on a76"]
+    assert {row.name for row in rows} == {"ternary_dot on a72", "ternary_dot on a76"}
+    assert {row.name for row in suite()} == {"ternary_dot on a76"}
+
+
+def test_the_command_shows_figures_and_what_they_are_not(arm, few_cases, capsys):
+    """`bench --suite cortex-a` shows rates with their verdicts, and that nothing was measured."""
+    assert run(["bench", "--suite", "cortex-a"]) == 0
+    shown = capsys.readouterr().out
+    assert "loop MAC/cycle" in shown
+    assert "below" in shown
+    assert "No ARM core was there" in shown
+    assert "Cortex-A53 is coarse" in shown
+
+
+def test_the_command_gives_everything_as_json(arm, few_cases, capsys):
+    """The JSON has every row, the versions of the tools, and the notes."""
+    assert run(["bench", "--suite", "cortex-a", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["tools"]["llvm-mca"].startswith("19.")
+    assert data["tools"]["qemu"][0].isdigit()
+    assert len(data["notes"]) == 3
+    metrics = {row["metric"] for row in data["rows"]}
+    assert {"loop MAC/cycle", "cycles by bytes", "call instructions/MAC"} <= metrics
+
+
+def test_rounds_say_nothing_about_a_model(capsys):
+    """What is not timed has no rounds: the option is refused."""
+    assert run(["bench", "--suite", "cortex-a", "--rounds", "5"]) == 2
+    assert "--rounds is for timing" in capsys.readouterr().err
+
+
+CORE = """\
+name = "cortex-a72"
+family = "cpu"
+description = "for a test"
+triple = "aarch64-linux-gnu"
+cpu = "cortex-a72"
+features = ["neon"]
+lanes = "scalar"
+toolchain = ["cc"]
+runner = "native"
+"""
+
+
+def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch, capsys):
+    """For people who tune: the assembly, then the loop's and the call's figures."""
+    (tmp_path / "a72.toml").write_text(CORE)
+    options = ["--kernel", "linear", "--rows", "65", "--lanes", "scalar", "--by", "linear"]
+    arguments = ["model_kernel.py", *options, "--target-file", str(tmp_path / "a72.toml")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(ROOT / "benchmarks" / "model_kernel.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert shown.startswith("linear 65x256x768 by linear on a72\n")
+    assert "  fmla v" in shown
+    assert "of 4 by nothing but fmla" in shown
+    assert "cycles, as to the product: before" in shown
