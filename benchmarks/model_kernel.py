@@ -18,6 +18,7 @@ from butterflyc.bench.cortex_a import peak_instruction
 from butterflyc.bench.cortex_a_cores import CORES, peak
 from butterflyc.bench.kernels import best
 from butterflyc.compiler.run.kernel_call import call_kernel
+from butterflyc.compiler.run.machine_code import Block
 from butterflyc.compiler.run.modelled import PARTS, MainLoop, ModelledCall, modelled
 from butterflyc.kernels import all_kernels
 from butterflyc.targets.cpu import LANES, machine
@@ -49,16 +50,21 @@ def main() -> None:
         else:
             show_loop(found.loop, peak(core.model, instruction), instruction, options.quiet)
         show_call(found, case.products)
+        show_blocks(found, options.blocks, options.quiet)
+
+
+def show_code(block: Block) -> None:
+    print("\n".join(f"    {i.address:x}  {i.text}" for i in block.instructions))
 
 
 def show_loop(loop: MainLoop, most: float, instruction: str, quiet: bool) -> None:
-    code = loop.block.instructions
+    cost = loop.cost
     if not quiet:
-        print("\n".join(f"    {i.address:x}  {i.text}" for i in code))
+        show_code(cost.block)
     print(
-        f"  loop: {loop.products} MAC, {len(code)} instructions, {loop.executions} executions; "
-        f"{loop.cycles.steady:.2f} cycles, of {loop.cycles.bound:.2f} in the best order; "
-        f"{loop.achieved:.2f} MAC/cycle, of {loop.bound:.2f} in the best order, "
+        f"  loop: {loop.products} MAC, {len(cost.block.instructions)} instructions, "
+        f"{cost.executions} executions; {cost.each.steady:.2f} cycles, of {cost.each.bound:.2f} in "
+        f"the best order; {loop.achieved:.2f} MAC/cycle, of {loop.bound:.2f} in the best order, "
         f"of {most:g} by nothing but {instruction}"
     )
     if not loop.repeats:
@@ -75,6 +81,19 @@ def show_call(found: ModelledCall, products: int) -> None:
     print(f"  cycles, as to the product: {parts}")
 
 
+def show_blocks(found: ModelledCall, count: int, quiet: bool) -> None:
+    """The costliest blocks of the call, wherever they stand."""
+    for part, cost in sorted(found.blocks, key=lambda entry: -entry[1].cycles)[:count]:
+        each = cost.each
+        print(
+            f"  block {cost.block.address:x}, {part}: {cost.cycles / found.cycles:.1%} of cycles, "
+            f"{len(cost.block.instructions)} instructions, {cost.executions} executions of "
+            f"{each.steady:.2f} cycles (alone {each.once:g}), of {each.bound:.2f} in the best order"
+        )
+        if not quiet:
+            show_code(cost.block)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", help="ternary_dot, butterfly_experts, linear, integer_linear")
@@ -85,6 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target-file", type=Path, help="a TOML file that describes the target")
     parser.add_argument("--by", metavar="KERNEL", help="the kernel's file, instead of the cheapest")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=NUMBER")
+    parser.add_argument("--blocks", type=int, default=0, help="so many of the costliest blocks")
     parser.add_argument("--quiet", action="store_true", help="without the assembly")
     return parser.parse_args()
 

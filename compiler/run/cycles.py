@@ -45,11 +45,12 @@ class Cycles:
 
 @attrs.frozen
 class BlockCost:
-    """What one block of a call adds: how often it was executed, and its cycles in all."""
+    """What one block of a call adds: how often it was executed, and its cycles, in all and each."""
 
     block: Block
     executions: int
     cycles: float
+    each: Cycles
 
 
 def model_blocks(blocks: Sequence[Block], cpu: str) -> list[Cycles]:
@@ -81,7 +82,7 @@ def call_costs(function: Function, executions: Mapping[int, int], cpu: str) -> l
         if block.address in block.next:
             entries = _entries(function, block, executions)
             taken = count * cycles.steady + entries * cycles.fill
-        costs.append(BlockCost(block, count, taken))
+        costs.append(BlockCost(block, count, taken, cycles))
     return costs
 
 

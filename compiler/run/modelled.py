@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import attrs
 
-from .cycles import BlockCost, Cycles, call_costs, model_blocks
+from .cycles import BlockCost, call_costs
 from .kernel_call import SYMBOL, CountedCall
-from .machine_code import Block, disassemble
+from .machine_code import disassemble
 from .products import main_products, regions
 
 # What calls the kernel.
@@ -20,38 +19,68 @@ PARTS = ("before", "product", "behind")
 
 @attrs.frozen
 class MainLoop:
-    """The block with most of the call's products: its code, products and cycles an execution."""
+    """The block with most of the call's products: what it costs, and its products each time."""
 
-    block: Block
-    repeats: bool
-    executions: int
+    cost: BlockCost
     products: int
-    cycles: Cycles
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is a loop by itself."""
+        return self.cost.block.address in self.cost.block.next
 
     @property
     def achieved(self) -> float:
         """Products a cycle, as the instructions stand."""
-        return self.products / self.cycles.steady
+        return self.products / self.cost.each.steady
 
     @property
     def bound(self) -> float:
         """Products a cycle that the units of the core allow for these instructions in any order."""
-        return self.products / self.cycles.bound
+        return self.products / self.cost.each.bound
 
 
 @attrs.frozen
 class ModelledCall:
-    """A whole call: ``products`` are those that its instructions computed, padding and all.
+    """A whole call, block by block, each with its part: before the products, of them, or behind.
 
-    ``parts`` are the cycles before the products, of them, and behind; see `products.regions`.
-    Functions that the kernel calls are of the part before.
+    See `products.regions`. Functions that the kernel calls are of the part before.
     """
 
-    instructions: int
-    products: int
-    cycles: float
-    parts: dict[str, float]
-    loop: MainLoop | None
+    blocks: tuple[tuple[str, BlockCost], ...]
+    floats: bool
+
+    @property
+    def instructions(self) -> int:
+        return sum(cost.executions * len(cost.block.instructions) for _, cost in self.blocks)
+
+    @property
+    def products(self) -> int:
+        """Products that the instructions computed, padding and all."""
+        return sum(self._work(cost) for _, cost in self.blocks)
+
+    @property
+    def cycles(self) -> float:
+        return sum(cost.cycles for _, cost in self.blocks)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The cycles of each part."""
+        found = dict.fromkeys(PARTS, 0.0)
+        for part, cost in self.blocks:
+            found[part] += cost.cycles
+        return found
+
+    @property
+    def loop(self) -> MainLoop | None:
+        """The block with most of the products; None if there are none."""
+        most = max((cost for _, cost in self.blocks), key=self._work, default=None)
+        if most is None or not self._work(most):
+            return None
+        return MainLoop(most, main_products(most.block, self.floats))
+
+    def _work(self, cost: BlockCost) -> int:
+        return cost.executions * main_products(cost.block, self.floats)
 
 
 def modelled(call: CountedCall, cpu: str, floats: bool = False) -> ModelledCall:
@@ -60,8 +89,7 @@ def modelled(call: CountedCall, cpu: str, floats: bool = False) -> ModelledCall:
     Raises ToolMissing, ToolFailed.
     """
     counts = call.executions.by_address
-    parts = dict.fromkeys(PARTS, 0.0)
-    costs: list[BlockCost] = []
+    blocks: list[tuple[str, BlockCost]] = []
     with TemporaryDirectory() as folder:
         program = Path(folder) / "program"
         program.write_bytes(call.program)
@@ -71,22 +99,5 @@ def modelled(call: CountedCall, cpu: str, floats: bool = False) -> ModelledCall:
             function = disassemble(program, name)
             where = regions(function, floats) if name == SYMBOL else {}
             for cost in call_costs(function, counts, cpu):
-                parts[where.get(cost.block.address, "before")] += cost.cycles
-                costs.append(cost)
-    instructions = sum(cost.executions * len(cost.block.instructions) for cost in costs)
-    products = sum(cost.executions * main_products(cost.block, floats) for cost in costs)
-    loop = _main_loop(costs, cpu, floats)
-    return ModelledCall(instructions, products, sum(parts.values()), parts, loop)
-
-
-def _main_loop(costs: Sequence[BlockCost], cpu: str, floats: bool) -> MainLoop | None:
-    def work(cost: BlockCost) -> int:
-        return cost.executions * main_products(cost.block, floats)
-
-    most = max(costs, key=work, default=None)
-    if most is None or not work(most):
-        return None
-    (cycles,) = model_blocks([most.block], cpu)
-    block = most.block
-    products = main_products(block, floats)
-    return MainLoop(block, block.address in block.next, most.executions, products, cycles)
+                blocks.append((where.get(cost.block.address, "before"), cost))
+    return ModelledCall(tuple(blocks), floats)

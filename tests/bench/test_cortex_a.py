@@ -190,6 +190,7 @@ def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch
     """For people who tune: the assembly, then the loop's and the call's figures."""
     (tmp_path / "a72.toml").write_text(CORE)
     options = ["--kernel", "linear", "--rows", "65", "--lanes", "scalar", "--by", "linear"]
+    options += ["--blocks", "2"]
     arguments = ["model_kernel.py", *options, "--target-file", str(tmp_path / "a72.toml")]
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(ROOT / "benchmarks" / "model_kernel.py"), run_name="__main__")
@@ -198,3 +199,5 @@ def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch
     assert "  fmla v" in shown
     assert "of 4 by nothing but fmla" in shown
     assert "cycles, as to the product: before" in shown
+    assert shown.count("  block ") == 2
+    assert "  block " in shown.split("product: ")[1]

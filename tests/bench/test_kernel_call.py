@@ -81,7 +81,7 @@ def test_parts_are_the_whole(arm):
     assert found.loop is not None
     assert found.loop.repeats
     assert found.loop.achieved <= found.loop.bound
-    assert found.loop.executions * found.loop.products <= found.products
+    assert found.loop.cost.executions * found.loop.products <= found.products
 
 
 def test_a_call_without_products_has_no_main_loop(arm):
