@@ -75,6 +75,7 @@ def case_rows(name: str, case: Case, target: Machine) -> list[Row]:
     return [
         *_loop_rows(row, found.loop, core, case, most, against),
         row(CALL, reached, against, reached / most),
+        row("call MAC/cycle if blocks overlap", case.products / found.overlapping_cycles),
         row("call instructions/MAC", found.instructions / case.products),
         row("call MAC computed", found.products, "asked for", found.products / case.products),
         *_part_rows(row, found, core, case),

@@ -61,7 +61,13 @@ class ModelledCall:
 
     @property
     def cycles(self) -> float:
+        """Where blocks do not overlap: see `cycles.call_costs`."""
         return sum(cost.cycles for _, cost in self.blocks)
+
+    @property
+    def overlapping_cycles(self) -> float:
+        """Where each block overlaps with what stands around it as it would with itself."""
+        return sum(cost.executions * cost.each.steady for _, cost in self.blocks)
 
     @property
     def parts(self) -> dict[str, float]:
