@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from ..compiler.run.kernel_call import call_kernel
+from ..compiler.run.kernel_call import CountedCall, call_kernel
 from ..compiler.run.modelled import MainLoop, ModelledCall, modelled
 from ..targets.cpu import Machine, machine
 from ..targets.registry import load_core
@@ -51,11 +51,17 @@ def suite(
 
 
 def case_rows(name: str, case: Case, target: Machine) -> list[Row]:
-    """The rows of one case on the core ``name``."""
-    core = CORES[name]
+    """The rows of one case on the core ``name``. Raises as `suite` does."""
     kernel = best(case.spec, target.lanes)
-    call = call_kernel(kernel, case.spec, case.arrays, target.lanes, target.target, core.emulated)
+    emulated = CORES[name].emulated
+    call = call_kernel(kernel, case.spec, case.arrays, target.lanes, target.target, emulated)
     case.check(call.results)
+    return rows_of(name, case, target, call)
+
+
+def rows_of(name: str, case: Case, target: Machine, call: CountedCall) -> list[Row]:
+    """What ``call``, which was made for ``case``, says of the core ``name``."""
+    core = CORES[name]
     found = modelled(call, core.model, case.floats)
     instruction = peak_instruction(case, target)
     most = peak(core.model, instruction)
@@ -71,13 +77,15 @@ def case_rows(name: str, case: Case, target: Machine) -> list[Row]:
         named = f"{case.name} on {name}"
         return Row(SUITE, named, case.shape, metric, value, baseline, ratio, 0.0, 1, wanted)
 
-    reached = case.products / found.cycles
+    reached, computed = case.products / found.cycles, float(found.products)
     return [
         *_loop_rows(row, found.loop, core, case, most, against),
         row(CALL, reached, against, reached / most),
         row("call MAC/cycle if blocks overlap", case.products / found.overlapping_cycles),
         row("call instructions/MAC", found.instructions / case.products),
-        row("call MAC computed", found.products, "asked for", found.products / case.products),
+        row(
+            "call MAC computed", float(found.products), "asked for", found.products / case.products
+        ),
         *_part_rows(row, found, core, case),
         *_roofline_rows(row, found.cycles, call.moved_bytes, core),
     ]

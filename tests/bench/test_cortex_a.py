@@ -7,33 +7,67 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from butterflyc.bench import cortex_a
 from butterflyc.bench.cases import dense, experts, ternary
-from butterflyc.bench.cortex_a import case_rows, peak_instruction, suite, wanted_of
+from butterflyc.bench.cortex_a import case_rows, peak_instruction, rows_of, suite, wanted_of
 from butterflyc.bench.cortex_a_cores import CORES, Memory, peak
 from butterflyc.cli.app import run
+from butterflyc.compiler.errors import VerificationFailed
+from butterflyc.compiler.run.executions import Executions, count_executions
+from butterflyc.compiler.run.kernel_call import CountedCall
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.targets.cpu import Machine
 
-from .dot_lanes import Dot
+from .assembly import EXIT, program
+from .loops import SDOT
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def machine_for(cpu: str, *features: str, lanes: Lanes | None = None) -> Machine:
+def machine_for(cpu: str, *features: str) -> Machine:
     attributes = [f"+{feature}" for feature in ("neon", *features)]
     target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": cpu, "mattr": attributes}
-    return Machine(target, lanes or Lanes(), ())
+    return Machine(target, Lanes(), ())
 
 
 A72 = machine_for("cortex-a72")
-A76 = machine_for("cortex-a76", "dotprod", lanes=Dot())
+A76 = machine_for("cortex-a76", "dotprod")
 
 
-def by_metric(name, case, target):
-    return {row.metric: row for row in case_rows(name, case, target)}
+def by_metric(rows):
+    return {row.metric: row for row in rows}
+
+
+# A call of which all is known: a loop of dot products, then one of what is done with their sums.
+TURNS, TURNS_BEHIND, MOVED = 100, 40, 3000
+HAND_MADE = "\n".join(
+    [
+        f"mov w8, #0\n mov w2, #{8 * TURNS}\n ldr x0, =zeros\n ldr x1, =zeros",
+        "0:",
+        *SDOT.code[:-1],
+        "b.lt 0b",
+        f"mov x3, #{TURNS_BEHIND}",
+        "1: fmul v0.4s, v0.4s, v1.4s\n subs x3, x3, #1\n b.ne 1b",
+        f"ret\n .ltorg\n .balign 16\nzeros: .zero {64 * TURNS}",
+    ]
+)
+EXECUTED = 4 + len(SDOT.code) * TURNS + 1 + 3 * TURNS_BEHIND + 1
+
+
+@pytest.fixture(scope="module")
+def call(arm, tmp_path_factory) -> CountedCall:
+    """The call above, counted, without what calls it."""
+    folder = tmp_path_factory.mktemp("call")
+    functions = {"_start": "bl kernel\n" + EXIT["aarch64"], "kernel": HAND_MADE}
+    path = program(folder, "aarch64", functions, ["-march=armv8.2-a+dotprod"])
+    _, found = count_executions("aarch64", path)
+    first, size = found.functions["kernel"]
+    inside = {a: n for a, n in found.by_address.items() if first <= a < first + size}
+    executions = Executions(inside, found.functions)
+    return CountedCall(path.read_bytes(), (), executions, MOVED)
 
 
 @pytest.mark.parametrize(
@@ -69,60 +103,75 @@ def test_wanted_figures():
     assert wanted_of(CORES["a55"], ternary(1, 8, 8), 16) is None
 
 
-def test_rows_of_a_ternary_product(arm):
+def test_rows_of_a_ternary_product(call):
     """The loop is held against its peak and against peers, the call against memory."""
-    case = ternary(9, 256, 64)
-    rows = by_metric("a76", case, A76)
-    loop, call = rows["loop MAC/cycle"], rows["call MAC/cycle"]
-    assert (loop.name, loop.shape, loop.suite) == ("ternary_dot on a76", "9x256x64", "cortex-a")
+    case = ternary(8, 8 * TURNS, 8)
+    rows = by_metric(rows_of("a76", case, A76, call))
+    assert case.products == SDOT.products * TURNS
+    loop, whole = rows["loop MAC/cycle"], rows["call MAC/cycle"]
+    assert (loop.name, loop.shape, loop.suite) == ("ternary_dot on a76", "8x800x8", "cortex-a")
     assert (loop.baseline, loop.target_ratio) == ("peak 32 (sdot)", 28 / 32)
-    assert call.value < loop.value < rows["loop MAC/cycle at most"].value <= 32
-    assert call.value < rows["call MAC/cycle if blocks overlap"].value < loop.value
+    assert loop.value == pytest.approx(SDOT.rates["neoverse-n1"][0], rel=0.05)
     assert loop.ratio == pytest.approx(loop.value / 32)
+    assert rows["loop MAC/cycle at most"].value == pytest.approx(32)
+    assert whole.value < rows["call MAC/cycle if blocks overlap"].value < loop.value
     peer = rows["loop MAC/cycle of KleidiAI qsu2cx"]
     assert (peer.value, peer.ratio) == (24.3, pytest.approx(loop.value / 24.3))
     assert "not now" in peer.baseline
     assert rows["loop MAC/cycle of ggml TQ2_0"].value == 12.7
-    # The sum of a row of activations is one more product of it with a vector of outputs.
-    assert rows["call MAC computed"].ratio == pytest.approx(1 + Dot().ternary_outputs / 64)
-    assert 1 / 16 < rows["call instructions/MAC"].value < 1
-    cycles, by_bytes = rows["cycles by arithmetic"], rows["cycles by bytes"]
-    assert cycles.value * call.value == pytest.approx(case.products)
-    moved = 9 * 256 + 64 * 256 / 4 + 4 * 9 * 64
-    assert by_bytes.value == pytest.approx(moved / (12 / 2.4))
-    assert by_bytes.baseline == "12 GB/s at 2.4 GHz: folklore, unchecked"
+    assert rows["call MAC computed"].ratio == 1
+    assert rows["call instructions/MAC"].value == EXECUTED / case.products
+    assert rows["cycles by arithmetic"].value * whole.value == pytest.approx(case.products)
+    assert rows["cycles by bytes"].value == pytest.approx(MOVED / (12 / 2.4))
+    assert rows["cycles by bytes"].baseline == "12 GB/s at 2.4 GHz: folklore, unchecked"
 
 
-def test_one_row_is_not_held_against_products_of_many(arm):
+def test_one_row_is_not_held_against_products_of_many(call):
     """A peer's product of many rows is no measure for one row, nor is a rate that nobody told."""
-    rows = by_metric("a76", ternary(1, 64, 16), A76)
+    rows = by_metric(rows_of("a55", ternary(1, 64, 16), A76, call))
+    assert "loop MAC/cycle of ggml TQ2_0" in rows
     assert "loop MAC/cycle of KleidiAI qsu2cx" not in rows
-    assert "cycles by bytes" not in by_metric("a55", ternary(1, 64, 16), A76)
+    assert "cycles by bytes" not in rows
 
 
-def test_what_has_no_loop_of_products_reaches_nothing(arm):
-    """Where no instruction multiplies the loop's rate is 0, which is below what is wanted."""
-    rows = by_metric("a72", ternary(5, 64, 16), A72)
-    assert (rows["loop MAC/cycle"].value, rows["loop MAC/cycle"].ratio) == (0, 0)
+def test_what_has_no_loop_of_products_reaches_nothing(call):
+    """Where no instruction multiplies floats their loop's rate is 0, below what is wanted."""
+    rows = by_metric(rows_of("a72", dense(5, 64, 16), A72, call))
+    loop = rows["loop MAC/cycle"]
+    assert (loop.value, loop.ratio, loop.target_ratio) == (0, 0, 0.95)
     assert "loop MAC/cycle at most" not in rows
 
 
-def test_fused_experts_show_where_cycles_go(arm):
+def test_fused_experts_show_where_cycles_go(call):
     """The three shares add up to one, and that behind the product is held against its limit."""
-    rows = by_metric("a76", experts(4, Dot()), A76)
-    shares = [row.value for metric, row in rows.items() if metric.startswith("share of cycles")]
-    assert sum(shares) == pytest.approx(1)
-    behind = rows["share of cycles behind the product"]
-    assert 0.1 < behind.value < 0.6
+    rows = by_metric(rows_of("a76", experts(4, Lanes()), A76, call))
+    before, product, behind = (
+        rows[f"share of cycles {part} the product"] for part in ("before", "of", "behind")
+    )
+    assert before.value + product.value + behind.value == pytest.approx(1)
+    # Multiplications that wait for each other take three cycles each.
+    cycles = rows["cycles by arithmetic"].value
+    assert behind.value * cycles == pytest.approx(3 * TURNS_BEHIND, rel=0.2)
     assert behind.ratio == pytest.approx(0.25 / behind.value)
     assert (behind.baseline, behind.target_ratio) == ("at most 0.25", 1)
-    assert "share of cycles of the product" not in by_metric("a76", dense(2, 8, 8), A76)
+    others = by_metric(rows_of("a76", ternary(4, 8, 8), A76, call))
+    assert "share of cycles of the product" not in others
 
 
-def test_a_limit_that_nobody_wants_is_not_shown(arm):
+def test_a_limit_that_nobody_wants_is_not_shown(call):
     """On a core without a wanted share the row has no baseline."""
-    behind = by_metric("a55", experts(1, Dot()), A76)["share of cycles behind the product"]
+    rows = by_metric(rows_of("a55", experts(1, Lanes()), A76, call))
+    behind = rows["share of cycles behind the product"]
     assert (behind.baseline, behind.target_ratio) == ("", None)
+
+
+def test_a_case_is_compiled_counted_and_checked(arm, monkeypatch):
+    """Two runs give the same rows, to the last digit; wrong results give none."""
+    case = dense(5, 64, 16)
+    assert case_rows("a72", case, A72) == case_rows("a72", case, A72)
+    monkeypatch.setattr(type(case), "meaning", lambda case: np.ones((5, 16)))
+    with pytest.raises(VerificationFailed, match="linear 5x64x16 differs from its meaning"):
+        case_rows("a72", case, A72)
 
 
 def test_memories_say_that_they_are_unchecked():
