@@ -83,9 +83,7 @@ def rows_of(name: str, case: Case, target: Machine, call: CountedCall) -> list[R
         row(CALL, reached, against, reached / most),
         row("call MAC/cycle if blocks overlap", case.products / found.overlapping_cycles),
         row("call instructions/MAC", found.instructions / case.products),
-        row(
-            "call MAC computed", float(found.products), "asked for", found.products / case.products
-        ),
+        row("call MAC computed", computed, "asked for", computed / case.products),
         *_part_rows(row, found, core, case),
         *_roofline_rows(row, found.cycles, call.moved_bytes, core),
     ]
