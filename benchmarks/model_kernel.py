@@ -17,6 +17,7 @@ from butterflyc.bench.cases import cases
 from butterflyc.bench.cortex_a import peak_instruction
 from butterflyc.bench.cortex_a_cores import CORES, peak
 from butterflyc.bench.kernels import best
+from butterflyc.compiler.run.cycles import timeline
 from butterflyc.compiler.run.kernel_call import call_kernel
 from butterflyc.compiler.run.machine_code import Block
 from butterflyc.compiler.run.modelled import PARTS, MainLoop, ModelledCall, modelled
@@ -49,6 +50,8 @@ def main() -> None:
             print("  no instruction multiplies: what it computes is not seen")
         else:
             show_loop(found.loop, peak(core.model, instruction), instruction, options.quiet)
+            if options.timeline:
+                print(timeline(found.loop.cost.block, core.model))
         show_call(found, case.products)
         show_blocks(found, options.blocks, options.quiet)
 
@@ -105,6 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--by", metavar="KERNEL", help="the kernel's file, instead of the cheapest")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--blocks", type=int, default=0, help="so many of the costliest blocks")
+    parser.add_argument("--timeline", action="store_true", help="what the loop's code waits for")
     parser.add_argument("--quiet", action="store_true", help="without the assembly")
     return parser.parse_args()
 

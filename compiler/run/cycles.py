@@ -60,9 +60,13 @@ def model_blocks(blocks: Sequence[Block], cpu: str) -> list[Cycles]:
     """
     if not blocks:
         return []
-    return list(
-        _modelled(tuple("\n".join(i.assembly for i in block.instructions) for block in blocks), cpu)
-    )
+    return list(_modelled(tuple(map(_text, blocks)), cpu))
+
+
+def timeline(block: Block, cpu: str, iterations: int = 2) -> str:
+    """llvm-mca's own account of a block: what each instruction waits for, cycle by cycle."""
+    options = [f"-iterations={iterations}", "-timeline", "-timeline-max-cycles=0"]
+    return _mca(_text(block), cpu, options)
 
 
 def call_costs(function: Function, executions: Mapping[int, int], cpu: str) -> list[BlockCost]:
@@ -113,10 +117,18 @@ def _cycles(one: Mapping[str, Any], few: Mapping[str, Any], many: Mapping[str, A
 
 def _summaries(assembly: str, cpu: str, iterations: int) -> list[Mapping[str, Any]]:
     """What llvm-mca says of each region of ``assembly``."""
+    views = ["-resource-pressure=false", "-instruction-info=false", "-json"]
+    text = _mca(assembly, cpu, [*views, f"-iterations={iterations}"])
+    return [region["SummaryView"] for region in json.loads(text)["CodeRegions"]]
+
+
+def _text(block: Block) -> str:
+    return "\n".join(i.assembly for i in block.instructions)
+
+
+def _mca(assembly: str, cpu: str, options: Sequence[str]) -> str:
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "blocks.s").write_text(assembly)
         command = [llvm_tool("llvm-mca"), f"-mtriple={TRIPLE}", f"-mcpu={cpu}", FEATURES]
-        views = ["-resource-pressure=false", "-instruction-info=false", "-json"]
-        text = run_tool([*command, *views, f"-iterations={iterations}", "blocks.s"], folder)
-    return [region["SummaryView"] for region in json.loads(text)["CodeRegions"]]
+        return run_tool([*command, *options, "blocks.s"], folder)

@@ -150,15 +150,17 @@ def _emulator(architecture: str) -> str:
 
 
 def _functions(program: Path) -> dict[str, tuple[int, int]]:
-    """Of each function of ``program``: its address and its size in bytes."""
+    """Of each function of ``program``: its address and its size in bytes.
+
+    Of several names for one address only the first is there, so that nothing counts twice.
+    """
     text = run_tool([llvm_tool("llvm-nm"), "--print-size", program.name], program.parent)
-    entries = [line.split() for line in text.splitlines()]
-    # The lowest bit of an address says that a function is of Thumb instructions.
-    return {
-        entry[3]: (int(entry[0], 16) & ~1, int(entry[1], 16))
-        for entry in entries
-        if len(entry) == 4 and entry[2] in "tTwW"
-    }
+    found: dict[int, tuple[str, int]] = {}
+    for entry in map(str.split, text.splitlines()):
+        if len(entry) == 4 and entry[2] in "tTwW":
+            # The lowest bit of an address says that a function is of Thumb instructions.
+            found.setdefault(int(entry[0], 16) & ~1, (entry[3], int(entry[1], 16)))
+    return {name: (address, size) for address, (name, size) in found.items()}
 
 
 @cache

@@ -18,6 +18,7 @@ from butterflyc.cli.app import run
 from butterflyc.compiler.errors import VerificationFailed
 from butterflyc.compiler.run.executions import Executions, count_executions
 from butterflyc.compiler.run.kernel_call import CountedCall
+from butterflyc.compiler.run.modelled import modelled
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.targets.cpu import Machine
 
@@ -158,6 +159,24 @@ def test_fused_experts_show_where_cycles_go(call):
     assert "share of cycles of the product" not in others
 
 
+def test_what_a_kernel_calls_is_of_the_call(arm, tmp_path):
+    """A function that the kernel calls is counted and modelled with it, before its product."""
+    functions = {
+        "main": "mov x29, x30\n bl kernel\n ret x29",
+        "_start": "bl main\n" + EXIT["aarch64"],
+        "kernel": f"mov x28, x30\n bl helper\n{SDOT.code[2]}\n ret x28",
+        "helper": "mov x3, #9\n0: nop\n subs x3, x3, #1\n b.ne 0b\n ret",
+    }
+    path = program(tmp_path, "aarch64", functions, ["-march=armv8.2-a+dotprod"])
+    _, counts = count_executions("aarch64", path)
+    call = CountedCall(path.read_bytes(), (), counts, 0)
+    found = modelled(call, "neoverse-n1")
+    inside = counts.of("kernel") + counts.of("helper")
+    assert (counts.of("kernel"), counts.of("helper")) == (4, 2 + 3 * 9)
+    assert found.instructions == inside + counts.of("_start")
+    assert found.products == 16
+
+
 def test_a_limit_that_nobody_wants_is_not_shown(call):
     """On a core without a wanted share the row has no baseline."""
     rows = by_metric(rows_of("a55", experts(1, Lanes()), A76, call))
@@ -240,7 +259,7 @@ def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch
     """For people who tune: the assembly, then the loop's and the call's figures."""
     (tmp_path / "a72.toml").write_text(CORE)
     options = ["--kernel", "linear", "--rows", "65", "--lanes", "scalar", "--by", "linear"]
-    options += ["--blocks", "2"]
+    options += ["--blocks", "2", "--timeline"]
     arguments = ["model_kernel.py", *options, "--target-file", str(tmp_path / "a72.toml")]
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(ROOT / "benchmarks" / "model_kernel.py"), run_name="__main__")
@@ -249,5 +268,6 @@ def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch
     assert "  fmla v" in shown
     assert "of 4 by nothing but fmla" in shown
     assert "cycles, as to the product: before" in shown
+    assert "Timeline view:" in shown
     assert shown.count("  block ") == 2
     assert "  block " in shown.split("product: ")[1]

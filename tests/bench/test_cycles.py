@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterflyc.compiler.errors import ToolFailed
-from butterflyc.compiler.run.cycles import call_costs, model_blocks
+from butterflyc.compiler.run.cycles import call_costs, model_blocks, timeline
 from butterflyc.compiler.run.llvm import llvm_version
 from butterflyc.compiler.run.products import main_products
 
@@ -101,6 +101,13 @@ def test_a_loop_that_is_jumped_over_is_entered_as_often_as_it_can_be(
     counts = {0: around[0], 4: 50, 16: around[1]}
     costs = {c.block.address: c.cycles for c in call_costs(code, counts, "cortex-a72")}
     assert costs[4] == 50 * cycles.steady + entries * cycles.fill
+
+
+def test_the_timeline_has_every_instruction_of_two_turns(llvm):
+    """People see what waits: each instruction once a turn, from dispatch to retirement."""
+    shown = timeline(block("fadd v0.4s, v0.4s, v1.4s", "add x1, x1, #1"), "cortex-a72")
+    lines = shown.partition("Timeline view:")[2].partition("Average Wait")[0]
+    assert [lines.count("fadd\tv0.4s"), lines.count("add\tx1")] == [2, 2]
 
 
 def test_what_was_not_executed_costs_nothing(llvm, tmp_path):

@@ -69,6 +69,15 @@ def test_counts_the_same_in_every_run(arm, tmp_path):
     assert counted(tmp_path, "aarch64", 1000) == counted(tmp_path, "aarch64", 1000)
 
 
+def test_a_function_of_two_names_is_one(arm, tmp_path):
+    """An alias of a function adds nothing to what was executed."""
+    alias = EXIT["aarch64"] + " .global again\n .set again, loop\n .type again, %function\n"
+    code = {"_start": "bl loop\n" + alias, "loop": "nop\n ret\n"}
+    _, found = count_executions("aarch64", program(tmp_path, "aarch64", code))
+    assert len(found.executed()) == 2
+    assert found.total == sum(map(found.of, found.executed())) == 6
+
+
 def test_less_leaves_what_was_executed_more_often():
     """The difference of two runs has no address that both executed equally often."""
     spans = {"a": (0, 8), "b": (8, 8)}
