@@ -33,6 +33,7 @@ PROGRAMS = (
     (("xtensa-esp-elf-gcc", "xtensa-esp32-elf-gcc", "clang-22"), "ESP32 firmware"),
     (("qemu-aarch64", "qemu-aarch64-static"), "run aarch64 here"),
     (("qemu-arm", "qemu-arm-static"), "run armv7a here"),
+    (("llvm-mca-19",), "model kernels on ARM cores"),
     (("qemu-system-arm",), "run Cortex-M here"),
     (("qemu-system-riscv32",), "run ESP32-C3 code here"),
     (("qemu-system-xtensa",), "run ESP32 code here"),

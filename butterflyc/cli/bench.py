@@ -17,7 +17,7 @@ from ._threads import one_thread
 if TYPE_CHECKING:
     from ..bench.timing import Row
 
-SUITES = ("kernels", "vit")
+SUITES = ("cortex-a", "kernels", "vit")
 SHOWN_STEPS = 10
 
 
@@ -30,6 +30,7 @@ SHOWN_STEPS = 10
 def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json: bool) -> None:
     """Time compiled code against its rivals, in turns, in one process, on one core.
 
+    `--suite cortex-a` has kernels on ARM cores, counted in QEMU and modelled by LLVM, not timed.
     `bench ARTEFACT --on qemu` counts the instructions of a model for a microcontroller instead.
     """
     one_thread()
@@ -43,8 +44,12 @@ def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json:
             "`bench --suite vit` needs no artefact",
         )
     if artefact is not None:
-        _refuse_timing_options()
+        _refuse_timing_options("suite", "rounds")
         _count(artefact, as_json)
+        return
+    if suite == "cortex-a":
+        _refuse_timing_options("rounds")
+        _model(as_json)
         return
     from importlib import import_module
 
@@ -60,10 +65,10 @@ def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json:
     print_columns([header, *map(_cells, rows)])
 
 
-def _refuse_timing_options() -> None:
-    """Raises UsageError if an option was given that says nothing about counting."""
+def _refuse_timing_options(*names: str) -> None:
+    """Raises UsageError if one of these options was given, which say nothing about counting."""
     context = click.get_current_context()
-    for name in ("suite", "rounds"):
+    for name in names:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise UsageError(
                 f"--{name} is for timing on this machine, and instructions in QEMU are counted",
@@ -89,6 +94,33 @@ def _count(artefact: Path, as_json: bool) -> None:
     print_columns([("metric", "value", "of mean"), *cells])
     if hidden := steps[SHOWN_STEPS:]:
         click.echo(f"and {len(hidden)} steps that take less: --json has them all")
+
+
+def _model(as_json: bool) -> None:
+    from ..bench.cortex_a import NOTES, SHOWN, suite
+    from ..build import tool_versions
+    from ..compiler.run.executions import emulator_version
+    from ..compiler.run.llvm import llvm_version
+
+    with progress() as report:
+        rows = suite(report)
+        tools = {**tool_versions(), "llvm-mca": llvm_version(), "qemu": emulator_version()}
+    if as_json:
+        notes = list(NOTES)
+        print_json("bench", {"tools": tools, "notes": notes, "rows": [r.as_dict() for r in rows]})
+        return
+    header = ("name", "shape", "metric", "value", "against", "ratio", "wanted", "")
+    shown = [row for row in rows if row.metric in SHOWN]
+    print_columns([header, *map(_modelled_cells, shown)])
+    for note in NOTES:
+        click.echo(note)
+    click.echo(f"and {len(rows) - len(shown)} rows more: --json has them all")
+
+
+def _modelled_cells(row: Row) -> tuple[str, ...]:
+    _, _, against, ratio, _, wanted, verdict = _cells(row)
+    ratio = ratio if against else ""
+    return row.name, row.shape, row.metric, f"{row.value:.3g}", against, ratio, wanted, verdict
 
 
 def _cells(row: Row) -> tuple[str, ...]:

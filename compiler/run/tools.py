@@ -60,6 +60,12 @@ def run_tool(command: Sequence[str], folder: Path) -> str:
     return done.stdout
 
 
+def version_of(command: str) -> str:
+    """What stands behind the word "version" where ``command --version`` says it first."""
+    words = run_tool([command, "--version"], Path.cwd()).split()
+    return words[words.index("version") + 1]
+
+
 def limited(command: Sequence[str], seconds: float, max_bytes: int) -> Ended:
     """The end of ``command``, which is stopped after ``seconds``, or after ``max_bytes`` of output.
 
