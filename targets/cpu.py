@@ -1,11 +1,10 @@
-"""CPUs: kernels through TVM and LLVM, a C driver, one shared library.
+"""CPUs: kernels through TVM and LLVM, a C driver, libraries, and a program on files of arrays.
 
 The passes stand in the order in which they run.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,9 @@ import numpy as np
 
 from ..compiler.errors import unknown_name
 from ..compiler.ir import Graph
-from ..compiler.lower.link import c_compiler, link_shared
+from ..compiler.lower.command import command_name, command_program
+from ..compiler.lower.cross import compiler_for, this_architecture
+from ..compiler.lower.link import link_libraries
 from ..compiler.lower.model_c import write_model
 from ..compiler.lower.tir import build_object
 from ..compiler.run.native import cpu_features
@@ -68,16 +69,20 @@ def machine(core: Core) -> Machine:
     description: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu}
     if core.features:
         description["mattr"] = [f"+{feature}" for feature in core.features]
-    return Machine(description, LANES[lanes], FEATURES[lanes])
+    if triple.endswith("eabihf"):
+        description["mfloat-abi"] = "hard"  # or linkers would not take it beside others' objects
+    features = dict.fromkeys((*(core.cpu_features or ()), *FEATURES[lanes]))
+    return Machine(description, LANES[lanes], tuple(features))
 
 
 def host() -> tuple[str, str, str]:
     """This machine as (triple, cpu, lanes): vectors where we have them, else portable code."""
-    name = platform.machine()
+    name = this_architecture()
     if name == "x86_64":
         wide = set(FEATURES["avx2"]) <= cpu_features()
         return "x86_64-linux-gnu", "x86-64-v3" if wide else "x86-64", "avx2" if wide else "scalar"
-    return f"{name}-linux-gnu", "generic", "scalar"
+    triple = "armv7a-linux-gnueabihf" if name == "arm" else f"{name}-linux-gnu"
+    return triple, "generic", "scalar"
 
 
 def passes(
@@ -118,19 +123,37 @@ def emit(
     progress: Callable[[str], None] = lambda _: None,
     golden: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, bytes]:
-    """The compiled model: ``libNAME.so``, its header and driver, and the kernels' object.
+    """The compiled model: ``libNAME.so`` and ``libNAME.a``, header, driver, the kernels' object.
 
     A library holds no ``golden`` pairs: where it runs, those of the artefact can be read.
+    Raises ToolMissing with what to install.
     """
     built = machine(core)
+    compiler = compiler_for(built.target["mtriple"], core.toolchain)
     symbols, functions = kernel_functions(graph, built.lanes, name, progress)
     progress(f"compiling {len(functions)} kernels for {built.target['mcpu']}")
     objects = build_object(functions, built.target)
     model = write_model(graph, name, symbols)
-    progress("linking")
+    progress(f"linking {compiler.notice}".rstrip())
+    shared, static = link_libraries(model, objects, compiler)
     return {
-        f"lib{name}.so": link_shared(model, objects, c_compiler(core.toolchain)),
+        f"lib{name}.so": shared,
+        f"lib{name}.a": static,
         f"{name}.h": model.header.encode(),
         f"{name}.c": model.source.encode(),
         f"{name}_kernels.o": objects,
     }
+
+
+def programs(
+    core: Core,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, bytes]:
+    """The program ``NAME-run``, made of the ``files`` of `emit` and of the artefact's manifest."""
+    name = manifest["name"]
+    compiler = compiler_for(machine(core).target["mtriple"], core.toolchain)
+    header, library = files[f"{name}.h"], files[f"lib{name}.a"]
+    program = command_program(manifest, header, library, compiler, progress)
+    return {command_name(name): program}
