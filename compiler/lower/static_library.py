@@ -20,28 +20,29 @@ def static_library(objects: Mapping[str, bytes]) -> bytes:
         table += f"{name}/\n".encode()
     symbols = [(symbol, name) for name in objects for symbol in defined_symbols(objects[name])]
     names = b"".join(symbol.encode() + b"\0" for symbol, _ in symbols)
+    table += b"\n" * (len(table) % 2)
+    names += b"\0" * (len(names) % 2)
     index_bytes = 4 + 4 * len(symbols) + len(names)
 
-    at = len(MAGIC) + HEADER_BYTES + _even(index_bytes)
-    at += HEADER_BYTES + _even(len(table)) if table else 0
+    at = len(MAGIC) + HEADER_BYTES + index_bytes
+    at += HEADER_BYTES + len(table) if table else 0
     starts = {}
     for name, content in objects.items():
         starts[name] = at
-        at += HEADER_BYTES + _even(len(content))
-    offsets = struct.pack(f">{len(symbols) + 1}I", len(symbols), *(starts[n] for _, n in symbols))
+        at += HEADER_BYTES + len(content) + len(content) % 2
+    places_of = (starts[name] for _, name in symbols)
+    index = struct.pack(f">{len(symbols) + 1}I", len(symbols), *places_of) + names
 
-    pieces = [MAGIC, _member("/", offsets + names)]
+    pieces = [MAGIC, _header("/", "0", index_bytes), index]
     if table:
-        pieces.append(_member("//", table))
-    pieces += [_member(places.get(name, f"{name}/"), data) for name, data in objects.items()]
+        pieces += [_header("//", "", len(table)), table]
+    for name, content in objects.items():
+        title = places.get(name, f"{name}/")
+        pieces += [_header(title, "644", len(content)), content, b"\n" * (len(content) % 2)]
     return b"".join(pieces)
 
 
-def _member(name: str, content: bytes) -> bytes:
-    """A header (name, date, owner, group, mode, size), the content, and a byte to make it even."""
-    header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'644':<8}{len(content):<10}`\n"
-    return header.encode() + content + b"\n" * (len(content) % 2)
-
-
-def _even(size: int) -> int:
-    return size + size % 2
+def _header(name: str, mode: str, size: int) -> bytes:
+    """Name, date, owner, group, mode and size; what is "" for the table of names."""
+    none = "0" if mode else ""
+    return f"{name:<16}{none:<12}{none:<6}{none:<6}{mode:<8}{size:<10}`\n".encode()
