@@ -90,7 +90,6 @@ class Remote:
 
     def _make_folder(self) -> str:
         done = self._ssh(["mktemp", "-d", "-t", "butterflyc.XXXXXXXX"], SHORT_SECONDS)
-        folder = done.stdout.strip()
         if done.returncode != 0:
             why = "cannot be reached" if done.returncode == SSH_FAILED else "has no folder for us"
             raise ToolFailed(
@@ -98,12 +97,14 @@ class Remote:
                 help=f"`ssh {self.host} true` must work without a password: a key, and a host "
                 "that is known",
             )
-        if not MADE.fullmatch(folder):
+        # A shell's start-up files may print something as well.
+        folders = [line for line in done.stdout.splitlines() if MADE.fullmatch(line)]
+        if len(folders) != 1:
             raise ToolFailed(
-                f"{self.host} answered {folder[:200]!r} in place of a new folder's name",
-                help="let its shell's start-up files print nothing when no one logs in",
+                f"{self.host} answered {done.stdout[:200]!r} in place of a new folder's name",
+                help=f"see what `ssh {self.host} mktemp -d -t butterflyc.XXXXXXXX` prints",
             )
-        return folder
+        return folders[0]
 
     def _copy(self, paths: Sequence[str], way: str) -> None:
         port = ["-P", self.port] if self.port else []

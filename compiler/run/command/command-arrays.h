@@ -74,7 +74,9 @@ static void *memory(uint64_t count, uint64_t size) {
   if (size == 0 || count <= (SIZE_MAX - ALIGNMENT) / size) {
     block = malloc((size_t)(count * size) + ALIGNMENT);
   }
-  if (block == NULL) fail(NO_MEMORY, "there is no memory for %" PRIu64 " x %" PRIu64 " bytes", count, size);
+  if (block == NULL) {
+    fail(NO_MEMORY, "there is no memory for %" PRIu64 " x %" PRIu64 " bytes", count, size);
+  }
   return block;
 }
 
@@ -159,12 +161,15 @@ static struct array read_header(FILE *file, const char *path) {
     fail(NO_ARRAY, "%s has version %d of the .npy format, 1 to 3 are known", path, magic[6]);
   }
   read_exactly(file, path, size, magic[6] == 1 ? 2 : 4, "its header");
-  uint32_t length = size[0] | (uint32_t)size[1] << 8 | (uint32_t)size[2] << 16 | (uint32_t)size[3] << 24;
+  uint32_t length = size[0] | (uint32_t)size[1] << 8;
+  length |= (uint32_t)size[2] << 16 | (uint32_t)size[3] << 24;
   if (length > MOST_HEADER) fail(NO_ARRAY, "%s has a header of %" PRIu32 " bytes", path, length);
   char *header = memory(length + 1, 1);
   read_exactly(file, path, header, length, "its header");
   header[length] = 0;
-  if (!parse_header(header, &array)) fail(NO_ARRAY, "%s has a header that is none of NumPy's", path);
+  if (!parse_header(header, &array)) {
+    fail(NO_ARRAY, "%s has a header that is none of NumPy's", path);
+  }
   free(header);
   return array;
 }
@@ -216,7 +221,8 @@ static int code_of(double real, double scale, int limit) {
   return low + (above > 0.5 || (above == 0.5 && low % 2 != 0));
 }
 
-static void encode(const float *reals, unsigned char *codes, uint64_t count, const struct port *port) {
+static void encode(const float *reals, unsigned char *codes, uint64_t count,
+                   const struct port *port) {
   for (uint64_t i = 0; i < count; i++) {
     int code = code_of(reals[i], port->scale, port->item == 1 ? INT8_MAX : INT16_MAX);
     int8_t narrow = (int8_t)code;
@@ -293,7 +299,9 @@ static void write_output(const char *path, const struct port *port, const void *
   at += (size_t)sprintf(header + at, "), }");
   /* NumPy starts the numbers at a multiple of 64, behind a line's end. */
   size_t length = (10 + at + 1 + 63) / 64 * 64 - 10;
-  unsigned char start[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, length % 256, (unsigned char)(length / 256)};
+  unsigned char start[10] = "\x93NUMPY\1\0";
+  start[8] = (unsigned char)(length % 256);
+  start[9] = (unsigned char)(length / 256);
   FILE *file = create(path);
   write_block(file, path, start, sizeof start);
   write_block(file, path, header, at);

@@ -50,14 +50,17 @@ static void run_all(const struct input *in, unsigned char **out, int64_t samples
     double start = now();
     int status = MODEL_RUN(from, to, arena);
     times[run] = now() - start;
-    if (status != 0) fail(MODEL_FAILED, "the model returned status %d for sample %zu", status, sample);
+    if (status != 0) {
+      fail(MODEL_FAILED, "the model returned status %d for sample %zu", status, sample);
+    }
     for (int i = 0; i < peek_count && run < samples; i++) {
       write_block(peeks[i].file, peeks[i].path, arena + peeks[i].at, peeks[i].bytes);
     }
   }
   if (repeat > 0) {
     qsort(times, (size_t)runs, sizeof *times, ascending);
-    printf("median %.1f us, least %.1f us a run, of %" PRId64 " runs\n", times[runs / 2], times[0], runs);
+    printf("median %.1f us, least %.1f us a run, of %" PRId64 " runs\n", times[runs / 2], times[0],
+           runs);
   }
 }
 
@@ -66,7 +69,8 @@ static void run_all(const struct input *in, unsigned char **out, int64_t samples
 static void print_ports(const char *title, const struct port *ports, int count) {
   printf("\n%s\n", title);
   for (int i = 0; i < count; i++) {
-    printf("  %-16s %s %s", ports[i].name, ports[i].type, shape_text(ports[i].rank, ports[i].shape));
+    const char *shape = shape_text(ports[i].rank, ports[i].shape);
+    printf("  %-16s %s %s", ports[i].name, ports[i].type, shape);
     if (ports[i].scale != 0) printf(", codes of %.9g; or float32", ports[i].scale);
     putchar('\n');
   }
@@ -117,10 +121,13 @@ static int options(int count, char **words, int64_t *repeat, int *codes, struct 
       *repeat = number("--repeat", words[at + 1], 1, 1000000000);
       at++;
     } else if (strcmp(words[at], "--peek") == 0) {
-      if (at + 3 >= count || *peek_count == MOST_PEEKS) fail(BAD_CALL, "--peek takes AT BYTES FILE");
+      if (at + 3 >= count || *peek_count == MOST_PEEKS) {
+        fail(BAD_CALL, "--peek takes AT BYTES FILE, at most %d times", MOST_PEEKS);
+      }
       struct peek *peek = &peeks[(*peek_count)++];
       peek->at = (size_t)number("--peek", words[at + 1], 0, MODEL_ARENA_BYTES);
-      peek->bytes = (size_t)number("--peek", words[at + 2], 0, (int64_t)(MODEL_ARENA_BYTES - peek->at));
+      int64_t rest = (int64_t)(MODEL_ARENA_BYTES - peek->at);
+      peek->bytes = (size_t)number("--peek", words[at + 2], 0, rest);
       peek->path = words[at + 3];
       peek->file = NULL;
       at += 3;
@@ -172,7 +179,8 @@ int main(int count, char **words) {
     int floats = port->scale != 0 && !in_codes;
     const void *data = floats ? (void *)decode(out[i], total, port) : (void *)out[i];
     size_t item = floats ? sizeof(float) : port->item;
-    write_output(paths[MODEL_INPUTS + i], port, data, (size_t)total * item, floats ? "<f4" : port->descr, in);
+    const char *descr = floats ? "<f4" : port->descr;
+    write_output(paths[MODEL_INPUTS + i], port, data, (size_t)total * item, descr, in);
   }
   return 0;
 }
