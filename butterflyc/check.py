@@ -124,12 +124,14 @@ def _forced(program: Program, on: Placed | None, progress: Progress) -> Callable
 
     @cache
     def runner() -> Runner:
-        return _build_forced(program, on, progress)
+        return forced_runner(program, on, progress)
 
     return lambda *arrays: runner().many([arrays])[0][0]
 
 
-def _build_forced(program: Program, on: Placed | None, progress: Progress) -> Runner:
+def forced_runner(
+    program: Program, on: Placed | None, progress: Progress = lambda _: None
+) -> Runner:
     """The last stage of ``program`` with its routing as inputs, emitted as the program was."""
     from .build import family_of, ports
 
