@@ -24,8 +24,10 @@ from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.views import root_of
 from .compiler.lower.model_c import check_name, step_names
+from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
+from .placed import programs_of
 from .program import Program, stage_section
 from .quantization import quantization_report
 from .report import report_sections
@@ -100,7 +102,13 @@ def compile(
     if "quantize" in built.stages:
         progress("measuring what integers cost")
         built.record.quantization = _cost_of_integers(built.stages, source)
-    return _assemble(built, source, files, golden, keep_stages, reports)
+    program = _assemble(built, source, files, golden, keep_stages, reports)
+    if core.runner not in EMULATORS:
+        return program
+    # Who takes it to its machine may have no compiler. One for this machine is made when asked for.
+    made = {f"kernels/{name}": code for name, code in programs_of(program, progress).items()}
+    sections = {**program.artefact.sections, **made}
+    return Program(Artefact(program.manifest, sections), program.fresh_stages)
 
 
 def _check_budget(weight_snr: float, mode: str) -> None:
@@ -260,8 +268,7 @@ def _assemble(
         "core": attrs.asdict(built.core),
         "mode": built.mode,
         "weight_snr": source.weight_snr if built.mode == "int8" else None,
-        "inputs": _ports([node.name for node in last.inputs], last.inputs),
-        "outputs": _ports(last.results, last.outputs),
+        **ports(last),
         "stages": list(stages),
         "census": {
             "layers": len(layers),
@@ -281,6 +288,14 @@ def _assemble(
         "tools": tool_versions(),
     }
     return Program(Artefact(manifest, sections), stages)
+
+
+def ports(graph: Graph) -> dict[str, list[dict[str, Any]]]:
+    """The manifest's ``inputs`` and ``outputs``."""
+    return {
+        "inputs": _ports([node.name for node in graph.inputs], graph.inputs),
+        "outputs": _ports(graph.results, graph.outputs),
+    }
 
 
 def _ports(names: Sequence[str], nodes: Sequence[Any]) -> list[dict[str, Any]]:

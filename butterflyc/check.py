@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from .calling import Runner
 from .compiler.codes import interpret_real, real
 from .compiler.errors import BadInput, UsageError
 from .compiler.ir import Graph
+from .compiler.run.hosted import Hosted
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
 from .passes.quantize_weights import WEIGHT_SNR
@@ -72,7 +74,7 @@ def check(
         cases,
         labels,
         routing=reference,
-        forced=_forced(program),
+        forced=_forced(program, on, progress),
         against="PyTorch" if program.mode == "f32" else "the interpreter; PyTorch for top-1",
         on=on,
         progress=progress,
@@ -114,19 +116,24 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
     return lower(source, core, program.mode, program.name, progress=progress).stages
 
 
-def _forced(program: Program) -> Callable[..., np.ndarray]:
-    """The compiled model with the chosen experts as further inputs, built when first called."""
+def _forced(program: Program, on: Placed | None, progress: Progress) -> Callable[..., np.ndarray]:
+    """The compiled model with the chosen experts as further inputs, built when first called.
+
+    It runs where the program does.
+    """
 
     @cache
-    def library() -> Native:
-        return _build_forced(program)
+    def runner() -> Runner:
+        return forced_runner(program, on, progress)
 
-    return lambda *arrays: library()(*arrays)[0]
+    return lambda *arrays: runner().many([arrays])[0][0]
 
 
-def _build_forced(program: Program) -> Native:
+def forced_runner(
+    program: Program, on: Placed | None, progress: Progress = lambda _: None
+) -> Runner:
     """The last stage of ``program`` with its routing as inputs, emitted as the program was."""
-    from .build import family_of
+    from .build import family_of, ports
 
     core = core_from(program.manifest["core"])
     family = family_of(core)
@@ -134,8 +141,13 @@ def _build_forced(program: Program) -> Native:
     graph = ForceRouting()(without_kernels(program.stages[list(program.stages)[-1]]))
     for step in passes[[step.name for step in passes].index("select_kernels") :]:
         graph = step(graph)
-    library = family.emit(graph, core, program.name)[f"lib{program.name}.so"]
+    files = family.emit(graph, core, program.name)
     types = [n.type for n in graph.inputs], [n.type for n in graph.outputs]
+    if on is not None and on.hosted is not None:
+        manifest = {**program.manifest, **ports(graph)}
+        (code,) = family.programs(core, manifest, files, progress).values()
+        return Hosted(code, *types, on.hosted.place, progress)
+    library = files[f"lib{program.name}.so"]
     return Native(library, program.name, *types, int(graph.notes["arena_bytes"]))  # type: ignore[arg-type]
 
 

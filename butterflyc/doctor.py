@@ -28,6 +28,8 @@ PROGRAMS = (
     (("cc", "gcc", "clang"), "link for this machine"),
     (("aarch64-linux-gnu-gcc",), "link for aarch64"),
     (("arm-linux-gnueabihf-gcc",), "link for armv7a"),
+    (("ssh",), "run on another machine"),
+    (("scp",), "run on another machine"),
     (("arm-none-eabi-gcc",), "Cortex-M firmware"),
     (("riscv64-unknown-elf-gcc", "riscv32-esp-elf-gcc"), "RISC-V firmware"),
     (("xtensa-esp-elf-gcc", "xtensa-esp32-elf-gcc", "clang-22"), "ESP32 firmware"),

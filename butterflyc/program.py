@@ -140,10 +140,10 @@ class Program(Callable):
         return self.native
 
     def on(self, place: str, progress: Progress = lambda _: None) -> Placed:
-        """The program where ``place`` says: on this machine (``native``), or in ``qemu``.
+        """The program where ``place`` says: here (``native``), in ``qemu``, at ``ssh:user@host``.
 
-        Raises UnknownName for another place, Incompatible if the program cannot run there,
-        ToolMissing with what to install.
+        Raises UnknownName for another place, UsageError for a host that is none, Incompatible if
+        the program cannot run there, ToolMissing with what to install.
         """
         from .placed import placed
 

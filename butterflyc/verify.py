@@ -47,9 +47,9 @@ class Verification:
 
     ``top1_agreement``, ``routing_agreement`` and ``model_rel_p99`` (99th percentile) are always
     against the model. ``near_ties`` are numbers of samples that the errors leave out: they are
-    compared with the choice of experts given (``forced_max_rel``). On an emulated machine the
-    ``instructions`` of each run are counted, and nobody sees which experts are chosen:
-    ``routing_agreement`` is None.
+    compared with the choice of experts given (``forced_max_rel``). On an emulated machine
+    without an operating system the ``instructions`` of each run are counted, and nobody sees which
+    experts are chosen: ``routing_agreement`` is None.
     """
 
     passed: bool
@@ -177,8 +177,7 @@ def verify(
     samples = [case.inputs for case in cases]
     earlier = len(on.instructions) if on else 0
     got = np.stack([outputs[0] for outputs in (on or program).run_each(samples)])
-    emulated = on is not None and on.emulated is not None
-    routed = [] if emulated else [program.routing(*inputs) for inputs in samples]
+    routed = (on or program.on("native")).routing_each(samples)
     progress(f"interpreting {len(cases)} samples for their routing")
     seen = [observe(graph, *case.inputs) for case in cases]
 
@@ -205,7 +204,9 @@ def verify(
         model_rel_p99=float(np.quantile(relative_errors(got, model), 0.99)),
         bit_identical=np.array_equal(got, wanted),
         top1_agreement=float((tops == model_tops).mean()),
-        routing_agreement=float(np.mean(list(map(same_experts, routed, seen)))) if routed else None,
+        routing_agreement=None
+        if routed is None
+        else float(np.mean(list(map(same_experts, routed, seen)))),
         accuracy=None if truth is None else float((tops == truth).mean()),
         model_accuracy=None if truth is None else float((model_tops == truth).mean()),
         near_ties=tuple(near),

@@ -24,16 +24,17 @@ _REASONS = {
 }
 
 
-def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes], mode: int = 0o666) -> None:
     """The file ``path`` holds ``pieces``, one after the other, or is as it was before.
 
-    A reader never sees half of it. Raises ``CannotWrite`` with the reason.
+    A reader never sees half of it. ``mode`` are the file's permissions, as far as the umask lets
+    them. Raises ``CannotWrite`` with the reason.
     """
     # In the same folder, so that the rename stays within one file system.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(handle, "wb") as file:
                 file.writelines(pieces)
                 file.flush()

@@ -1,20 +1,22 @@
-"""CPUs: kernels through TVM and LLVM, a C driver, one shared library.
+"""CPUs: kernels through TVM and LLVM, a C driver, libraries, and a program on files of arrays.
 
 The passes stand in the order in which they run.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from attrs import evolve
 
 from ..compiler.errors import unknown_name
 from ..compiler.ir import Graph
-from ..compiler.lower.link import c_compiler, link_shared
+from ..compiler.lower.command import command_name, command_program
+from ..compiler.lower.cross import compiler_for, this_architecture
+from ..compiler.lower.link import link_libraries
 from ..compiler.lower.model_c import write_model
 from ..compiler.lower.tir import build_object
 from ..compiler.run.native import cpu_features
@@ -38,7 +40,7 @@ from ..passes.spread_rotations import SpreadRotations
 from .lanes_neon import Neon, NeonDot, NeonV7
 from .lanes_x86 import Avx2
 from .parts import check_mode, integer_passes, kernel_functions
-from .registry import Core
+from .registry import Core, load_core
 
 LANES: dict[str, Lanes] = {
     lanes.name: lanes for lanes in (Lanes(), Avx2(), Neon(), NeonDot(), NeonV7())
@@ -51,17 +53,11 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "neon-dotprod": ("asimd", "asimddp"),
     "neon-v7": ("neon",),
 }
-# The vector units of a machine that compiles for itself, the better ones first: triple and CPU as
-# LLVM names them, and lanes.
-HOSTS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "x86_64": (
-        ("x86_64-linux-gnu", "x86-64-v3", "avx2"),
-        ("x86_64-linux-gnu", "x86-64", "scalar"),
-    ),
-    "aarch64": (
-        ("aarch64-linux-gnu", "cortex-a76", "neon-dotprod"),
-        ("aarch64-linux-gnu", "generic", "neon"),
-    ),
+# What a machine that compiles for itself may be, by architecture: the better ones first.
+HOSTS: dict[str, tuple[str, ...]] = {
+    "x86_64": ("x86-64-v3",),
+    "aarch64": ("aarch64+dotprod", "aarch64"),
+    "arm": ("armv7a",),
 }
 MODES = ("f32", "a8", "int8")
 MEMORIES = ()  # no limit that matters
@@ -81,24 +77,31 @@ def machine(core: Core) -> Machine:
 
     Raises UnknownName for lanes that we do not have.
     """
-    triple, cpu, lanes = core.triple, core.cpu, core.lanes
-    if "native" in (triple, cpu, lanes):
-        triple, cpu, lanes = host()
-    if lanes not in LANES:
-        raise unknown_name("vector unit", lanes, LANES)
-    description: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu}
+    if "native" in (core.triple, core.cpu, core.lanes):
+        core = host()
+    if core.lanes not in LANES:
+        raise unknown_name("vector unit", core.lanes, LANES)
+    description: dict[str, Any] = {"kind": "llvm", "mtriple": core.triple, "mcpu": core.cpu}
     if core.features:
         description["mattr"] = [f"+{feature}" for feature in core.features]
-    return Machine(description, LANES[lanes], FEATURES[lanes])
+    if core.triple.endswith("eabihf"):
+        description["mfloat-abi"] = "hard"  # or linkers would not take it beside others' objects
+    return Machine(description, LANES[core.lanes], _features(core))
 
 
-def host() -> tuple[str, str, str]:
-    """This machine as (triple, cpu, lanes): vectors where we have them, else portable code."""
-    name = platform.machine()
-    for triple, cpu, lanes in HOSTS.get(name, ()):
-        if set(FEATURES[lanes]) <= cpu_features():
-            return triple, cpu, lanes
-    return f"{name}-linux-gnu", "generic", "scalar"
+def host() -> Core:
+    """This machine: a core with vectors where we have one for it, else portable code."""
+    name = this_architecture()
+    for core in map(load_core, HOSTS.get(name, ())):
+        if set(_features(core)) <= cpu_features():
+            return core
+    own = load_core("host")
+    return evolve(own, triple=f"{name}-linux-gnu", cpu="generic", lanes="scalar")
+
+
+def _features(core: Core) -> tuple[str, ...]:
+    """The CPU features, as the system names them, that code for ``core`` needs."""
+    return tuple(dict.fromkeys((*(core.cpu_features or ()), *FEATURES[core.lanes])))
 
 
 def passes(
@@ -139,19 +142,37 @@ def emit(
     progress: Callable[[str], None] = lambda _: None,
     golden: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, bytes]:
-    """The compiled model: ``libNAME.so``, its header and driver, and the kernels' object.
+    """The compiled model: ``libNAME.so`` and ``libNAME.a``, header, driver, the kernels' object.
 
     A library holds no ``golden`` pairs: where it runs, those of the artefact can be read.
+    Raises ToolMissing with what to install.
     """
     built = machine(core)
+    compiler = compiler_for(built.target["mtriple"], core.toolchain)
     symbols, functions = kernel_functions(graph, built.lanes, name, progress)
     progress(f"compiling {len(functions)} kernels for {built.target['mcpu']}")
     objects = build_object(functions, built.target)
     model = write_model(graph, name, symbols)
-    progress("linking")
+    progress(f"linking {compiler.notice}".rstrip())
+    shared, static = link_libraries(model, objects, compiler)
     return {
-        f"lib{name}.so": link_shared(model, objects, c_compiler(core.toolchain)),
+        f"lib{name}.so": shared,
+        f"lib{name}.a": static,
         f"{name}.h": model.header.encode(),
         f"{name}.c": model.source.encode(),
         f"{name}_kernels.o": objects,
     }
+
+
+def programs(
+    core: Core,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, bytes]:
+    """The program ``NAME-run``, made of the ``files`` of `emit` and of the artefact's manifest."""
+    name = manifest["name"]
+    compiler = compiler_for(machine(core).target["mtriple"], core.toolchain)
+    header, library = files[f"{name}.h"], files[f"lib{name}.a"]
+    program = command_program(manifest, header, library, compiler, progress)
+    return {command_name(name): program}

@@ -44,11 +44,13 @@ class Core:
 
     ``family`` is a file of ``targets/``, ``triple``, ``cpu`` and ``features`` are LLVM's names
     (``native``: this machine's), ``lanes`` names a vector unit, ``memories`` is empty where memory
-    is no limit, ``toolchain`` lists C compilers by preference, and ``runner`` is how a compiled
-    model runs here: ``native``, or the name of an emulator.
+    is no limit, ``toolchain`` lists C compilers by preference (``zig`` is that of the package
+    ziglang), and ``runner`` is how a compiled model runs here: ``native``, or the name of an
+    emulator, of whose processors ``emulator_cpu`` is the one to take. ``cpu_features`` are what a
+    CPU must have to run the code, as Linux prints them.
     """
 
-    name: str = attrs.field(validator=attrs.validators.matches_re(r"[a-z0-9][a-z0-9-]*"))
+    name: str = attrs.field(validator=attrs.validators.matches_re(r"[a-z0-9][a-z0-9+-]*"))
     family: str
     description: str
     triple: str
@@ -59,6 +61,8 @@ class Core:
     runner: str
     memories: tuple[Memory, ...] = ()
     clock_hz: int | None = None
+    cpu_features: tuple[str, ...] | None = None
+    emulator_cpu: str | None = None
 
     def memory(self, name: str) -> Memory | None:
         """The memory of that name that is there, if any."""

@@ -99,6 +99,9 @@ def test_page_is_true(
     if any("--on qemu" in block.text for block in blocks(page.read_text())):
         for missing in available("rv32imc"):
             needs_tool(missing.tool)
+    if any("qemu-aarch64" in block.text for block in blocks(page.read_text())):
+        for tool in ("qemu-aarch64", "aarch64-linux-gnu-gcc"):
+            needs_tool(tool)
     monkeypatch.chdir(tmp_path)
     for folder in ("examples", "models"):
         (tmp_path / folder).symlink_to(ROOT / folder)

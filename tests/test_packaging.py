@@ -74,7 +74,8 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         parts = package.split(".")
         folder = ROOT.joinpath(*(parts[1:] if len(parts) > 1 and parts[1] in PARTS else parts))
         wanted |= {"/".join((*parts, path.name)) for path in folder.glob("*.py")}
-    data = "compiler/run/machines", "targets/cores", "targets/package_files", "targets/prices"
+    data = "compiler/run/command", "compiler/run/machines", "targets/cores"
+    data += "targets/package_files", "targets/prices"
     wanted |= {
         f"butterflyc/{path.relative_to(ROOT)}"
         for folder in data

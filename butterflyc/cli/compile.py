@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -96,12 +97,12 @@ def command(
                 record=record,
                 progress=report,
             )
+            write(program, artefact, folder, force, report)
     except Exception:
         if explain:  # with --json, stdout holds the error's document
             show_explanation(record.explanation(), sys.stderr if as_json else None)
         raise
     seconds = perf_counter() - start
-    write(program, artefact, folder, force)
     if as_json:
         data = {"artefact": str(artefact), "seconds": seconds, **program.manifest}
         print_json("compile", data | ({"explanation": record.explanation()} if explain else {}))
@@ -112,19 +113,30 @@ def command(
         show_explanation(record.explanation())
 
 
-def write(program: Program, artefact: Path, folder: bool, force: bool) -> None:
-    """The artefact; in a folder also what a C program links with.
+def write(
+    program: Program,
+    artefact: Path,
+    folder: bool,
+    force: bool,
+    report: Callable[[str], None] = lambda _: None,
+) -> None:
+    """The artefact; in a folder also what a C program links with, and a program on files.
 
     Raises UsageError for files that would be overwritten, unless by ``force``.
     """
     from ..compiler.files import make_folder, write_whole
+    from ..placed import programs_of
     from ..report import FOLDER
 
+    sections = program.artefact.sections if folder else {}
     files = {
         artefact.parent / section.partition("/")[2]: content
-        for section, content in program.artefact.sections.items()
-        if section.startswith(("kernels/", FOLDER)) and folder
+        for section, content in sections.items()
+        if section.startswith(("kernels/", FOLDER))
     }
+    programs = programs_of(program, report) if folder else {}
+    executable = {artefact.parent / name: content for name, content in programs.items()}
+    files |= executable
     there = sorted(str(path) for path in files if path.exists())
     if there and not force:
         more = f" and {len(there) - 1} more files" if len(there) > 1 else ""
@@ -137,7 +149,7 @@ def write(program: Program, artefact: Path, folder: bool, force: bool) -> None:
     program.save(artefact)  # this refuses names of sections that lead out of the folder
     for path, content in files.items():
         make_folder(path.parent)
-        write_whole(path, [content])
+        write_whole(path, [content], 0o777 if path in executable else 0o666)
 
 
 def _print(program: Program, artefact: Path, seconds: float) -> None:
@@ -161,11 +173,14 @@ def _print(program: Program, artefact: Path, seconds: float) -> None:
 
 def next_commands(program: Program, artefact: Path) -> str:
     """The commands that read what was compiled, `verify` if there is a place to run it."""
+    from ..compiler.lower.cross import architecture, this_architecture
     from ..compiler.run.machine import machine_names
+    from ..compiler.run.user_mode import EMULATORS
 
-    runner = program.manifest["core"]["runner"]
-    inspect = f"butterflyc inspect {artefact}"
-    if runner != "native" and runner not in machine_names():
+    core = program.manifest["core"]
+    runner, inspect = core["runner"], f"butterflyc inspect {artefact}"
+    here = runner in EMULATORS and architecture(core["triple"]) == this_architecture()
+    if runner not in ("native", *EMULATORS, *machine_names()):
         return inspect
-    on = "" if runner == "native" else " --on qemu"
+    on = "" if runner == "native" or here else " --on qemu"
     return f"butterflyc verify {artefact}{on}   {inspect}"

@@ -14,7 +14,7 @@ from ._progress import progress
 @click.argument("artefact", type=click.Path(path_type=Path))
 @click.option("--inputs", type=click.Path(path_type=Path), required=True, help="An .npz file.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
-@click.option("--on", "place", default="native", help="native, or qemu for microcontrollers.")
+@click.option("--on", "place", default="native", help="native, qemu, or ssh:HOST.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(artefact: Path, inputs: Path, out: Path, place: str, as_json: bool) -> None:
     """Run ARTEFACT on the arrays of --inputs, in the order of the model's inputs.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--against", help="The MODEL it was compiled from, as `compile` takes it.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Their classes: an .npz file.")
-@click.option("--on", "place", default="native", help="native, or qemu for microcontrollers.")
+@click.option("--on", "place", default="native", help="native, qemu, or ssh:HOST.")
 @click.option("--bisect", is_flag=True, help="Find the first pass beyond its limit.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(

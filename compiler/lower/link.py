@@ -1,17 +1,17 @@
-"""Objects, the driver and the weights to one shared library, with the system's C compiler."""
+"""Objects, the driver and the weights to libraries, and to a program, with a C compiler."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import ButterflycError, ToolMissing
+from ..errors import ButterflycError
+from .cross import OWN, Compiler, compiler_for, this_architecture
 from .model_c import ALIGNMENT, ModelSource
+from .static_library import static_library
 
 _WEIGHTS = """\
   .section .rodata
@@ -22,6 +22,7 @@ _WEIGHTS = """\
   .incbin "weights.bin"
   .section .note.GNU-stack,"",%progbits
 """
+FLAGS = ("-std=c99", "-O2", "-g0", "-Wall", "-Wextra", "-Werror")
 
 
 class LinkFailed(ButterflycError):
@@ -30,43 +31,70 @@ class LinkFailed(ButterflycError):
     code = "BF997"
 
 
-def c_compiler(names: Sequence[str] = ("cc", "gcc", "clang")) -> list[str]:
-    """The command of a C compiler: $CC, else the first of ``names`` there is.
+def c_compiler(names: Sequence[str] = OWN) -> list[str]:
+    """The command of a C compiler for this machine: $CC, else the first of ``names`` there is.
 
     Raises ToolMissing if there is none.
     """
-    chosen = os.environ.get("CC")
-    candidates = [shlex.split(chosen)] if chosen else [[name] for name in names]
-    for command in candidates:
-        if shutil.which(command[0]):
-            return command
-    looked = " ".join(candidate[0] for candidate in candidates)
-    raise ToolMissing(
-        f"no C compiler found (looked for: {looked})",
-        help="install one (Debian: apt-get install gcc), or set CC",
-    )
+    return list(compiler_for(this_architecture(), names).shared)
 
 
-def link_shared(model: ModelSource, objects: bytes, compiler: Sequence[str]) -> bytes:
-    """The shared library ``libNAME.so``; nothing but ``NAME_*`` of the C interface is exported."""
+def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tuple[bytes, bytes]:
+    """``libNAME.so`` and ``libNAME.a``.
+
+    Nothing but ``NAME_*`` of the C interface is exported by the shared one.
+    """
     name = model.name
     exported = f"{{ global: {name}_run; {name}_predict; local: *; }};"
+    sources = [f"{name}.c", f"{name}_weights.S"]
+    objects = [f"{name}.o", f"{name}_weights.o", f"{name}_kernels.o"]
     files = {
-        f"{name}.c": model.source.encode(),
+        sources[0]: model.source.encode(),
+        sources[1]: _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
         f"{name}.h": model.header.encode(),
         "weights.bin": model.weights,
-        "weights.S": _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
-        "kernels.o": objects,
+        objects[2]: kernels,
         "exports": exported.encode(),
     }
-    flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    link = ["-Wl,--version-script=exports", "-Wl,--build-id=none", "-Wl,--no-undefined"]
+    # No path, no identity of the build; and nothing of a compiler's own library that is not used.
+    options = ["--version-script=exports", "--no-undefined", "--build-id=none"]
+    linker = [f"-Wl,{option}" for option in (*options, "--strip-debug", "--gc-sections")]
     with TemporaryDirectory() as folder:
-        for path, content in files.items():
-            (Path(folder) / path).write_bytes(content)
-        sources = [f"{name}.c", "weights.S", "kernels.o"]
-        run([*compiler, *flags, *sources, *link, "-o", "library.so"], folder)
-        return (Path(folder) / "library.so").read_bytes()
+        _write(folder, files)
+        for source, made in zip(sources, objects, strict=False):
+            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", made], folder)
+        run([*compiler.shared, "-shared", *objects, *linker, "-o", "library.so"], folder)
+        parts = {name: (Path(folder) / name).read_bytes() for name in objects}
+        return (Path(folder) / "library.so").read_bytes(), static_library(parts)
+
+
+def link_program(
+    sources: Mapping[str, bytes],
+    libraries: Sequence[str],
+    compiler: Compiler,
+    progress: Callable[[str], None] = lambda _: None,
+) -> bytes:
+    """The program made of ``sources`` by their names: C files, their headers, and ``libraries``.
+
+    It needs no library of the system, unless the C library here cannot be linked statically.
+    """
+    names = [name for name in sources if name.endswith(".c")]
+    end = [*libraries, "-Wl,--build-id=none", "-s", "-o", "program"]
+    with TemporaryDirectory() as folder:
+        _write(folder, sources)
+        try:
+            run([*compiler.static, *FLAGS, *names, *end], folder)
+        except LinkFailed:
+            if compiler.hermetic:
+                raise
+            progress("linking once more, against the system's shared C library")
+            run([*compiler.shared, *FLAGS, *names, *end], folder)
+        return (Path(folder) / "program").read_bytes()
+
+
+def _write(folder: str, files: Mapping[str, bytes]) -> None:
+    for path, content in files.items():
+        (Path(folder) / path).write_bytes(content)
 
 
 def run(command: Sequence[str], folder: str) -> None:

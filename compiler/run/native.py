@@ -12,6 +12,8 @@ import numpy as np
 
 from ..errors import BadInput, ButterflycError, Incompatible
 from ..ir import Type
+from ..lower.cross import this_architecture
+from ..lower.elf import architecture_of
 
 ALIGNMENT = 64
 
@@ -34,13 +36,21 @@ class Native:
         arena_bytes: int,
         cpu_features: Sequence[str] = (),
     ) -> None:
+        check_architecture(library)
         check_cpu(cpu_features)
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         # The file may go once it is loaded: the mapping keeps its pages.
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"lib{name}.so"
             path.write_bytes(library)
-            self._run = getattr(ctypes.CDLL(str(path)), f"{name}_run")
+            try:
+                loaded = ctypes.CDLL(str(path))
+            except OSError as error:
+                raise Incompatible(
+                    f"this system cannot load the library: {error}",
+                    help="compile the model again on this machine: --target host",
+                ) from error
+            self._run = getattr(loaded, f"{name}_run")
         self._run.restype = ctypes.c_int
         self._arena = aligned_buffer(arena_bytes)
 
@@ -72,6 +82,17 @@ def aligned_buffer(size: int) -> np.ndarray:
     return block[start : start + max(size, 1)]
 
 
+def check_architecture(library: bytes) -> None:
+    """Raises Incompatible unless ``library`` is for the architecture that this process runs as."""
+    needed, here = architecture_of(library), this_architecture()
+    if needed != here:
+        raise Incompatible(
+            f"this library is for {needed}, which this machine is not: it runs {here}",
+            help="--on qemu emulates ARM, --on ssh:HOST runs it on another machine; "
+            "--target host compiles for this one",
+        )
+
+
 def check_cpu(features: Sequence[str]) -> None:
     """Raises Incompatible unless this CPU has all ``features`` (names as Linux prints them)."""
     missing = sorted(set(features) - cpu_features())
@@ -91,7 +112,9 @@ def cpu_features() -> frozenset[str]:
         return frozenset()
     for line in lines:
         if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split())
+            found = frozenset(line.split(":", 1)[1].split())
+            # An ARM of 64 bits runs programs of 32 with what they had, and does not name it.
+            return found | {"neon", "vfpv4"} if "asimd" in found else found
     return frozenset()
 
 
