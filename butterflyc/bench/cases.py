@@ -123,6 +123,7 @@ def experts(tokens: int, lanes: Lanes) -> Case:
         activation_bits=8,
         lanes_in=lanes.float_lanes,
         lanes_out=lanes.float_lanes,
+        biased=False,
     )
     # A code of an activation near a tie may be rounded either way.
     return Case("butterfly_experts", tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)

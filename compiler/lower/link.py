@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from ..errors import ButterflycError
 from .cross import OWN, Compiler, compiler_for, this_architecture
+from .elf import undefined_symbols
 from .model_c import ALIGNMENT, ModelSource
 from .static_library import static_library
 
@@ -21,6 +22,14 @@ _WEIGHTS = """\
 {name}_weights:
   .incbin "weights.bin"
   .section .note.GNU-stack,"",%progbits
+"""
+# LLVM calls these on an ARM that does not divide, where the ABI's own name is __aeabi_idiv: not
+# every C compiler's library has both.
+_DIVISION = """\
+__attribute__((visibility("hidden"))) int __divsi3(int a, int b);
+__attribute__((visibility("hidden"))) unsigned __udivsi3(unsigned a, unsigned b);
+int __divsi3(int a, int b) { return a / b; }
+unsigned __udivsi3(unsigned a, unsigned b) { return a / b; }
 """
 FLAGS = ("-std=c99", "-O2", "-g0", "-Wall", "-Wextra", "-Werror")
 
@@ -46,14 +55,19 @@ def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tu
     """
     name = model.name
     exported = f"{{ global: {name}_run; {name}_predict; local: *; }};"
-    sources = [f"{name}.c", f"{name}_weights.S"]
-    objects = [f"{name}.o", f"{name}_weights.o", f"{name}_kernels.o"]
+    sources = {
+        f"{name}.c": model.source.encode(),
+        f"{name}_weights.S": _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
+    }
+    if {"__divsi3", "__udivsi3"} & undefined_symbols(kernels):
+        sources[f"{name}_division.c"] = _DIVISION.encode()
+    made = {source: f"{source.partition('.')[0]}.o" for source in sources}
+    objects = [*made.values(), f"{name}_kernels.o"]
     files = {
-        sources[0]: model.source.encode(),
-        sources[1]: _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
+        **sources,
         f"{name}.h": model.header.encode(),
         "weights.bin": model.weights,
-        objects[2]: kernels,
+        objects[-1]: kernels,
         "exports": exported.encode(),
     }
     # No path, no identity of the build; and nothing of a compiler's own library that is not used.
@@ -61,8 +75,8 @@ def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tu
     linker = [f"-Wl,{option}" for option in (*options, "--strip-debug", "--gc-sections")]
     with TemporaryDirectory() as folder:
         _write(folder, files)
-        for source, made in zip(sources, objects, strict=False):
-            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", made], folder)
+        for source, object in made.items():
+            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", object], folder)
         run([*compiler.shared, "-shared", *objects, *linker, "-o", "library.so"], folder)
         parts = {name: (Path(folder) / name).read_bytes() for name in objects}
         return (Path(folder) / "library.so").read_bytes(), static_library(parts)
