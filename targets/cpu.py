@@ -49,8 +49,9 @@ MEMORIES = ()  # no limit that matters
 
 @dataclass(frozen=True)
 class Machine:
-    """What code is made for: LLVM's view of it, and ours (``lanes``)."""
+    """What code is made for: LLVM's view of it (``target``), and ours (``lanes``)."""
 
+    triple: str
     target: dict[str, Any]
     lanes: Lanes
     features: tuple[str, ...]
@@ -66,13 +67,16 @@ def machine(core: Core) -> Machine:
         triple, cpu, lanes = host()
     if lanes not in LANES:
         raise unknown_name("vector unit", lanes, LANES)
-    description: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu}
+    description: dict[str, Any] = {"kind": "llvm", "mtriple": _in_full(triple), "mcpu": cpu}
     if core.features:
         description["mattr"] = [f"+{feature}" for feature in core.features]
-    if triple.endswith("eabihf"):
-        description["mfloat-abi"] = "hard"  # or linkers would not take it beside others' objects
     features = dict.fromkeys((*(core.cpu_features or ()), *FEATURES[lanes]))
-    return Machine(description, LANES[lanes], tuple(features))
+    return Machine(triple, description, LANES[lanes], tuple(features))
+
+
+def _in_full(triple: str) -> str:
+    """``triple`` with a vendor, without which LLVM takes the system for one and misses the ABI."""
+    return triple.replace("-linux-", "-unknown-linux-") if triple.count("-") == 2 else triple
 
 
 def host() -> tuple[str, str, str]:
@@ -129,7 +133,7 @@ def emit(
     Raises ToolMissing with what to install.
     """
     built = machine(core)
-    compiler = compiler_for(built.target["mtriple"], core.toolchain)
+    compiler = compiler_for(built.triple, core.toolchain)
     symbols, functions = kernel_functions(graph, built.lanes, name, progress)
     progress(f"compiling {len(functions)} kernels for {built.target['mcpu']}")
     objects = build_object(functions, built.target)
@@ -153,7 +157,7 @@ def programs(
 ) -> dict[str, bytes]:
     """The program ``NAME-run``, made of the ``files`` of `emit` and of the artefact's manifest."""
     name = manifest["name"]
-    compiler = compiler_for(machine(core).target["mtriple"], core.toolchain)
+    compiler = compiler_for(machine(core).triple, core.toolchain)
     header, library = files[f"{name}.h"], files[f"lib{name}.a"]
     program = command_program(manifest, header, library, compiler, progress)
     return {command_name(name): program}

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from ..errors import ButterflycError
 from .cross import OWN, Compiler, compiler_for, this_architecture
+from .elf import defined_symbols
 from .model_c import ALIGNMENT, ModelSource
 from .static_library import static_library
 
@@ -42,10 +43,9 @@ def c_compiler(names: Sequence[str] = OWN) -> list[str]:
 def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tuple[bytes, bytes]:
     """``libNAME.so`` and ``libNAME.a``.
 
-    Nothing but ``NAME_*`` of the C interface is exported by the shared one.
+    Nothing but the C interface, which ``NAME.h`` declares, is exported by the shared one.
     """
     name = model.name
-    exported = f"{{ global: {name}_run; {name}_predict; local: *; }};"
     sources = [f"{name}.c", f"{name}_weights.S"]
     objects = [f"{name}.o", f"{name}_weights.o", f"{name}_kernels.o"]
     files = {
@@ -54,7 +54,6 @@ def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tu
         f"{name}.h": model.header.encode(),
         "weights.bin": model.weights,
         objects[2]: kernels,
-        "exports": exported.encode(),
     }
     # No path, no identity of the build; and nothing of a compiler's own library that is not used.
     options = ["--version-script=exports", "--no-undefined", "--build-id=none"]
@@ -63,6 +62,10 @@ def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tu
         _write(folder, files)
         for source, made in zip(sources, objects, strict=False):
             run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", made], folder)
+        # What the driver defines, and no kernel; a name that is not there is an error to lld.
+        exported = defined_symbols((Path(folder) / objects[0]).read_bytes())
+        script = f"{{ global: {'; '.join(exported)}; local: *; }};"
+        (Path(folder) / "exports").write_text(script)
         run([*compiler.shared, "-shared", *objects, *linker, "-o", "library.so"], folder)
         parts = {name: (Path(folder) / name).read_bytes() for name in objects}
         return (Path(folder) / "library.so").read_bytes(), static_library(parts)
