@@ -138,6 +138,28 @@ def test_two_builds_are_one(pi: Program) -> None:
             assert path not in content, (name, path)
 
 
+@pytest.mark.parametrize(
+    ("target", "variable", "gcc"),
+    [
+        ("aarch64", "CC_AARCH64_LINUX_GNU", "aarch64-linux-gnu-gcc"),
+        ("armv7a", "CC_ARMV7A_LINUX_GNUEABIHF", "arm-linux-gnueabihf-gcc"),
+    ],
+)
+def test_a_cross_gcc_serves_as_well(
+    target: str,
+    variable: str,
+    gcc: str,
+    monkeypatch: pytest.MonkeyPatch,
+    needs_tool: Callable[..., str],
+) -> None:
+    """What Debian's compiler links is right, and two builds are one."""
+    needs_tool(load_core(target).runner)
+    monkeypatch.setenv(variable, needs_tool(gcc))
+    program = compiled.__wrapped__(target)
+    assert verify(program, on=program.on("qemu")).passed
+    assert compiled.__wrapped__(target).artefact.sections == program.artefact.sections
+
+
 MAIN = """
 #include "vit.h"
 #include <stdio.h>
