@@ -65,8 +65,9 @@ MEMORIES = ()  # no limit that matters
 
 @dataclass(frozen=True)
 class Machine:
-    """What code is made for: LLVM's view of it, and ours (``lanes``)."""
+    """What code is made for: LLVM's view of it (``target``), and ours (``lanes``)."""
 
+    triple: str
     target: dict[str, Any]
     lanes: Lanes
     features: tuple[str, ...]
@@ -81,12 +82,19 @@ def machine(core: Core) -> Machine:
         core = host()
     if core.lanes not in LANES:
         raise unknown_name("vector unit", core.lanes, LANES)
-    description: dict[str, Any] = {"kind": "llvm", "mtriple": core.triple, "mcpu": core.cpu}
+    description: dict[str, Any] = {
+        "kind": "llvm",
+        "mtriple": _in_full(core.triple),
+        "mcpu": core.cpu,
+    }
     if core.features:
         description["mattr"] = [f"+{feature}" for feature in core.features]
-    if core.triple.endswith("eabihf"):
-        description["mfloat-abi"] = "hard"  # or linkers would not take it beside others' objects
-    return Machine(description, LANES[core.lanes], _features(core))
+    return Machine(core.triple, description, LANES[core.lanes], _features(core))
+
+
+def _in_full(triple: str) -> str:
+    """``triple`` with a vendor, without which LLVM takes the system for one and misses the ABI."""
+    return triple.replace("-linux-", "-unknown-linux-") if triple.count("-") == 2 else triple
 
 
 def host() -> Core:
@@ -148,7 +156,7 @@ def emit(
     Raises ToolMissing with what to install.
     """
     built = machine(core)
-    compiler = compiler_for(built.target["mtriple"], core.toolchain)
+    compiler = compiler_for(built.triple, core.toolchain)
     symbols, functions = kernel_functions(graph, built.lanes, name, progress)
     progress(f"compiling {len(functions)} kernels for {built.target['mcpu']}")
     objects = build_object(functions, built.target)
@@ -172,7 +180,7 @@ def programs(
 ) -> dict[str, bytes]:
     """The program ``NAME-run``, made of the ``files`` of `emit` and of the artefact's manifest."""
     name = manifest["name"]
-    compiler = compiler_for(machine(core).target["mtriple"], core.toolchain)
+    compiler = compiler_for(machine(core).triple, core.toolchain)
     header, library = files[f"{name}.h"], files[f"lib{name}.a"]
     program = command_program(manifest, header, library, compiler, progress)
     return {command_name(name): program}

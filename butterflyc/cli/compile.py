@@ -62,8 +62,8 @@ def command(
 ) -> None:
     """Compile MODEL: model.pt2, file.py:function, or a checkpoint.safetensors.
 
-    OUTPUT is a .bfly file; or a folder, which also gets the library and its header for
-    C, or what a build for a microcontroller takes.
+    OUTPUT is a .bfly file; or a folder, which also gets libraries and their header for C
+    with a program on files of arrays, or what a build for a microcontroller takes.
     """
     one_thread()
     from ..targets.registry import load_core

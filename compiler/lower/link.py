@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from ..errors import ButterflycError
 from .cross import OWN, Compiler, compiler_for, this_architecture
-from .elf import undefined_symbols
+from .elf import defined_symbols
 from .model_c import ALIGNMENT, ModelSource
 from .static_library import static_library
 
@@ -22,14 +22,6 @@ _WEIGHTS = """\
 {name}_weights:
   .incbin "weights.bin"
   .section .note.GNU-stack,"",%progbits
-"""
-# LLVM calls these on an ARM that does not divide, where the ABI's own name is __aeabi_idiv: not
-# every C compiler's library has both.
-_DIVISION = """\
-__attribute__((visibility("hidden"))) int __divsi3(int a, int b);
-__attribute__((visibility("hidden"))) unsigned __udivsi3(unsigned a, unsigned b);
-int __divsi3(int a, int b) { return a / b; }
-unsigned __udivsi3(unsigned a, unsigned b) { return a / b; }
 """
 FLAGS = ("-std=c99", "-O2", "-g0", "-Wall", "-Wextra", "-Werror")
 
@@ -51,32 +43,29 @@ def c_compiler(names: Sequence[str] = OWN) -> list[str]:
 def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tuple[bytes, bytes]:
     """``libNAME.so`` and ``libNAME.a``.
 
-    Nothing but ``NAME_*`` of the C interface is exported by the shared one.
+    Nothing but the C interface, which ``NAME.h`` declares, is exported by the shared one.
     """
     name = model.name
-    exported = f"{{ global: {name}_run; {name}_predict; local: *; }};"
-    sources = {
-        f"{name}.c": model.source.encode(),
-        f"{name}_weights.S": _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
-    }
-    if {"__divsi3", "__udivsi3"} & undefined_symbols(kernels):
-        sources[f"{name}_division.c"] = _DIVISION.encode()
-    made = {source: f"{source.partition('.')[0]}.o" for source in sources}
-    objects = [*made.values(), f"{name}_kernels.o"]
+    sources = [f"{name}.c", f"{name}_weights.S"]
+    objects = [f"{name}.o", f"{name}_weights.o", f"{name}_kernels.o"]
     files = {
-        **sources,
+        sources[0]: model.source.encode(),
+        sources[1]: _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
         f"{name}.h": model.header.encode(),
         "weights.bin": model.weights,
-        objects[-1]: kernels,
-        "exports": exported.encode(),
+        objects[2]: kernels,
     }
     # No path, no identity of the build; and nothing of a compiler's own library that is not used.
     options = ["--version-script=exports", "--no-undefined", "--build-id=none"]
     linker = [f"-Wl,{option}" for option in (*options, "--strip-debug", "--gc-sections")]
     with TemporaryDirectory() as folder:
         _write(folder, files)
-        for source, object in made.items():
-            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", object], folder)
+        for source, made in zip(sources, objects, strict=False):
+            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", made], folder)
+        # What the driver defines, and no kernel; a name that is not there is an error to lld.
+        exported = defined_symbols((Path(folder) / objects[0]).read_bytes())
+        script = f"{{ global: {'; '.join(exported)}; local: *; }};"
+        (Path(folder) / "exports").write_text(script)
         run([*compiler.shared, "-shared", *objects, *linker, "-o", "library.so"], folder)
         parts = {name: (Path(folder) / name).read_bytes() for name in objects}
         return (Path(folder) / "library.so").read_bytes(), static_library(parts)

@@ -108,6 +108,6 @@ def test_every_core_has_a_compiler_that_knows_it() -> None:
     """Each CPU target's triple is that of this machine, or one that zig is listed for."""
     cores = [core for core in map(load_core, core_names()) if core.family == "cpu"]
     for core in cores:
-        triple = cpu.machine(core).target["mtriple"]
+        triple = cpu.machine(core).triple
         assert architecture(triple) == this_architecture() or "zig" in core.toolchain, core.name
     assert {core.name for core in cores} >= {"aarch64+dotprod", "armv7a", "cortex-a55", "host"}

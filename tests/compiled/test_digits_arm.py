@@ -21,6 +21,8 @@ from ..digits import digits_model
 
 pytestmark = pytest.mark.slow
 IMAGES = 30
+TARGETS = "aarch64", "cortex-a76", "armv7a"
+MODES = "f32", "a8", "int8"
 
 
 def compiled(target: str, mode: str, needs_tool: Callable[..., str], turned: bool) -> Program:
@@ -38,12 +40,9 @@ def compiled(target: str, mode: str, needs_tool: Callable[..., str], turned: boo
 @pytest.mark.parametrize(
     ("target", "mode", "turned"),
     [
-        *(
-            (t, m, False)
-            for t in ("aarch64", "cortex-a76", "armv7a")
-            for m in ("f32", "a8", "int8")
-        ),
-        *(("aarch64", mode, True) for mode in ("f32", "int8")),
+        *((target, mode, False) for target in TARGETS for mode in MODES),
+        ("aarch64", "f32", True),
+        ("armv7a", "int8", True),
     ],
 )
 def test_digits(target: str, mode: str, turned: bool, needs_tool: Callable[..., str]) -> None:

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+import butterflyc as bc
 from butterflyc.cli.app import run
 from butterflyc.cli.compile import next_commands, write
+from butterflyc.compiler.codes import encode, interpret_real
 from butterflyc.compiler.errors import Incompatible, ToolFailed, ToolMissing
+from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.compiler.lower import cross
 from butterflyc.compiler.lower.elf import architecture_of
 from butterflyc.compiler.run.hosted import Finished, Hosted
@@ -69,6 +72,46 @@ def test_every_arm_target_computes_what_the_model_does(program: Program) -> None
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
+class Joined(torch.nn.Module):
+    """Two inputs, and a norm, which divides integers in int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = torch.nn.LayerNorm(12), torch.nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One sum, and what a layer makes of it."""
+        total = self.norm(x + y)
+        return self.head(total).softmax(-1), total
+
+
+@pytest.mark.parametrize("mode", ["f32", "a8", "int8"])
+@pytest.mark.parametrize("target", ["aarch64", "armv7a"])
+def test_several_ports_in_every_mode(
+    target: str, mode: str, needs_tool: Callable[..., str]
+) -> None:
+    """Two inputs and two outputs are as the interpreter has them: in int8, codes and all."""
+    for_target(target, needs_tool)
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, 7, 3, 12)).astype(np.float32)
+    examples = torch.from_numpy(x[0]), torch.from_numpy(y[0])
+    program = bc.compile(Joined().eval(), examples, target=target, mode=mode, name="joined")
+    on = program.on("qemu")
+    found = verify(program, on=on)
+    assert found.passed
+    assert found.bit_identical or mode != "int8"
+    last = program.stages[list(program.stages)[-1]]
+    tolerance = 0 if mode == "int8" else 1e-5
+    for a, b in zip(x, y, strict=True):
+        for got, wanted in zip(on.run(a, b), interpret_real(last, a, b), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
+    if mode == "int8":
+        codes = tuple(encode(z, t) for z, t in zip((x[0], y[0]), program.inputs, strict=True))
+        for got, wanted in zip(on.run(*codes), interpret(last, *codes), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
 def test_what_is_built_is_for_the_target(program: Program) -> None:
     """Libraries, object and program are for its processor, and the manifest has its features."""
     core = load_core(program.target)
@@ -93,6 +136,28 @@ def test_two_builds_are_one(pi: Program) -> None:
         content = again.artefact.sections[f"kernels/{name}"]
         for path in (b"/tmp", str(Path.home()).encode() + b"/", str(Path.cwd()).encode()):
             assert path not in content, (name, path)
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "gcc"),
+    [
+        ("aarch64", "CC_AARCH64_LINUX_GNU", "aarch64-linux-gnu-gcc"),
+        ("armv7a", "CC_ARMV7A_LINUX_GNUEABIHF", "arm-linux-gnueabihf-gcc"),
+    ],
+)
+def test_a_cross_gcc_serves_as_well(
+    target: str,
+    variable: str,
+    gcc: str,
+    monkeypatch: pytest.MonkeyPatch,
+    needs_tool: Callable[..., str],
+) -> None:
+    """What Debian's compiler links is right, and two builds are one."""
+    needs_tool(load_core(target).runner)
+    monkeypatch.setenv(variable, needs_tool(gcc))
+    program = compiled.__wrapped__(target)
+    assert verify(program, on=program.on("qemu")).passed
+    assert compiled.__wrapped__(target).artefact.sections == program.artefact.sections
 
 
 MAIN = """

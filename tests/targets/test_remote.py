@@ -24,12 +24,15 @@ from butterflyc.compiler.errors import (
     ToolMissing,
     UsageError,
 )
+from butterflyc.compiler.ir import Graph, Type, constant, make
 from butterflyc.compiler.lower import cross
 from butterflyc.compiler.run import remote as module
+from butterflyc.compiler.run.hosted import Hosted
 from butterflyc.compiler.run.remote import Remote, remote
 from butterflyc.program import Program
 from butterflyc.verify import verify
 
+from .commands import command_of
 from .packages import IMAGES, STAND_INS, compiled
 
 
@@ -99,6 +102,16 @@ def test_the_commands(
     assert run(["verify", str(path), "--on", "ssh:unreachable"]) == 7
     assert "No route to host" in capsys.readouterr().err
     assert run(["bench", str(path), "--on", "ssh:pi@raspberry"]) == 2
+
+
+def test_a_model_without_inputs(log: Path, tmp_path: Path) -> None:
+    """What it computes comes back as often as it is asked for."""
+    store: dict[str, np.ndarray] = {}
+    value = constant(store, np.array([-1, 2], np.float32), "c")
+    code = command_of(Graph("fixed", (), (make("neg", value),), store), tmp_path).read_bytes()
+    hosted = Hosted(code, (), (Type("f32", (2,)),), remote("ssh:twin"))
+    for (got,) in hosted.many([(), ()]):
+        np.testing.assert_array_equal(got, [1, -2])
 
 
 @pytest.mark.parametrize(
