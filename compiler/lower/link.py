@@ -50,7 +50,7 @@ def c_compiler(names: Sequence[str] = ("cc", "gcc", "clang")) -> list[str]:
 def link_shared(model: ModelSource, objects: bytes, compiler: Sequence[str]) -> bytes:
     """The shared library ``libNAME.so``; nothing but ``NAME_*`` of the C interface is exported."""
     name = model.name
-    exported = f"{{ global: {name}_run; {name}_predict; local: *; }};"
+    exported = f"{{ global: {'; '.join(model.exported)}; local: *; }};"
     files = {
         f"{name}.c": model.source.encode(),
         f"{name}.h": model.header.encode(),
@@ -59,12 +59,15 @@ def link_shared(model: ModelSource, objects: bytes, compiler: Sequence[str]) -> 
         "kernels.o": objects,
         "exports": exported.encode(),
     }
+    if model.pool:
+        files[f"{name}_pool.c"] = model.pool.encode()
     flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     link = ["-Wl,--version-script=exports", "-Wl,--build-id=none", "-Wl,--no-undefined"]
     with TemporaryDirectory() as folder:
         for path, content in files.items():
             (Path(folder) / path).write_bytes(content)
         sources = [f"{name}.c", "weights.S", "kernels.o"]
+        sources += [f"{name}_pool.c", "-pthread"] if model.pool else []
         run([*compiler, *flags, *sources, *link, "-o", "library.so"], folder)
         return (Path(folder) / "library.so").read_bytes()
 
