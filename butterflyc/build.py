@@ -23,7 +23,7 @@ from .compiler.errors import UsageError
 from .compiler.files import make_folder, write_whole
 from .compiler.ir import Graph, verify
 from .compiler.ir.views import root_of
-from .compiler.lower.model_c import check_name, step_names
+from .compiler.lower.model_c import check_name, step_names, threads_of
 from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
@@ -47,6 +47,7 @@ def compile(
     mode: str | None = None,
     calibration: Any = None,
     weight_snr: float | None = None,
+    threads: int = 1,
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
@@ -63,16 +64,17 @@ def compile(
     program, anything else is fixed (docs/inputs_and_outputs.md). ``mode`` is a numeric mode of the
     target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
     of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
-    noise in dB, of 40 by default (docs/modes.md). ``dump_ir`` names a folder that gets the text of
-    each stage as it is made, so that a failed pass leaves something to look at; ``record`` gets
-    what was recognised and each stage, also of a compilation that fails.
+    noise in dB, of 40 by default (docs/modes.md). ``threads`` of a CPU compute at once, at most,
+    with the same result for any number of them (docs/threads.md). ``dump_ir`` names a folder that
+    gets the text of each stage as it is made, so that a failed pass leaves something to look at;
+    ``record`` gets what was recognised and each stage, also of a compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
     "3M", "sram": "200K", "psram": "8M"}``, or some of these.
 
-    Raises UnknownName (target, memory), UsageError (mode, name, size, budget), BadInput (examples,
-    NaN weights), Unsupported (ops, listed with source lines), DoesNotFit, ToolMissing (no C
-    compiler).
+    Raises UnknownName (target, memory), UsageError (mode, name, size, budget, threads), BadInput
+    (examples, NaN weights), Unsupported (ops, listed with source lines), DoesNotFit, ToolMissing
+    (no C compiler).
     """
     check_name(name)
     core = load_core(target, Path(target_file) if target_file else None)
@@ -81,6 +83,7 @@ def compile(
     mode = mode or family.MODES[0]
     if weight_snr is not None:
         _check_budget(weight_snr, mode)
+    _check_threads(threads, core, family.THREADS)
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
@@ -88,7 +91,7 @@ def compile(
         source = replace(source, weight_snr=weight_snr)
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
-    built = lower(source, core, mode, name, dump, record, progress)
+    built = lower(source, core, mode, name, dump, record, progress, threads)
     if family.MEMORIES:
         family.place(built.last, core, name)  # what cannot fit is told before kernels are built
     golden = _golden(source, built.last)
@@ -121,6 +124,15 @@ def _check_budget(weight_snr: float, mode: str) -> None:
         raise UsageError(
             f"a signal to noise of {weight_snr} dB, of at least 0 wanted",
             help="40 is the default, of 30 most weights have 4 digits, of 20 three",
+        )
+
+
+def _check_threads(threads: int, core: Core, most: int) -> None:
+    if not 1 <= threads <= most:
+        some = f"1 to {most} threads" if most > 1 else "one thread"
+        raise UsageError(
+            f"{threads} threads for {core.name}, which takes {some}",
+            help="as many as the CPU has cores are enough" if most > 1 else "leave it out",
         )
 
 
@@ -159,10 +171,12 @@ def lower(
     dump: Path | None = None,
     record: Record | None = None,
     progress: Progress = lambda _: None,
+    threads: int = 1,
 ) -> Lowered:
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     samples = source.samples(progress) if mode == "int8" else ()
-    passes = family_of(core).passes(core, mode, samples, source.weight_snr)
+    several = {"threads": threads} if threads > 1 else {}
+    passes = family_of(core).passes(core, mode, samples, source.weight_snr, **several)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -262,6 +276,7 @@ def _assemble(
     sections["golden.safetensors"] = pack_arrays(golden)
     report = built.record.explanation()
     sections["report.json"] = json.dumps(report, indent=1, sort_keys=True).encode()
+    threads = threads_of(last, built.name)
     manifest = {
         "name": built.name,
         "target": built.core.name,
@@ -280,12 +295,14 @@ def _assemble(
             "weights": sum(array.nbytes for array in last.constants.values()),
             "arena": last.notes.get("arena_bytes", 0),
             "arena_lower_bound": last.notes.get("arena_lower_bound", 0),
+            **({"arena_mt": threads.bytes} if threads.count > 1 else {}),
         },
         "routing": _routing(last),
         "steps": step_names(last),
         "splits": _samples_are_independent(source),
         "cpu_features": list(family_of(built.core).machine(built.core).features),
         "tools": tool_versions(),
+        **({"threads": threads.count} if threads.count > 1 else {}),
     }
     return Program(Artefact(manifest, sections), stages)
 

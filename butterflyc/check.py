@@ -113,7 +113,10 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
     core = core_from(program.manifest["core"])
     if program.mode == "int8":
         source = replace(source, weight_snr=program.manifest.get("weight_snr", WEIGHT_SNR))
-    return lower(source, core, program.mode, program.name, progress=progress).stages
+    again = lower(
+        source, core, program.mode, program.name, progress=progress, threads=program.threads
+    )
+    return again.stages
 
 
 def _forced(program: Program, on: Placed | None, progress: Progress) -> Callable[..., np.ndarray]:

@@ -52,8 +52,13 @@ class Program(Callable):
         return str(self.manifest["mode"])
 
     @property
+    def threads(self) -> int:
+        """How many threads may compute at once."""
+        return int(self.manifest.get("threads", 1))
+
+    @property
     def memory(self) -> Mapping[str, int]:
-        """Bytes: ``weights``, ``arena``, ``arena_lower_bound``."""
+        """Bytes: ``weights``, ``arena``, ``arena_lower_bound``; ``arena_mt`` of several threads."""
         return dict(self.manifest["memory"])
 
     @property
@@ -120,8 +125,9 @@ class Program(Callable):
             self.name,
             self.inputs,
             self.outputs,
-            self.memory["arena"],
+            self.memory.get("arena_mt", self.memory["arena"]),
             self.manifest["cpu_features"],
+            self.threads,
         )
 
     def routing(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -40,7 +40,8 @@ class Artefact:
     """A compiled model. ``write`` sets ``schema`` and ``hashes`` in the manifest, no one else.
 
     Other keys of the manifest: ``name``, ``target``, ``mode``, ``inputs`` and ``outputs``
-    (lists of name, dtype, shape), ``stages`` (names in order), ``census``, ``memory``, ``tools``.
+    (lists of name, dtype, shape), ``stages`` (names in order), ``census``, ``memory``, ``tools``,
+    and ``threads`` if there are several.
     """
 
     manifest: Mapping[str, Any]

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..compiler.errors import Unsupported
-from ..compiler.ir import Graph, Node, constant, rebuild
+from ..compiler.ir import Graph, Node, Type, constant, rebuild
+from ..compiler.ir.graph import Attribute
 from ..compiler.ir.interpret import constant_value
 from ..compiler.ir.schedule import types_of
 from ..compiler.ir.views import VIEWS
@@ -39,19 +40,29 @@ def spec_of(node: Node, tile: int | None = None) -> Spec:
 
     Where it is computed by rows, for ``tile`` of them (by default as many as are at a time).
     """
+    return spec_with(node, types_of(node, tile))
 
-    def tensors(types: tuple[object, ...]) -> tuple[Tensor, ...]:
-        return tuple(Tensor(t.dtype, t.shape, t.layout) for t in types)  # type: ignore[attr-defined]
+
+def spec_with(
+    node: Node, types: tuple[tuple[Type, ...], tuple[Type, ...]], **attributes: Attribute
+) -> Spec:
+    """What ``node`` asks of a kernel for operands and results of these ``types``.
+
+    ``attributes`` are asked beside its own.
+    """
+
+    def tensors(types: tuple[Type, ...]) -> tuple[Tensor, ...]:
+        return tuple(Tensor(t.dtype, t.shape, t.layout) for t in types)
 
     parameters = sorted(
         (key.removeprefix(_PARAMETER), int(value))  # type: ignore[arg-type]
         for key, value in node.notes.items()
         if key.startswith(_PARAMETER)
     )
-    operands, results = types_of(node, tile)
+    operands, results = types
     return Spec(
         node.op,
-        tuple(sorted(node.attributes.items())),
+        tuple(sorted({**node.attributes, **attributes}.items())),
         tensors(operands),
         tensors(results),
         tuple(parameters),

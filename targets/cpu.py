@@ -36,6 +36,7 @@ from ..passes.quantize_activations import QuantizeActivations
 from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
+from ..passes.split_work import SplitWork
 from ..passes.spread_rotations import SpreadRotations
 from .lanes_neon import Neon, NeonDot, NeonV7
 from .lanes_x86 import Avx2
@@ -61,6 +62,7 @@ HOSTS: dict[str, tuple[str, ...]] = {
 }
 MODES = ("f32", "a8", "int8")
 MEMORIES = ()  # no limit that matters
+THREADS = 64  # at most
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,18 @@ def passes(
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
     weight_snr: float = WEIGHT_SNR,
+    threads: int = 1,
 ) -> tuple[Pass, ...]:
     """The pipeline, in order; ``samples`` and ``weight_snr`` are what int8 chooses codes by.
 
+    For more than one of ``threads`` work is split at the end: ``NAME_run`` stays what it is.
     Raises UsageError for a mode that CPUs do not have.
     """
     check_mode(core.name, mode, MODES)
     lanes, kernels = machine(core).lanes, all_kernels()
+    split = (SplitWork(kernels, lanes, threads),) if threads > 1 else ()
     if mode == "int8":
-        return integer_passes(samples, weight_snr, lanes, keep_routing=True)
+        return *integer_passes(samples, weight_snr, lanes, keep_routing=True), *split
     return (
         Canonicalize(),
         MergeRotations(),
@@ -140,6 +145,7 @@ def passes(
         SelectKernels(kernels, lanes),
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing=True),
+        *split,
     )
 
 
@@ -163,12 +169,14 @@ def emit(
     model = write_model(graph, name, symbols)
     progress(f"linking {compiler.notice}".rstrip())
     shared, static = link_libraries(model, objects, compiler)
+    pool = {f"{name}_pool.c": model.pool.encode()} if model.pool else {}
     return {
         f"lib{name}.so": shared,
         f"lib{name}.a": static,
         f"{name}.h": model.header.encode(),
         f"{name}.c": model.source.encode(),
         f"{name}_kernels.o": objects,
+        **pool,
     }
 
 

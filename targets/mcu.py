@@ -29,6 +29,7 @@ from .registry import Core
 
 MODES = ("int8",)
 MEMORIES = placement.MEMORIES
+THREADS = 1  # at most
 BYTES_A_LINE = 20
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..compiler.errors import UsageError
-from ..compiler.ir import Graph
+from ..compiler.ir import Graph, Node
 from ..compiler.ir.schedule import steps_of
 from ..compiler.lower.driver import Called, Symbols
 from ..kernels import all_kernels
 from ..kernels.lanes import Lanes
+from ..kernels.record import Kernel, Spec
 from ..kernels.tir import DISTINCT
 from ..passes.base import Pass
 from ..passes.canonicalize import Canonicalize
@@ -26,6 +27,7 @@ from ..passes.select_kernels import Price, SelectKernels, kernel_of, spec_of, un
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.spare_arena import SpareArena
 from ..passes.split_heads import SplitHeads
+from ..passes.split_work import part_of, sizes_of
 
 
 def check_mode(target: str, mode: str, modes: Sequence[str]) -> None:
@@ -73,14 +75,7 @@ def kernel_functions(
     kernels = all_kernels()
     symbols: Symbols = {}
     functions: dict[str, Any] = {}
-    calls = [
-        (node, rows) for step in steps_of(graph) for node in step.nodes for _, _, rows in step.tiles
-    ]
-    for node, rows in calls:
-        if "kernel" not in node.notes:
-            continue
-        kernel = kernel_of(node, kernels)
-        asked = spec_of(node, rows)
+    for node, rows, kernel, asked in _calls(graph, kernels):
         spec = kernel.opened(asked)
         symbol = f"{name}_k_{kernel.name}_{spec.digest}"
         in_place = bool(node.notes.get("in_place"))
@@ -91,3 +86,19 @@ def kernel_functions(
             made = kernel.build(spec, lanes, symbol)
             functions[symbol] = made.without_attr(DISTINCT) if in_place else made
     return symbols, functions
+
+
+def _calls(graph: Graph, kernels: tuple[Kernel, ...]) -> Iterator[tuple[Node, int, Kernel, Spec]]:
+    """Each node, how many of its rows a call computes (0: all), by which kernel, asked what.
+
+    The calls of several threads come last.
+    """
+    nodes = [(node, step) for step in steps_of(graph) for node in step.nodes]
+    nodes = [(node, step) for node, step in nodes if "kernel" in node.notes]
+    for node, step in nodes:
+        for _, _, rows in step.tiles:
+            yield node, rows, kernel_of(node, kernels), spec_of(node, rows)
+    for node, _ in nodes:
+        if "split" in node.notes:
+            for _, rows in sizes_of(node, int(graph.notes["threads"])):  # type: ignore[arg-type]
+                yield node, rows, *part_of(node, rows, kernels)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 @click.option(
     "--weight-snr", type=float, metavar="DB", help="Of dense weights in int8; by default 40."
 )
+@click.option(
+    "--threads", type=int, default=1, show_default=True, help="Of a CPU: the most at once."
+)
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
@@ -48,6 +51,7 @@ def command(
     output: Path,
     calibrate: Path | None,
     weight_snr: float | None,
+    threads: int,
     name: str,
     target_file: Path | None,
     flash: str | None,
@@ -89,6 +93,7 @@ def command(
                 mode=mode,
                 calibration=samples,
                 weight_snr=weight_snr,
+                threads=threads,
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},
@@ -162,6 +167,7 @@ def _print(program: Program, artefact: Path, seconds: float) -> None:
             ("experts", f"{census['found']} of {census['choosable']} found"),
             ("weights", bytes_text(memory["weights"])),
             ("arena", bytes_text(memory["arena"])),
+            *_threads(program),
             ("time", f"{seconds:.1f} s"),
         ]
     )
@@ -169,6 +175,14 @@ def _print(program: Program, artefact: Path, seconds: float) -> None:
         show_placement(program.placement)
     click.echo(f"wrote {artefact}")
     click.echo(f"next: {next_commands(program, artefact)}")
+
+
+def _threads(program: Program) -> list[tuple[str, str]]:
+    """What several threads take; nothing of one."""
+    if program.threads == 1:
+        return []
+    size = bytes_text(program.memory["arena_mt"])
+    return [("threads", f"{program.threads}, in an arena of {size}")]
 
 
 def next_commands(program: Program, artefact: Path) -> str:

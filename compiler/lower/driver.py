@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir import Graph, Node, print_node
+from ..ir.parts import Split
 from ..ir.rows import read_by_rows
 from ..ir.schedule import Step
 from ..ir.views import laid_out, root_of
@@ -53,8 +55,17 @@ class Driver:
             return ""
         return f"  memcpy(out[{index}], {self._pointer(node)}, {node.type.bytes});\n"
 
+    def part(self, node: Node, split: Split, rows: int) -> str:
+        """The call for ``rows`` rows of ``node`` from ``row`` on, with scratch at ``t``."""
+        row = None if split.heads else "row"
+        buffers = self._buffers(node, split.rows, row, split.by_rows)
+        scratch = [f"t + {at}" for at in node.notes.get("part_scratch", ())]  # type: ignore[union-attr]
+        called = self._symbols[node, rows]
+        # Which heads: the one number that such a kernel takes.
+        return self._written(called, *buffers, scratch, ("row",) if split.heads else called.numbers)
+
     def _whole(self, node: Node) -> str:
-        comment = f"  /* {_text(node)} */\n"
+        comment = f"  /* {text_of(node)} */\n"
         if (node, 0) not in self._symbols:
             return comment + self._put_together(node)
         return f"{comment}  {self._call(node, 0, None)}\n"
@@ -67,23 +78,40 @@ class Driver:
         last = first + (count - 1) * rows
         lines = [f"  for (int row = {first}; row <= {last}; row += {rows}) {{"]
         for node in step.nodes:
-            lines += [f"    /* {_text(node)} */", f"    {self._call(node, rows, 'row')}"]
+            lines += [f"    /* {text_of(node)} */", f"    {self._call(node, rows, 'row')}"]
         return "\n".join([*lines, "  }", ""])
 
     def _call(self, node: Node, rows: int, row: Row | None) -> str:
         total = int(node.notes.get("rows", 0))  # type: ignore[arg-type]
         by_rows = (read_by_rows(node, total) or frozenset()) if row is not None else frozenset()
+        buffers = self._buffers(node, total, row, by_rows)
+        scratch = [f"a + {at}" for at in node.notes.get("scratch", ())]  # type: ignore[union-attr]
+        called = self._symbols[node, rows]
+        return self._written(called, *buffers, scratch, called.numbers)
+
+    def _buffers(
+        self, node: Node, total: int, row: Row | None, by_rows: frozenset[int]
+    ) -> tuple[list[str], list[str]]:
+        """What a call reads and writes, from ``row`` on of ``total`` where it goes by rows."""
         reads = [
             self._at(x, 0, total, row if i in by_rows else None)
             for i, x in enumerate(node.operands)
         ]
-        writes = [self._at(node, i, total, row) for i in range(len(node.types))]
-        writes += [f"a + {at}" for at in node.notes.get("scratch", ())]  # type: ignore[union-attr]
+        return reads, [self._at(node, i, total, row) for i in range(len(node.types))]
+
+    def _written(
+        self,
+        called: Called,
+        reads: list[str],
+        writes: list[str],
+        scratch: list[str],
+        numbers: Sequence[Row],
+    ) -> str:
+        writes = writes + scratch
         if self._typed:  # bytes must be untyped to pass
             reads = [f"(const void *)({place})" for place in reads]
             writes = [f"(void *)({place})" for place in writes]
-        called = self._symbols[node, rows]
-        return f"{called.symbol}({', '.join([*reads, *writes, *map(str, called.numbers)])});"
+        return f"{called.symbol}({', '.join([*reads, *writes, *map(str, numbers)])});"
 
     def _at(self, node: Node, index: int, rows: int, row: Row | None) -> str:
         """Where a value lies, or its rows from ``row`` on."""
@@ -126,5 +154,6 @@ class Driver:
         return f"a + {node.notes['at'][0] + offset}"  # type: ignore[index, operator]
 
 
-def _text(node: Node) -> str:
+def text_of(node: Node) -> str:
+    """What ``node`` computes, for a comment in C."""
     return print_node(node).split(" @ ")[0].replace("*/", "* /").replace("/*", "/ *")

@@ -46,28 +46,35 @@ def link_libraries(model: ModelSource, kernels: bytes, compiler: Compiler) -> tu
     Nothing but the C interface, which ``NAME.h`` declares, is exported by the shared one.
     """
     name = model.name
-    sources = [f"{name}.c", f"{name}_weights.S"]
-    objects = [f"{name}.o", f"{name}_weights.o", f"{name}_kernels.o"]
+    sources = {
+        f"{name}.c": model.source.encode(),
+        f"{name}_weights.S": _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
+    }
+    if model.pool:
+        sources[f"{name}_pool.c"] = model.pool.encode()
+    made = {source: f"{Path(source).stem}.o" for source in sources}
+    objects = [*made.values(), f"{name}_kernels.o"]
     files = {
-        sources[0]: model.source.encode(),
-        sources[1]: _WEIGHTS.format(name=name, alignment=ALIGNMENT).encode(),
+        **sources,
         f"{name}.h": model.header.encode(),
         "weights.bin": model.weights,
-        objects[2]: kernels,
+        objects[-1]: kernels,
     }
     # No path, no identity of the build; and nothing of a compiler's own library that is not used.
     options = ["--version-script=exports", "--no-undefined", "--build-id=none"]
     linker = [f"-Wl,{option}" for option in (*options, "--strip-debug", "--gc-sections")]
+    linker += ["-pthread"] if model.pool else []
     with TemporaryDirectory() as folder:
         _write(folder, files)
-        for source, made in zip(sources, objects, strict=False):
-            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", made], folder)
-        # What the driver defines, and no kernel; a name that is not there is an error to lld.
-        exported = defined_symbols((Path(folder) / objects[0]).read_bytes())
+        for source, object in made.items():
+            run([*compiler.shared, *FLAGS, "-fPIC", "-c", source, "-o", object], folder)
+        parts = {name: (Path(folder) / name).read_bytes() for name in objects}
+        # A name that is not there is an error to lld.
+        there = {symbol for content in parts.values() for symbol in defined_symbols(content)}
+        exported = [symbol for symbol in model.exported if symbol in there]
         script = f"{{ global: {'; '.join(exported)}; local: *; }};"
         (Path(folder) / "exports").write_text(script)
         run([*compiler.shared, "-shared", *objects, *linker, "-o", "library.so"], folder)
-        parts = {name: (Path(folder) / name).read_bytes() for name in objects}
         return (Path(folder) / "library.so").read_bytes(), static_library(parts)
 
 
@@ -82,7 +89,7 @@ def link_program(
     It needs no library of the system, unless the C library here cannot be linked statically.
     """
     names = [name for name in sources if name.endswith(".c")]
-    end = [*libraries, "-Wl,--build-id=none", "-s", "-o", "program"]
+    end = [*libraries, "-pthread", "-Wl,--build-id=none", "-s", "-o", "program"]
     with TemporaryDirectory() as folder:
         _write(folder, sources)
         try:

@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..ir import Graph, Node, Type
 from ..ir.schedule import steps_of
 from .driver import Called, Driver, Symbols
+from .threads import Threads
 
 ALIGNMENT = 64
 C_TYPES = {
@@ -51,6 +52,14 @@ class ModelSource:
     header: str
     source: str
     weights: bytes
+    # C of the pool of threads, where there is a function for several.
+    pool: str = ""
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The functions of its C interface that there may be."""
+        threads = ("run_mt", "pool_create", "pool_destroy") if self.pool else ()
+        return tuple(f"{self.name}_{name}" for name in ("run", "predict", *threads))
 
 
 def step_names(graph: Graph) -> list[str]:
@@ -72,7 +81,8 @@ def write_model(graph: Graph, name: str, symbols: Symbols, kernels_header: str =
     """The driver of ``graph``; ``symbols`` names the function of every node that has a kernel.
 
     Kernels are declared as taking untyped pointers, or as ``kernels_header`` has them. With it
-    ``NAME_tick`` is called after each of `step_names`.
+    ``NAME_tick`` is called after each of `step_names`. A graph of several threads gets
+    ``NAME_run_mt`` too.
     """
     check_name(name)
     offsets, weights = _lay_out_weights(graph)
@@ -105,10 +115,20 @@ int {name}_run(const void *const *in, void *const *out, void *arena) {{
 }}
 {_typed_wrapper(graph, name, body=True)}"""
     ticks = len(steps) if kernels_header else 0
-    header = _header(graph, name, arena, ticks)
+    threads = threads_of(graph, name)
+    more = DECLARED_TICK.format(name=name, upper=name.upper(), steps=ticks) if ticks else ""
     if ticks:
         source += WEAK_TICK.format(name=name)
-    return ModelSource(name, header, source, weights)
+    if threads.count == 1:
+        return ModelSource(name, _header(graph, name, arena, more), source, weights)
+    source += threads.source(driver, copies)
+    header = _header(graph, name, arena, f"{more}\n{threads.header()}")
+    return ModelSource(name, header, source, weights, threads.pool())
+
+
+def threads_of(graph: Graph, name: str) -> Threads:
+    """What the driver of ``graph`` has for several threads."""
+    return Threads(graph, name, ALIGNMENT)
 
 
 def _lay_out_weights(graph: Graph) -> tuple[dict[str, int], bytes]:
@@ -138,7 +158,7 @@ def _declaration(node: Node, called: Called) -> str:
     return f"void {called.symbol}({', '.join(reads + writes + numbers)});\n"
 
 
-def _header(graph: Graph, name: str, arena: int, steps: int) -> str:
+def _header(graph: Graph, name: str, arena: int, more: str) -> str:
     upper = name.upper()
     sizes = "".join(
         f"#define {upper}_{kind}{i}_BYTES {type.bytes} /* {name}: {type} */\n"
@@ -169,7 +189,7 @@ def _header(graph: Graph, name: str, arena: int, steps: int) -> str:
         /* Computes out[] from in[]: dense row-major tensors in the order above.
            Returns 0, or -1 for a null pointer, or -2 for an arena that is not aligned. */
         int {name}_run(const void *const *in, void *const *out, void *arena);
-        {wrapper}{tick}
+        {wrapper}{more}
         #ifdef __cplusplus
         }}
         #endif
@@ -182,7 +202,7 @@ def _header(graph: Graph, name: str, arena: int, steps: int) -> str:
         arena=arena,
         sizes=sizes,
         wrapper=_typed_wrapper(graph, name, body=False),
-        tick=DECLARED_TICK.format(name=name, upper=upper, steps=steps) if steps else "",
+        more=more,
     )
 
 

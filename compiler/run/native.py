@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from weakref import finalize
 
 import numpy as np
 
@@ -25,7 +27,11 @@ class RunFailed(ButterflycError):
 
 
 class Native:
-    """A loaded library: ``model(*inputs)`` gives its outputs. Not for several threads at once."""
+    """A loaded library: ``model(*inputs)`` gives its outputs. Not for several threads at once.
+
+    Compiled for several ``threads`` it computes in as many, but not in more than this process has
+    cores; ``arena_bytes`` are then those of ``NAME_MT_ARENA_BYTES``.
+    """
 
     def __init__(
         self,
@@ -35,6 +41,7 @@ class Native:
         outputs: Sequence[Type],
         arena_bytes: int,
         cpu_features: Sequence[str] = (),
+        threads: int = 1,
     ) -> None:
         check_architecture(library)
         check_cpu(cpu_features)
@@ -50,8 +57,9 @@ class Native:
                     f"this system cannot load the library: {error}",
                     help="compile the model again on this machine: --target host",
                 ) from error
-            self._run = getattr(loaded, f"{name}_run")
+        self._run = getattr(loaded, f"{name}_run_mt" if threads > 1 else f"{name}_run")
         self._run.restype = ctypes.c_int
+        self._pool = Pool(loaded, name, threads) if threads > 1 else None
         self._arena = aligned_buffer(arena_bytes)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -61,7 +69,8 @@ class Native:
             for i, (x, type) in enumerate(zip(inputs, self._inputs, strict=True))
         ]
         results = [np.empty(type.shape, type.storage) for type in self._outputs]
-        status = self._run(_pointers(arrays), _pointers(results), _pointer(self._arena))
+        pool = [self._pool.pointer()] if self._pool else []
+        status = self._run(_pointers(arrays), _pointers(results), _pointer(self._arena), *pool)
         if status != 0:
             raise RunFailed(f"the compiled model returned status {status}")
         return tuple(results)
@@ -73,6 +82,40 @@ class Native:
     def peek(self, at: int, type: Type) -> np.ndarray:
         """A copy of the tensor that the last run left at offset ``at`` of the arena."""
         return self._arena[at : at + type.bytes].view(type.storage).reshape(type.shape).copy()
+
+
+class Pool:
+    """The threads of a library: started when they are first asked for, ended with this object."""
+
+    def __init__(self, loaded: ctypes.CDLL, name: str, threads: int) -> None:
+        self.threads = min(threads, cores())
+        self._create: Callable[[int], int | None] = getattr(loaded, f"{name}_pool_create")
+        self._create.restype = ctypes.c_void_p
+        self._destroy = getattr(loaded, f"{name}_pool_destroy")
+        self._destroy.argtypes = [ctypes.c_void_p]
+        self._made: int | None = None
+        self._process = 0
+
+    def pointer(self) -> ctypes.c_void_p:
+        """The pool of this process: one that was forked off gets its own.
+
+        Raises RunFailed if the system gives no threads.
+        """
+        if self._process != os.getpid():
+            self._made = self._create(self.threads)
+            if self._made is None:
+                raise RunFailed(
+                    f"the system did not give {self.threads - 1} threads beside this one",
+                    help="raise its limits (ulimit -u, -v), or compile the model for one thread",
+                )
+            self._process = os.getpid()
+            finalize(self, self._destroy, self._made)
+        return ctypes.c_void_p(self._made)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def aligned_buffer(size: int) -> np.ndarray:

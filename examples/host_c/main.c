@@ -3,6 +3,8 @@
      butterflyc compile models/digits.safetensors --name digits -o out
      cc -std=c99 -O2 main.c -Iout -Lout -ldigits -Wl,-rpath,out -o classify
      ./classify < image.txt        64 numbers 0..16, row by row
+
+   In several threads: compile the model with --threads 4, and this with -DTHREADS=4.
 */
 #include <stdio.h>
 
@@ -14,7 +16,24 @@
 #error "align the arena to 64 bytes in your compiler's way"
 #endif
 
+#ifdef THREADS
+static unsigned char arena[DIGITS_MT_ARENA_BYTES] ALIGNED64;
+
+static int predict(const float *pixels, float *logits) {
+  const void *const in[1] = {pixels};
+  void *const out[1] = {logits};
+  digits_pool *const pool = digits_pool_create(THREADS); /* once, for any number of calls */
+  const int status = digits_run_mt(in, out, arena, pool);
+  digits_pool_destroy(pool);
+  return status;
+}
+#else
 static unsigned char arena[DIGITS_ARENA_BYTES] ALIGNED64;
+
+static int predict(const float *pixels, float *logits) {
+  return digits_predict(pixels, logits, arena);
+}
+#endif
 
 int main(void) {
   float pixels[DIGITS_INPUT0_BYTES / sizeof(float)];
@@ -30,7 +49,7 @@ int main(void) {
     }
     pixels[i] /= 16.0f;
   }
-  if (digits_predict(pixels, logits, arena) != 0) return 1;
+  if (predict(pixels, logits) != 0) return 1;
   for (int i = 1; i < class_count; i++)
     if (logits[i] > logits[best]) best = i;
   printf("%d\n", best);

@@ -23,10 +23,10 @@ from ..digits import digits_model
 Array = np.ndarray
 
 
-def in_integers(model: torch.nn.Module, images: Array) -> Program:
+def in_integers(model: torch.nn.Module, images: Array, threads: int = 1) -> Program:
     """The model in mode int8, with scales by ``images`` [N, C, H, W]."""
     example = (torch.from_numpy(images[:1]),)
-    return bc.compile(model.eval(), example, mode="int8", calibration=images)
+    return bc.compile(model.eval(), example, mode="int8", calibration=images, threads=threads)
 
 
 def results(program: Program, codes: Array) -> Array:
