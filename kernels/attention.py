@@ -103,7 +103,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     with function(name, types) as f:
         count = len(names) + 1
         with _each_head(spec, f.buffers[:count]) as head:
-            _attend(spec, lanes, head, *f.buffers[count:])
+            attend(spec, lanes, head, *f.buffers[count:])
     return f.result
 
 
@@ -129,7 +129,7 @@ def _each_head(spec: Spec, buffers: tuple[Any, ...]) -> Iterator[Head]:
         yield Head(qkv, qkv, qkv, y, part(0), part(1), part(2), part(0))
 
 
-def _attend(
+def attend(
     spec: Spec,
     lanes: Lanes,
     head: Head,

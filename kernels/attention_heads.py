@@ -47,7 +47,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
                 return lambda row, channel, count: (b, row, span(first + channel, count))
 
             head = Head(qkv, qkv, qkv, y, part(0), part(1), part(2), part(0))
-            attention._attend(spec, lanes, head, *buffers)
+            attention.attend(spec, lanes, head, *buffers)
     return f.result
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .dequantize import scale_vector
 from .lanes import Lanes
-from .pointwise_math import ACTIVATIONS, CODES_ACTIVATIONS
+from .pointwise_math import ACTIVATIONS
 from .quantize_rows import largest_magnitude, quantize_row, scale_of
 from .rotate import Rotation, rotate_row, rotated
 from .take import position
@@ -117,7 +117,7 @@ class Rows:
     def _row(self, row: Any, first_output: Any, unit: list[tuple[Any, int]]) -> list[Any]:
         """One row's outputs of a unit, after activation and rotation."""
         lanes, turn, width = self.lanes, self.rotation_out, self.lanes.float_lanes
-        activate = (CODES_ACTIVATIONS if self.integer else ACTIVATIONS)[self.activation]
+        activate = ACTIVATIONS[self.activation]
         values = [self._scaled(row, first_output, start, valid) for start, valid in unit]
         if not self.activate_last:
             values = [let(activate(lanes, value), width) for value in values]

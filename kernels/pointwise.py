@@ -176,6 +176,7 @@ FLOATS: dict[str, Expression] = {
     "sigmoid": by_lanes(pointwise_math.sigmoid),
     "silu": by_lanes(pointwise_math.silu),
     "gelu": by_lanes(pointwise_math.gelu),
+    "gelu_poly": by_lanes(pointwise_math.gelu_poly),
     "gelu_tanh": by_lanes(pointwise_math.gelu_tanh),
 }
 INTEGERS: dict[str, Expression] = {
@@ -210,7 +211,7 @@ COSTLY = {
     "sqrt": 4,
     "rsqrt": 8,
 }
-COSTLY |= dict.fromkeys(("tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"), 14)
+COSTLY |= dict.fromkeys(("tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "gelu_poly"), 14)
 
 
 def expression_of(spec: Spec) -> Expression:

@@ -8,10 +8,13 @@
     %4 = result(%1) {index = 1}
     %y = dequantize(%3, %4, %scale)
 
+GELU of such products, also behind a bias or a rotation, is taken by a polynomial (`gelu_poly`).
+
 Lossy. A code is off by half a step at most, a step is the row's largest magnitude / 127, so an
 output is off by at most scale * (its nonzero weights) * largest / 254. Over a whole product the
 error is, in the root mean square, at most (largest / rms of the row) / 440 of the result where the
-weights are as good as random: 1 % for a row whose largest element is 4.4 times its rms.
+weights are as good as random: 1 % for a row whose largest element is 4.4 times its rms. GELU is
+off by 3e-5 at most beside that.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..compiler.ir import Graph, Node, make, result
-from .base import Rule, Walk, walk_once
+from .base import Rule, Walk, is_constant, walk_once
 
 
 def quantizer() -> Rule:
@@ -41,6 +44,22 @@ def quantizer() -> Rule:
     return quantize
 
 
+# What may stand between a product and its activation.
+BETWEEN = ("add", "rotate", "shuffle", "reshape")
+
+
+def gelu_by_polynomial(node: Node, walk: Walk) -> Node | None:
+    """gelu of a quantised product -> gelu_poly."""
+    if node.op != "gelu":
+        return None
+    at = node.operands[0]
+    while at.op in BETWEEN:
+        at = next((x for x in at.operands if not is_constant(x)), at.operands[0])
+    if at.op != "dequantize":
+        return None
+    return make("gelu_poly", node.operands[0], name=node.name, source=node.source)
+
+
 @dataclass(frozen=True)
 class QuantizeActivations:
     """Every ternary product, on codes -127..127."""
@@ -49,5 +68,5 @@ class QuantizeActivations:
     exact = False
 
     def __call__(self, graph: Graph) -> Graph:
-        quantized = walk_once(graph, quantizer())
+        quantized = walk_once(graph, quantizer(), gelu_by_polynomial)
         return graph if quantized is None else quantized

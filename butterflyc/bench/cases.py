@@ -118,7 +118,7 @@ def experts(tokens: int, lanes: Lanes) -> Case:
         arrays,
         Tensor("f32", (tokens, OUTPUTS)),
         ternary=2,
-        activation="gelu",
+        activation="gelu_poly",
         activate_last=False,
         activation_bits=8,
         lanes_in=lanes.float_lanes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from butterflyc.compiler.lower.tir import build_object
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Kernel, Spec
 
-from .harness import GUARD, TARGETS, Array, guarded, linked, tensor
+from .harness import GUARD, TARGETS, Array, flushed, guarded, linked, tensor
 
 # A failure names its case; to shrink the batch would compile hundreds more for nothing.
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -40,6 +40,10 @@ class Case:
         with np.errstate(all="ignore"):
             results = OPS[self.name].meaning(*arrays, **self.full)
         return [np.asarray(r) for r in (results if isinstance(results, tuple) else (results,))]
+
+    def taken_by(self, lanes: Lanes) -> Case:
+        """The same of what ``lanes`` take its arrays for."""
+        return replace(self, arrays=[flushed(lanes, array) for array in self.arrays])
 
     @property
     def spec(self) -> Spec:
@@ -88,10 +92,12 @@ def run_batch(
 
 def check_exact(kernel: Kernel, cases: Sequence[Case], lanes: Lanes) -> None:
     """Every case gives what its op means, element for element."""
+    cases = [case.taken_by(lanes) for case in cases]
     for case, results in zip(cases, run_batch(kernel, cases, lanes), strict=True):
         for result, wanted in zip(results, case.wanted(), strict=True):
             assert result.dtype == wanted.dtype
-            np.testing.assert_array_equal(result, wanted, err_msg=str(case))
+            left, right = flushed(lanes, result), flushed(lanes, wanted)
+            np.testing.assert_array_equal(left, right, err_msg=str(case))
 
 
 def check_close(
@@ -101,6 +107,7 @@ def check_close(
     limit: Callable[[Case, Array], Array] = lambda case, wanted: 2e-6 * np.abs(wanted),
 ) -> None:
     """Every float is within ``limit`` of the meaning in float64; NaN and infinities are equal."""
+    cases = [case.taken_by(lanes) for case in cases]
     for case, results in zip(cases, run_batch(kernel, cases, lanes), strict=True):
         for result, wanted in zip(results, case.wanted(double=True), strict=True):
             with np.errstate(all="ignore"):

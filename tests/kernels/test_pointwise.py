@@ -28,7 +28,20 @@ FLOATS = np.concatenate([SPECIAL, LARGE, np.random.default_rng(0).normal(0, 8, 4
 # IEEE 754 leaves these no choice.
 EXACT_UNARY = ("neg", "abs", "sign", "round", "floor", "ceil", "sqrt", "relu")
 EXACT_BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", *ORDERS)
-CLOSE = ("rsqrt", "exp", "log", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "sin", "cos")
+CLOSE = (
+    "rsqrt",
+    "exp",
+    "log",
+    "tanh",
+    "erf",
+    "sigmoid",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "gelu_poly",
+    "sin",
+    "cos",
+)
 
 
 def integers(dtype, rng, shape):

@@ -33,7 +33,7 @@ CLAIMS = {
     "tanh": (np.tanh, (-20, 20), 0, 4e-7),
     "erf": (erf, (-10, 10), 4e-7, 0),
     "gelu": (lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))), (-12, 12), 5e-7, 0),
-    "gelu_of_codes": (lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))), (-12, 12), 2e-6, 0),
+    "gelu_poly": (lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))), (-12, 12), 3.2e-5, 0),
     "gelu_tanh": (gelu_tanh, (-12, 20), 3e-7, 0),
     "silu": (lambda x: x * sigmoid(x), (-86, 90), 0, 4e-7),
     "relu": (lambda x: np.maximum(x, 0), (-9, 9), 0, 0),
@@ -73,5 +73,5 @@ def test_extremes_saturate(lanes):
     for name in ("exp", "exp2", "sigmoid"):
         assert np.all(result[name][x <= -1000] < 2e-38)
     np.testing.assert_array_equal(result["sigmoid"][high], 1)
-    for name in ("gelu", "gelu_of_codes", "gelu_tanh", "silu", "relu"):
-        np.testing.assert_allclose(result[name][high], x[high], rtol=2e-7)
+    for name in ("gelu", "gelu_poly", "gelu_tanh", "silu", "relu"):
+        np.testing.assert_allclose(result[name][high], x[high], rtol=2e-7, atol=CLAIMS[name][2])

@@ -210,7 +210,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
         k=draw(st.integers(1, experts)),
         rotation_in=draw(rotations(width)),
         rotation_out=draw(st.none() | rotations(hidden)),
-        activation=draw(st.sampled_from(["gelu", "gelu_tanh", "sigmoid", "none"])),
+        activation=draw(st.sampled_from(["gelu", "gelu_tanh", "gelu_poly", "sigmoid", "none"])),
         activation_after=draw(st.booleans()),
         per_row=draw(st.booleans()),
         up_bias=draw(st.booleans()),
