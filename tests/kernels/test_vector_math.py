@@ -13,7 +13,7 @@ from .test_lanes import apply
 # Both sides of 1 closely, every power of two, subnormals.
 NEAR_ONE = 1 + np.linspace(-0.3, 0.45, 20000)
 POSITIVE = np.concatenate(
-    [np.geomspace(1.2e-38, 3.4e38, 20000), NEAR_ONE, 2.0 ** np.arange(-149, 128)]
+    [np.geomspace(1e-38, 3.4e38, 20000), NEAR_ONE, 2.0 ** np.arange(-149, 128)]
 )
 TURNS = np.concatenate([np.arange(-300, 300) * np.pi / 4, np.linspace(-20, 20, 20000)])
 WIDE = np.random.default_rng(0).uniform(-(2.0**20), 2.0**20, 20000)
@@ -41,7 +41,8 @@ def whole_vectors(x):
 def test_error_is_as_documented(name, lanes):
     """No sample's error is larger than the docstring says."""
     samples, absolute, relative = CLAIMS[name]
-    x = whole_vectors(samples)
+    single = np.asarray(samples, np.float32)
+    x = whole_vectors(single[flushed(lanes, single) == single])
     y = apply(getattr(vector_math, name), x, lanes).astype(np.float64)
     wanted = getattr(np, name)(x.astype(np.float64))
     error, allowed = np.abs(y - wanted), absolute + relative * np.abs(wanted)
