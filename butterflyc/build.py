@@ -27,6 +27,7 @@ from .compiler.lower.model_c import check_name, step_names
 from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
+from .passes.quantize_activations import KNOWN_BITS
 from .placed import programs_of
 from .program import Program, stage_section
 from .quantization import quantization_report
@@ -47,6 +48,7 @@ def compile(
     mode: str | None = None,
     calibration: Any = None,
     weight_snr: float | None = None,
+    act_bits: int | None = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
@@ -63,9 +65,10 @@ def compile(
     program, anything else is fixed (docs/inputs_and_outputs.md). ``mode`` is a numeric mode of the
     target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
     of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
-    noise in dB, of 40 by default (docs/modes.md). ``dump_ir`` names a folder that gets the text of
-    each stage as it is made, so that a failed pass leaves something to look at; ``record`` gets
-    what was recognised and each stage, also of a compilation that fails.
+    noise in dB, of 40 by default (docs/modes.md). In a8 activations are codes of ``act_bits`` bits,
+    8 by default or 7. ``dump_ir`` names a folder that gets the text of each stage as it is made, so
+    that a failed pass leaves something to look at; ``record`` gets what was recognised and each
+    stage, also of a compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
     "3M", "sram": "200K", "psram": "8M"}``, or some of these.
@@ -81,11 +84,15 @@ def compile(
     mode = mode or family.MODES[0]
     if weight_snr is not None:
         _check_budget(weight_snr, mode)
+    if act_bits is not None:
+        _check_act_bits(act_bits, mode)
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
     if weight_snr is not None:
         source = replace(source, weight_snr=weight_snr)
+    if act_bits is not None:
+        source = replace(source, act_bits=act_bits)
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
     built = lower(source, core, mode, name, dump, record, progress)
@@ -121,6 +128,19 @@ def _check_budget(weight_snr: float, mode: str) -> None:
         raise UsageError(
             f"a signal to noise of {weight_snr} dB, of at least 0 wanted",
             help="40 is the default, of 30 most weights have 4 digits, of 20 three",
+        )
+
+
+def _check_act_bits(act_bits: int, mode: str) -> None:
+    if mode != "a8":
+        raise UsageError(
+            f"activations are codes of {act_bits} bits in mode a8, this is mode {mode}",
+            help="leave it out, or compile in mode a8",
+        )
+    if act_bits not in KNOWN_BITS:
+        raise UsageError(
+            f"activations of {act_bits} bits, of {' or '.join(map(str, KNOWN_BITS))} wanted",
+            help="8 is the default, 7 lose twice as much",
         )
 
 
@@ -162,7 +182,7 @@ def lower(
 ) -> Lowered:
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     samples = source.samples(progress) if mode == "int8" else ()
-    passes = family_of(core).passes(core, mode, samples, source.weight_snr)
+    passes = family_of(core).passes(core, mode, samples, source.weight_snr, source.act_bits)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -268,6 +288,7 @@ def _assemble(
         "core": attrs.asdict(built.core),
         "mode": built.mode,
         "weight_snr": source.weight_snr if built.mode == "int8" else None,
+        "act_bits": source.act_bits if built.mode == "a8" else None,
         **ports(last),
         "stages": list(stages),
         "census": {

@@ -16,6 +16,7 @@ from .compiler.ir import Graph
 from .compiler.run.hosted import Hosted
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
+from .passes.quantize_activations import ACT_BITS
 from .passes.quantize_weights import WEIGHT_SNR
 from .passes.select_kernels import without_kernels
 from .placed import Placed
@@ -113,6 +114,8 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
     core = core_from(program.manifest["core"])
     if program.mode == "int8":
         source = replace(source, weight_snr=program.manifest.get("weight_snr", WEIGHT_SNR))
+    if program.mode == "a8":
+        source = replace(source, act_bits=program.manifest.get("act_bits", ACT_BITS))
     return lower(source, core, program.mode, program.name, progress=progress).stages
 
 

@@ -50,7 +50,12 @@ class Sizes:
     # Tokens of a chunk and outputs of a strip, at most.
     chunk: int
     strip: int
-    integer: bool
+    # Of activations as codes; 0 for floats.
+    bits: int
+
+    @property
+    def integer(self) -> bool:
+        return self.bits > 0
 
 
 def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
@@ -60,8 +65,8 @@ def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
     limit = spec.parameter("chunk_rows", CHUNK_ROWS) // chosen
     chunk = max(size for _, _, size in row_blocks(tokens, max(limit, 1)))
     # Strips hold whole groups of the rotation and whole vectors of weights and of floats.
-    integer = spec.attribute("activation_bits") == 8
-    vector = (lanes.ternary.packed if integer else lanes.ternary.floats).outputs
+    bits = spec.attribute("activation_bits")
+    vector = (lanes.ternary.packed if bits else lanes.ternary.floats).outputs
     unit = lcm(vector, lanes.float_lanes, turn_out.span if turn_out else 1)
     wanted = spec.parameter("strip_vectors", STRIP_VECTORS) * vector
     return Sizes(
@@ -73,7 +78,7 @@ def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
         turn_out,
         chunk,
         -(-wanted // unit) * unit,
-        integer,
+        bits,
     )
 
 
@@ -167,7 +172,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
                 rotation_out=sizes.rotation_out,
                 activation=spec.attribute("activation"),
                 activate_last=spec.attribute("activate_last"),
-                integer=sizes.integer,
+                bits=sizes.bits,
                 scale_per_output=bool(operands["scale"].shape),
                 biased=spec.attribute("biased"),
             )

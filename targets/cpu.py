@@ -32,7 +32,7 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
-from ..passes.quantize_activations import QuantizeActivations
+from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
 from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
@@ -109,9 +109,11 @@ def passes(
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
     weight_snr: float = WEIGHT_SNR,
+    act_bits: int = ACT_BITS,
 ) -> tuple[Pass, ...]:
     """The pipeline, in order; ``samples`` and ``weight_snr`` are what int8 chooses codes by.
 
+    ``act_bits`` are `QuantizeActivations`', of mode a8.
     Raises UsageError for a mode that CPUs do not have.
     """
     check_mode(core.name, mode, MODES)
@@ -125,7 +127,7 @@ def passes(
         FoldPermutations(),
         ShareExpertMatmul(),
         CombineBeforeDown(),
-        *((QuantizeActivations(),) if mode == "a8" else ()),
+        *((QuantizeActivations(act_bits),) if mode == "a8" else ()),
         FuseAttention(),
         FuseExperts(),
         NarrowConstants(),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--weight-snr", type=float, metavar="DB", help="Of dense weights in int8; by default 40."
 )
+@click.option("--act-bits", type=int, metavar="N", help="Of activations in a8: 8 (default) or 7.")
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
@@ -48,6 +49,7 @@ def command(
     output: Path,
     calibrate: Path | None,
     weight_snr: float | None,
+    act_bits: int | None,
     name: str,
     target_file: Path | None,
     flash: str | None,
@@ -89,6 +91,7 @@ def command(
                 mode=mode,
                 calibration=samples,
                 weight_snr=weight_snr,
+                act_bits=act_bits,
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},
