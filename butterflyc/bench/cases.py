@@ -67,10 +67,15 @@ class Case:
 
 
 def cases(lanes: Lanes) -> list[Case]:
-    """All of them, with rotations laid out for ``lanes``."""
+    """All of them, with rotations laid out for ``lanes``; of 7 bits where these are look-ups."""
+    narrow = [
+        ternary(1, CHANNELS, OUTPUTS, bits=7),
+        ternary(65, CHANNELS, OUTPUTS, bits=7),
+    ]
     return [
         ternary(1, CHANNELS, OUTPUTS),
         ternary(65, CHANNELS, OUTPUTS),
+        *(narrow if lanes.ternary.tables else []),
         experts(65, lanes),
         dense(1, 256, 256),
         dense(65, 256, 768),
@@ -78,11 +83,12 @@ def cases(lanes: Lanes) -> list[Case]:
     ]
 
 
-def ternary(rows: int, depth: int, outputs: int) -> Case:
-    """int8 codes by ternary weights."""
-    arrays = _codes(rows, depth), _ternary(outputs, depth)
-    spec = _spec("ternary_dot", arrays, Tensor("i32", (rows, outputs)), ternary=1)
-    return Case("ternary_dot", rows, depth, outputs, spec, arrays, 0)
+def ternary(rows: int, depth: int, outputs: int, bits: int = 8) -> Case:
+    """Codes of so many bits by ternary weights."""
+    arrays = _codes(rows, depth, bits=bits), _ternary(outputs, depth)
+    spec = _spec("ternary_dot", arrays, Tensor("i32", (rows, outputs)), ternary=1, bits=bits)
+    name = "ternary_dot" + (f"_{bits}_bits" if bits != 8 else "")
+    return Case(name, rows, depth, outputs, spec, arrays, 0)
 
 
 def dense(rows: int, depth: int, outputs: int) -> Case:
@@ -143,8 +149,9 @@ def _random() -> Random:
     return np.random.default_rng(0)
 
 
-def _codes(*shape: int) -> Array:
-    return _random().integers(-127, 128, shape).astype(np.int8)
+def _codes(*shape: int, bits: int = 8) -> Array:
+    most = 2 ** (bits - 1) - 1
+    return _random().integers(-most, most + 1, shape).astype(np.int8)
 
 
 def _ternary(*shape: int) -> Array:

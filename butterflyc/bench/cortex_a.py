@@ -120,6 +120,8 @@ def wanted_of(core: ModelledCore, case: Case, most: float) -> float | None:
     """The products a cycle that the case's loop shall reach, where there is such a number."""
     if case.name == "ternary_dot":
         return core.one_row if case.rows == 1 else core.many_rows
+    if case.name == "ternary_dot_7_bits":
+        return core.one_row_7_bits if case.rows == 1 else core.many_rows_7_bits
     if case.name == "linear" and case.rows > 1 and core.dense:
         return core.dense * most
     return None
