@@ -12,6 +12,7 @@ from .pointwise_math import ACTIVATIONS, CODES_ACTIVATIONS
 from .quantize_rows import largest_code, largest_magnitude, quantize_row, scale_of
 from .rotate import Rotation, rotate_row, rotated
 from .take import position
+from .ternary_pairs import PairProduct
 from .ternary_product import TernaryProduct
 from .tir import (
     Registers,
@@ -25,6 +26,8 @@ from .tir import (
     store,
     store_lanes,
 )
+
+Product = TernaryProduct | PairProduct
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Rows:
     def integer(self) -> bool:
         return self.bits > 0
 
-    def rotate_in(self, first_token: Any, product: TernaryProduct) -> None:
+    def rotate_in(self, first_token: Any, product: Product) -> None:
         """Rotate every row of ``tokens`` tokens into scratch, quantised for an integer product."""
         b = self.buffers
         with T.serial(self.tokens) as t, T.serial(self.chosen) as i:
@@ -74,7 +77,7 @@ class Rows:
             if self.integer:
                 self._quantize(row, product)
 
-    def _quantize(self, row: Any, product: TernaryProduct) -> None:
+    def _quantize(self, row: Any, product: Product) -> None:
         b, most = self.buffers, largest_code(self.bits)
 
         def read(channel: Any, n: int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .lanes import Lanes
 from .layout_pairs import GROUP, NUMBERS, groups_of, weights_of
@@ -23,8 +23,8 @@ TABLE = 16
 TABLES = 2 * TABLE
 # Outputs of an accumulator.
 WIDTH = 8
-# Tables of so many bytes stay in a first-level cache of 32 KiB, beside a strip of weights.
-TABLE_BYTES = 24 << 10
+# Tables of so many bytes stay in a first-level cache of 32 KiB, beside weights and sums of a strip.
+TABLE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,23 @@ class PairProduct:
     tables: Tables
     rows: int
     depth: int
+    # Of the sums, and how many are written at once.
+    dtype: ClassVar[str] = "i32"
+    width: ClassVar[int] = WIDTH
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a strip of packed weights."""
+        return self.tables.outputs
+
+    @property
+    def padded_depth(self) -> int:
+        """Rows are read no further than they are."""
+        return self.depth
 
     @property
     def layout(self) -> str:
-        return f"pairs{self.tables.outputs}"
+        return f"pairs{self.outputs}"
 
     def scratch(self) -> Tensor:
         """The tables."""
@@ -85,7 +98,7 @@ class PairProduct:
                     r, v = divmod(i, vectors * self._parts)
                     valid = min(there - v * WIDTH, WIDTH)
                     if valid > 0:
-                        write(row + r, strip * self.tables.outputs + v * WIDTH, total[i], valid)
+                        write(row + r, strip * self.outputs + v * WIDTH, total[i], valid)
 
     @property
     def _parts(self) -> int:
@@ -94,10 +107,10 @@ class PairProduct:
 
     def _strips(self, outputs: int) -> Iterator[tuple[Any, int]]:
         """Loop over strips: yields (strip, outputs that exist there)."""
-        whole, rest = divmod(outputs, self.tables.outputs)
+        whole, rest = divmod(outputs, self.outputs)
         if whole:
             with T.serial(whole) as strip:
-                yield strip, self.tables.outputs
+                yield strip, self.outputs
         if rest:
             yield whole, rest
 

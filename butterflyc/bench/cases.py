@@ -71,6 +71,8 @@ def cases(lanes: Lanes) -> list[Case]:
     narrow = [
         ternary(1, CHANNELS, OUTPUTS, bits=7),
         ternary(65, CHANNELS, OUTPUTS, bits=7),
+        # Chunks of one size: of two, what is behind one product would be before another.
+        experts(64, lanes, bits=7),
     ]
     return [
         ternary(1, CHANNELS, OUTPUTS),
@@ -87,8 +89,11 @@ def ternary(rows: int, depth: int, outputs: int, bits: int = 8) -> Case:
     """Codes of so many bits by ternary weights."""
     arrays = _codes(rows, depth, bits=bits), _ternary(outputs, depth)
     spec = _spec("ternary_dot", arrays, Tensor("i32", (rows, outputs)), ternary=1, bits=bits)
-    name = "ternary_dot" + (f"_{bits}_bits" if bits != 8 else "")
-    return Case(name, rows, depth, outputs, spec, arrays, 0)
+    return Case(_name("ternary_dot", bits), rows, depth, outputs, spec, arrays, 0)
+
+
+def _name(op: str, bits: int) -> str:
+    return op if bits == 8 else f"{op}_{bits}_bits"
 
 
 def dense(rows: int, depth: int, outputs: int) -> Case:
@@ -106,8 +111,8 @@ def integer_dense(rows: int, depth: int, outputs: int) -> Case:
     return Case("integer_linear", rows, depth, outputs, spec, arrays, 0)
 
 
-def experts(tokens: int, lanes: Lanes) -> Case:
-    """A whole layer: two layers of rotation on either side, GELU, and 8 bits of activations."""
+def experts(tokens: int, lanes: Lanes, bits: int = 8) -> Case:
+    """A whole layer: two layers of rotation on either side, GELU, activations of so many bits."""
     rng = _random()
     arrays = (
         _floats(tokens, CHANNELS),
@@ -126,13 +131,14 @@ def experts(tokens: int, lanes: Lanes) -> Case:
         ternary=2,
         activation="gelu",
         activate_last=False,
-        activation_bits=8,
+        activation_bits=bits,
         lanes_in=lanes.float_lanes,
         lanes_out=lanes.float_lanes,
         biased=False,
     )
     # A code of an activation near a tie may be rounded either way.
-    return Case("butterfly_experts", tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)
+    name = _name("butterfly_experts", bits)
+    return Case(name, tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)
 
 
 def _spec(

@@ -131,7 +131,7 @@ def _part_rows(
     row: Callable[..., Row], found: ModelledCall, core: ModelledCore, case: Case
 ) -> Iterator[Row]:
     """Of fused experts: where the cycles go. The ratio is to the largest share allowed."""
-    if case.name != "butterfly_experts":
+    if case.spec.op != "butterfly_experts":
         return
     shares = {part: cycles / found.cycles for part, cycles in found.parts.items()}
     yield row("share of cycles before the product", shares["before"])
