@@ -111,7 +111,7 @@ class Tables:
     look_up: Callable[[Any, Any], Any]
     # Rows of a tile.
     rows: int
-    # Products a cycle, for costs.
+    # For costs: products a cycle, where `Dot` would do 8.
     rate: float
     block: int = 512
 

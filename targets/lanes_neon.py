@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..kernels.lanes import Lanes
@@ -247,6 +247,7 @@ LONG_TERNARY = Ternary(
     tiles=((4, 1), (3, 1), (5, 1), (2, 2)),
     vectors=(1,),
 )
+IN_ORDER_TERNARY = replace(LONG_TERNARY, tables=Tables(32, 16, _sums_of_16, rows=4, rate=10))
 # Sixteen registers hold no more sums than those of weights -1, 0 and 1.
 V7_TERNARY = Ternary(
     LongV7(),
@@ -305,6 +306,14 @@ class Neon(Lanes):
 
     def round(self, value: Any) -> Any:
         return T.nearbyint(value)
+
+
+@dataclass(frozen=True)
+class NeonInOrder(Neon):
+    """The same of a core that executes in order (Cortex-A53), for which tbl of 16 bytes is one."""
+
+    name: str = "neon-in-order"
+    ternary: Ternary = IN_ORDER_TERNARY
 
 
 @dataclass(frozen=True)

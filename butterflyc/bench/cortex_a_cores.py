@@ -57,6 +57,8 @@ CORES = {
         Memory(2, 1.2),
         one_row=4.5,
         many_rows=6,
+        one_row_7_bits=5.5,
+        many_rows_7_bits=7,
         peers=(("ggml TQ2_0", 2.0),),
     ),
     # QEMU has no A55 of its own.

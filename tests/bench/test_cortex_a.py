@@ -276,9 +276,11 @@ def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("rows", [1, 65])
-def test_look_ups_reach_what_is_wanted(arm, llvm, rows):
-    """On the A72 products of 7-bit codes are as fast as wanted: beyond all that smlal can do."""
+@pytest.mark.parametrize("core", ["a53", "a72"])
+def test_look_ups_reach_what_is_wanted(arm, llvm, core, rows):
+    """Products of 7-bit codes are as fast as wanted: on the A72 beyond all that smlal can do."""
     case = ternary(rows, 256, 128, bits=7)
-    loop = by_metric(case_rows("a72", case, cortex_a.machines()["a72"]))[cortex_a.LOOP]
+    loop = by_metric(case_rows(core, case, cortex_a.machines()[core]))[cortex_a.LOOP]
     assert loop.target_ratio is not None
-    assert 1 < loop.target_ratio <= loop.ratio
+    assert loop.target_ratio <= loop.ratio
+    assert core == "a53" or loop.ratio > 1
