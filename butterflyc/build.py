@@ -66,9 +66,9 @@ def compile(
     target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
     of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
     noise in dB, of 40 by default (docs/modes.md). In a8 activations are codes of ``act_bits`` bits,
-    8 by default or 7. ``dump_ir`` names a folder that gets the text of each stage as it is made, so
-    that a failed pass leaves something to look at; ``record`` gets what was recognised and each
-    stage, also of a compilation that fails.
+    8 by default, or 7 for cores without dot products. ``dump_ir`` names a folder that gets the text
+    of each stage as it is made, so that a failed pass leaves something to look at; ``record`` gets
+    what was recognised and each stage, also of a compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
     "3M", "sram": "200K", "psram": "8M"}``, or some of these.
@@ -140,7 +140,7 @@ def _check_act_bits(act_bits: int, mode: str) -> None:
     if act_bits not in KNOWN_BITS:
         raise UsageError(
             f"activations of {act_bits} bits, of {' or '.join(map(str, KNOWN_BITS))} wanted",
-            help="8 is the default, 7 lose twice as much",
+            help="8 is the default; 7 lose twice as much, and are faster without dot products",
         )
 
 

@@ -28,6 +28,8 @@ from .verify import Case, Verification, golden, golden_cases, verify, verify_sta
 Progress = Callable[[str], None]
 # Lossy passes may change the result of a model by this much, relative: their stated budgets.
 BUDGETS = {"quantize_activations": 0.05, "quantize": 0.3}
+# Of codes of 7 bits, whose steps are twice as large.
+SEVEN_BITS = {"quantize_activations": 0.1}
 BISECT_SAMPLES = 4
 
 
@@ -175,8 +177,9 @@ def _with_stages(
             "--bisect needs the constants of every stage, which this artefact does not hold",
             help="give --against MODEL, or compile with --keep-stages",
         )
+    budgets = BUDGETS | (SEVEN_BITS if program.manifest.get("act_bits") == 7 else {})
     chosen = [batches[outcome.worst_sample], *batches[:BISECT_SAMPLES]]
-    reports = verify_stages(stages, chosen, BUDGETS, progress)
+    reports = verify_stages(stages, chosen, budgets, progress)
     failing = next((stage.stage for stage in reports if not stage.passed), None)
     if failing is None and not outcome.passed:
         failing = "emit"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import butterflyc as bc
-from butterflyc.check import _lowered_again
+from butterflyc.check import _lowered_again, check
 from butterflyc.cli.app import run
 from butterflyc.compiler.errors import UsageError
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
@@ -59,6 +59,15 @@ def test_a_program_is_lowered_again_with_its_bits() -> None:
     """What `verify --bisect` compares with has the bits of the program."""
     again = _lowered_again(program(7), open_model(model(), (ROWS,)), lambda _: None)
     assert str(again["quantize_activations"]) == str(program(7).stages["quantize_activations"])
+
+
+def test_bisecting_allows_twice_the_error() -> None:
+    """Of 7 bits the pass that quantises may change results by 0.1, of 8 by 0.05."""
+    for bits, limit in ((8, 0.05), (7, 0.1)):
+        outcome = check(program(bits), model(), bisect=True)
+        limits = {stage.stage: stage.limit for stage in outcome.stages}
+        assert limits["quantize_activations"] == limit
+        assert outcome.passed
 
 
 @pytest.mark.parametrize(
