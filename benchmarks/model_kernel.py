@@ -99,7 +99,7 @@ def show_blocks(found: ModelledCall, count: int, quiet: bool) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernel", help="ternary_dot, butterfly_experts, linear, integer_linear")
+    parser.add_argument("--kernel", help="ternary_dot, ternary_dot_7_bits, linear ...")
     parser.add_argument("--core", default="a72", choices=CORES)
     parser.add_argument("--rows", type=int, help="1, 65 or 130")
     parser.add_argument("--lanes", choices=LANES, help="other than those of the target")

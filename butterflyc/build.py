@@ -27,6 +27,7 @@ from .compiler.lower.model_c import check_name, step_names, threads_of
 from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
+from .passes.quantize_activations import KNOWN_BITS
 from .placed import programs_of
 from .program import Program, stage_section
 from .quantization import quantization_report
@@ -48,6 +49,7 @@ def compile(
     calibration: Any = None,
     weight_snr: float | None = None,
     threads: int = 1,
+    act_bits: int | None = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
@@ -64,10 +66,11 @@ def compile(
     program, anything else is fixed (docs/inputs_and_outputs.md). ``mode`` is a numeric mode of the
     target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
     of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
-    noise in dB, of 40 by default (docs/modes.md). ``threads`` of a CPU compute at once, at most,
-    with the same result for any number of them (docs/threads.md). ``dump_ir`` names a folder that
-    gets the text of each stage as it is made, so that a failed pass leaves something to look at;
-    ``record`` gets what was recognised and each stage, also of a compilation that fails.
+    noise in dB, of 40 by default (docs/modes.md). In a8 activations are codes of ``act_bits`` bits,
+    8 by default, or 7 for cores without dot products. ``threads`` of a CPU compute at once, at
+    most, with the same result for any number of them (docs/threads.md). ``dump_ir`` names a folder
+    that gets the text of each stage as it is made, so that a failed pass leaves something to look
+    at; ``record`` gets what was recognised and each stage, also of a compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
     "3M", "sram": "200K", "psram": "8M"}``, or some of these.
@@ -84,11 +87,15 @@ def compile(
     if weight_snr is not None:
         _check_budget(weight_snr, mode)
     _check_threads(threads, core, family.THREADS)
+    if act_bits is not None:
+        _check_act_bits(act_bits, mode)
     source = open_model(model, example_inputs, progress)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
     if weight_snr is not None:
         source = replace(source, weight_snr=weight_snr)
+    if act_bits is not None:
+        source = replace(source, act_bits=act_bits)
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
     built = lower(source, core, mode, name, dump, record, progress, threads)
@@ -136,6 +143,19 @@ def _check_threads(threads: int, core: Core, most: int) -> None:
         )
 
 
+def _check_act_bits(act_bits: int, mode: str) -> None:
+    if mode != "a8":
+        raise UsageError(
+            f"activations are codes of {act_bits} bits in mode a8, this is mode {mode}",
+            help="leave it out, or compile in mode a8",
+        )
+    if act_bits not in KNOWN_BITS:
+        raise UsageError(
+            f"activations of {act_bits} bits, of {' or '.join(map(str, KNOWN_BITS))} wanted",
+            help="8 is the default; 7 lose twice as much, and are faster without dot products",
+        )
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A model after all passes: what it was lowered for, and the record of how."""
@@ -176,7 +196,8 @@ def lower(
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     samples = source.samples(progress) if mode == "int8" else ()
     several = {"threads": threads} if threads > 1 else {}
-    passes = family_of(core).passes(core, mode, samples, source.weight_snr, **several)
+    budgets = source.weight_snr, source.act_bits
+    passes = family_of(core).passes(core, mode, samples, *budgets, **several)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -283,6 +304,7 @@ def _assemble(
         "core": attrs.asdict(built.core),
         "mode": built.mode,
         "weight_snr": source.weight_snr if built.mode == "int8" else None,
+        "act_bits": source.act_bits if built.mode == "a8" else None,
         **ports(last),
         "stages": list(stages),
         "census": {

@@ -16,6 +16,7 @@ from .compiler.ir import Graph
 from .compiler.run.hosted import Hosted
 from .compiler.run.native import Native
 from .passes.force_routing import ForceRouting
+from .passes.quantize_activations import ACT_BITS
 from .passes.quantize_weights import WEIGHT_SNR
 from .passes.select_kernels import without_kernels
 from .placed import Placed
@@ -27,6 +28,8 @@ from .verify import Case, Verification, golden, golden_cases, verify, verify_sta
 Progress = Callable[[str], None]
 # Lossy passes may change the result of a model by this much, relative: their stated budgets.
 BUDGETS = {"quantize_activations": 0.05, "quantize": 0.3}
+# Of codes of 7 bits, whose steps are twice as large.
+SEVEN_BITS = {"quantize_activations": 0.1}
 BISECT_SAMPLES = 4
 
 
@@ -113,6 +116,8 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
     core = core_from(program.manifest["core"])
     if program.mode == "int8":
         source = replace(source, weight_snr=program.manifest.get("weight_snr", WEIGHT_SNR))
+    if program.mode == "a8":
+        source = replace(source, act_bits=program.manifest.get("act_bits", ACT_BITS))
     again = lower(
         source, core, program.mode, program.name, progress=progress, threads=program.threads
     )
@@ -175,8 +180,9 @@ def _with_stages(
             "--bisect needs the constants of every stage, which this artefact does not hold",
             help="give --against MODEL, or compile with --keep-stages",
         )
+    budgets = BUDGETS | (SEVEN_BITS if program.manifest.get("act_bits") == 7 else {})
     chosen = [batches[outcome.worst_sample], *batches[:BISECT_SAMPLES]]
-    reports = verify_stages(stages, chosen, BUDGETS, progress)
+    reports = verify_stages(stages, chosen, budgets, progress)
     failing = next((stage.stage for stage in reports if not stage.passed), None)
     if failing is None and not outcome.passed:
         failing = "emit"

@@ -2,7 +2,8 @@
 
 W_hat is shared, so all (token, chosen expert) rows go through one product:
 
-1. A chunk of tokens at a time, their rows are rotated, and quantised for 8 bits, into scratch.
+1. A chunk of tokens at a time, their rows are rotated, and quantised if there are to be codes, into
+   scratch. Codes of 7 bits become tables there, where lanes have look-ups.
 2. A strip of outputs at a time, the product of those rows, into a buffer of the size of a cache.
 3. Then the strip's scale, bias, activation, rotation and gate; a token's rows are added in
    registers and stored once.
@@ -10,19 +11,22 @@ W_hat is shared, so all (token, chosen expert) rows go through one product:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
-from .butterfly_experts_rows import Rows
+from .butterfly_experts_rows import Product, Rows
 from .lanes import Lanes
 from .pointwise_math import ACTIVATIONS
 from .record import Kernel, Spec, Tensor
 from .rotate import Rotation, rotation
+from .ternary_lanes import Tables
+from .ternary_pairs import PairProduct, rows_at_a_time, tables_of
 from .ternary_product import (
     Sums,
     TernaryProduct,
+    Write,
     float_product,
     integer_product,
     row_sums,
@@ -50,18 +54,27 @@ class Sizes:
     # Tokens of a chunk and outputs of a strip, at most.
     chunk: int
     strip: int
-    integer: bool
+    # Of activations as codes; 0 for floats.
+    bits: int
+    # What multiplies them, if it is tables.
+    tables: Tables | None
+
+    @property
+    def integer(self) -> bool:
+        return self.bits > 0
 
 
 def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
     x, blocks_in, w, _, _, gates, _, *blocks_out = spec.operands
     (tokens, channels), chosen = x.shape, gates.shape[1]
     turn_out = rotation(lanes, blocks_out[0], spec.attribute("lanes_out")) if blocks_out else None
-    limit = spec.parameter("chunk_rows", CHUNK_ROWS) // chosen
+    bits = spec.attribute("activation_bits")
+    tables = tables_of(lanes, tokens * chosen) if bits == 7 else None
+    most = rows_at_a_time(channels, tables) if tables else CHUNK_ROWS
+    limit = spec.parameter("chunk_rows", most) // chosen
     chunk = max(size for _, _, size in row_blocks(tokens, max(limit, 1)))
     # Strips hold whole groups of the rotation and whole vectors of weights and of floats.
-    integer = spec.attribute("activation_bits") == 8
-    vector = (lanes.ternary.packed if integer else lanes.ternary.floats).outputs
+    vector = (tables or (lanes.ternary.packed if bits else lanes.ternary.floats)).outputs
     unit = lcm(vector, lanes.float_lanes, turn_out.span if turn_out else 1)
     wanted = spec.parameter("strip_vectors", STRIP_VECTORS) * vector
     return Sizes(
@@ -73,12 +86,15 @@ def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
         turn_out,
         chunk,
         -(-wanted // unit) * unit,
-        integer,
+        bits,
+        tables,
     )
 
 
-def product_of(spec: Spec, lanes: Lanes, tokens: int) -> TernaryProduct:
+def product_of(spec: Spec, lanes: Lanes, tokens: int) -> Product:
     sizes = sizes_of(spec, lanes)
+    if sizes.tables:
+        return PairProduct(sizes.tables, tokens * sizes.chosen, sizes.channels)
     make = integer_product if sizes.integer else float_product
     return make(spec, lanes, tokens * sizes.chosen, sizes.channels)
 
@@ -117,7 +133,7 @@ def scratch_by_name(spec: Spec, lanes: Lanes) -> dict[str, Tensor]:
     buffers = {
         "expert_of": Tensor("i32", (rows,)),
         "panel": product.scratch(),
-        "sums": Tensor(product.tiles.dtype, (rows, sizes.strip)),
+        "sums": Tensor(product.dtype, (rows, sizes.strip)),
     }
     if not sizes.integer:
         return buffers | {"rotated": Tensor("f32", (rows, sizes.channels))}
@@ -136,7 +152,8 @@ def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
 def cost(spec: Spec, lanes: Lanes) -> float:
     sizes = sizes_of(spec, lanes)
     rows = sizes.tokens * sizes.chosen
-    parallel = lanes.ternary.packed.lanes if sizes.integer else lanes.float_lanes
+    parallel: float = lanes.ternary.packed.lanes if sizes.integer else lanes.float_lanes
+    parallel = sizes.tables.rate if sizes.tables else parallel
     ends = 4 * sizes.channels + 40 * sizes.outputs
     return rows * (sizes.channels * sizes.outputs / parallel + ends / lanes.float_lanes)
 
@@ -167,7 +184,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
                 rotation_out=sizes.rotation_out,
                 activation=spec.attribute("activation"),
                 activate_last=spec.attribute("activate_last"),
-                integer=sizes.integer,
+                bits=sizes.bits,
                 scale_per_output=bool(operands["scale"].shape),
                 biased=spec.attribute("biased"),
             )
@@ -176,10 +193,35 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     return f.result
 
 
-def _chunk(rows: Rows, sizes: Sizes, product: TernaryProduct, first_token: Any) -> None:
-    b, width = rows.buffers, product.tiles.width
+def _chunk(rows: Rows, sizes: Sizes, product: Product, first_token: Any) -> None:
     rows.rotate_in(first_token, product)
-    if sizes.integer:
+    emit = (
+        _by_tables(rows, product) if isinstance(product, PairProduct) else _by_codes(rows, product)
+    )
+    for first_output, outputs in _strips(sizes):
+        emit(first_output // product.outputs, outputs)
+        rows.rotate_out(first_token, first_output, outputs)
+
+
+# Adds up some outputs, from a vector or strip of packed weights, into the sums.
+Emit = Callable[[Any, int], None]
+
+
+def _by_tables(rows: Rows, product: PairProduct) -> Emit:
+    """Make the tables of all rows, where a panel would lie."""
+    b = rows.buffers
+    product.prepare(b["panel"], _activations(rows))
+
+    def emit(first: Any, outputs: int) -> None:
+        product.emit(b["w"], b["panel"], first, outputs, _write(rows, product))
+
+    return emit
+
+
+def _by_codes(rows: Rows, product: TernaryProduct) -> Emit:
+    """Of integers, add up what sums of codes start from."""
+    b = rows.buffers
+    if rows.integer:
         row_sums(product, _activations(rows), b["row_sum"])
         start = start_of(product, b["row_sum"])
     else:
@@ -188,16 +230,20 @@ def _chunk(rows: Rows, sizes: Sizes, product: TernaryProduct, first_token: Any) 
             return T.float32(0)
 
     def read(row: Any, output: Any, valid: int) -> Any:
-        return b["sums"][row, span(output, width)]
+        return b["sums"][row, span(output, product.width)]
 
+    def emit(first: Any, outputs: int) -> None:
+        sums = Sums(start, read, _write(rows, product))
+        product.emit(b["w"], b["panel"], first, outputs, _activations(rows), sums)
+
+    return emit
+
+
+def _write(rows: Rows, product: Product) -> Write:
     def write(row: Any, output: Any, value: Any, valid: int) -> None:
-        store(b["sums"], value, row, span(output, width))
+        store(rows.buffers["sums"], value, row, span(output, product.width))
 
-    for first_output, outputs in _strips(sizes):
-        vector = first_output // product.tiles.outputs
-        sums = Sums(start, read, write)
-        product.emit(b["w"], b["panel"], vector, outputs, _activations(rows), sums)
-        rows.rotate_out(first_token, first_output, outputs)
+    return write
 
 
 def _activations(rows: Rows) -> Any:

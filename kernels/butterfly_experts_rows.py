@@ -9,9 +9,10 @@ from typing import Any
 from .dequantize import scale_vector
 from .lanes import Lanes
 from .pointwise_math import ACTIVATIONS
-from .quantize_rows import largest_magnitude, quantize_row, scale_of
+from .quantize_rows import largest_code, largest_magnitude, quantize_row, scale_of
 from .rotate import Rotation, rotate_row, rotated
 from .take import position
+from .ternary_pairs import PairProduct
 from .ternary_product import TernaryProduct
 from .tir import (
     Registers,
@@ -25,6 +26,8 @@ from .tir import (
     store,
     store_lanes,
 )
+
+Product = TernaryProduct | PairProduct
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,16 @@ class Rows:
     rotation_out: Rotation | None
     activation: str
     activate_last: bool
-    integer: bool
+    # Of codes; 0 for floats.
+    bits: int
     scale_per_output: bool
     biased: bool
 
-    def rotate_in(self, first_token: Any, product: TernaryProduct) -> None:
+    @property
+    def integer(self) -> bool:
+        return self.bits > 0
+
+    def rotate_in(self, first_token: Any, product: Product) -> None:
         """Rotate every row of ``tokens`` tokens into scratch, quantised for an integer product."""
         b = self.buffers
         with T.serial(self.tokens) as t, T.serial(self.chosen) as i:
@@ -69,8 +77,8 @@ class Rows:
             if self.integer:
                 self._quantize(row, product)
 
-    def _quantize(self, row: Any, product: TernaryProduct) -> None:
-        b = self.buffers
+    def _quantize(self, row: Any, product: Product) -> None:
+        b, most = self.buffers, largest_code(self.bits)
 
         def read(channel: Any, n: int) -> Any:
             return b["rotated"][span(channel, n)]
@@ -79,8 +87,8 @@ class Rows:
             store(b["codes"], codes, row, span(channel, n))
 
         largest = largest_magnitude(self.lanes, product.depth, read)
-        store(b["row_scale"], scale_of(largest), row)
-        quantize_row(self.lanes, product.depth, read, write, largest)
+        store(b["row_scale"], scale_of(largest, most), row)
+        quantize_row(self.lanes, product.depth, read, write, largest, most)
         if padding := product.padded_depth - product.depth:
             with T.serial(padding) as i:
                 store(b["codes"], T.int8(0), row, product.depth + i)

@@ -22,6 +22,14 @@ def steps_of(depth: int, group: int) -> int:
     return -(-depth // (PLANES * group))
 
 
+def checked(array: Array) -> Array:
+    """``array``, which are ternary weights. Raises ValueError for any other number."""
+    wrong = array[(array < -1) | (array > 1)]
+    if wrong.size:
+        raise ValueError(f"ternary weights are -1, 0 or 1, found {wrong.flat[0]}")
+    return array
+
+
 def _storage(sizes: Sizes, tensor: Tensor) -> Tensor:
     vector, group = sizes
     outputs, depth = tensor.shape
@@ -31,12 +39,9 @@ def _storage(sizes: Sizes, tensor: Tensor) -> Tensor:
 def _pack(sizes: Sizes, array: Array) -> Array:
     vector, group = sizes
     outputs, depth = array.shape
-    wrong = array[(array < -1) | (array > 1)]
-    if wrong.size:
-        raise ValueError(f"ternary weights are -1, 0 or 1, found {wrong.flat[0]}")
     strips, steps = -(-outputs // vector), steps_of(depth, group)
     codes = np.ones((strips * vector, steps * PLANES * group), np.uint8)
-    codes[:outputs, :depth] = array + 1
+    codes[:outputs, :depth] = checked(array) + 1
     # [strip, output, step, plane, k of a plane] -> [strip, step, output, k of a plane, plane]
     planes = codes.reshape(strips, vector, steps, PLANES, group).transpose(0, 2, 1, 4, 3)
     packed: Array = np.bitwise_or.reduce(planes << np.arange(0, 8, 2, dtype=np.uint8), axis=-1)

@@ -1,6 +1,7 @@
 """``quantize_rows``: each row as int8 codes of its own scale, rounded as the interpreter does.
 
-scale = max|x| / 127 and code = round(x * (127 / max|x|)), ties to even.
+scale = max|x| / most and code = round(x * (most / max|x|)), ties to even, where most is 127 of
+codes of 8 bits, and 63 of 7.
 """
 
 from __future__ import annotations
@@ -29,32 +30,36 @@ from .tir import (
     store_lanes,
 )
 
-LARGEST_CODE = 127
 # Vectors that the search for the largest magnitude takes side by side.
 CHAINS = 4
 
 
-def codes_of(lanes: Lanes, value: Any, inverse: Any) -> Any:
-    """int8 codes of a vector of floats, given 127 / max|x| of the row."""
+def largest_code(bits: int) -> int:
+    """The largest magnitude of codes of so many bits."""
+    return 2 ** (bits - 1) - 1
+
+
+def codes_of(lanes: Lanes, value: Any, inverse: Any, most: int) -> Any:
+    """int8 codes of a vector of floats, given the largest code ``most`` and most / max|x|."""
     width = lanes.float_lanes
     scaled = let(value * broadcast(inverse, width), width)
     # A row of denormals has an infinite inverse: limit before rounding, which is the same.
     limited = lanes.maximum(
-        let(lanes.minimum(scaled, constant(LARGEST_CODE, width)), width),
-        constant(-LARGEST_CODE, width),
+        let(lanes.minimum(scaled, constant(most, width)), width),
+        constant(-most, width),
     )
     return cast("int8", lanes.round_to_int32(let(limited, width)), width)
 
 
-def inverse_of(largest: Any) -> Any:
-    """127 / max|x|, or 0 for a row of zeros."""
-    return T.Select(largest > T.float32(0), T.float32(LARGEST_CODE) / largest, T.float32(0))
+def inverse_of(largest: Any, most: int) -> Any:
+    """most / max|x|, or 0 for a row of zeros."""
+    return T.Select(largest > T.float32(0), T.float32(most) / largest, T.float32(0))
 
 
-def scale_of(largest: Any) -> Any:
+def scale_of(largest: Any, most: int) -> Any:
     """The row's scale, for max|x| of the row."""
-    # A float32 constant, as in the meaning: x / 127 would round differently.
-    return largest * (T.float32(1 / 127))
+    # A float32 constant, as in the meaning: x / most would round differently.
+    return largest * (T.float32(1 / most))
 
 
 def quantize_row(
@@ -63,12 +68,16 @@ def quantize_row(
     read: Callable[[Any, int], Any],
     write: Callable[[Any, Any, int], None],
     largest: Any,
+    most: int,
 ) -> None:
-    """Write the codes of one row of ``width`` floats, whose largest magnitude is ``largest``."""
-    inverse = let(inverse_of(largest), 1)
+    """Write the codes, of at most ``most``, of one row of ``width`` floats of at most ``largest``.
+
+    That is the largest magnitude in the row.
+    """
+    inverse = let(inverse_of(largest, most), 1)
     for start, valid in each_vector(width, lanes.float_lanes):
         value = load_lanes(read, start, valid, lanes.float_lanes, T.float32(0))
-        codes = codes_of(lanes, value, inverse)
+        codes = codes_of(lanes, value, inverse, most)
         store_lanes(write, codes, start, valid, lanes.float_lanes, "int8")
 
 
@@ -102,6 +111,7 @@ def cost(spec: Spec, lanes: Lanes) -> float:
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     x_type, codes_type, scale_type = map(rows_of, (*spec.operands, *spec.results))
     rows, width = x_type.shape
+    most = largest_code(spec.attribute("bits"))
     with function(name, {"x": x_type, "codes": codes_type, "scale": scale_type}) as f:
         x, codes, scale = f.buffers
         with T.serial(rows) as row:
@@ -113,8 +123,8 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
                 store(codes, value, row, span(i, n))
 
             largest = largest_magnitude(lanes, width, read)
-            store(scale, scale_of(largest), row, 0)
-            quantize_row(lanes, width, read, write, largest)
+            store(scale, scale_of(largest, most), row, 0)
+            quantize_row(lanes, width, read, write, largest, most)
     return f.result
 
 

@@ -112,4 +112,15 @@ def _sums(product: TernaryProduct, row_sum: Any, y: Any) -> Sums:
     return Sums(start_of(product, row_sum), read, write)
 
 
-KERNEL = Kernel("ternary_dot", ("ternary_dot",), supports, build, cost, scratch, layouts, space)
+KERNEL = Kernel(
+    "ternary_dot",
+    ("ternary_dot",),
+    supports,
+    build,
+    cost,
+    scratch,
+    layouts,
+    space,
+    # It serves codes of 8 bits, whatever they have.
+    ignored=("bits",),
+)

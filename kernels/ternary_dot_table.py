@@ -247,4 +247,5 @@ KERNEL = Kernel(
     layouts,
     space,
     numbers=("shift",),
+    ignored=("bits",),
 )

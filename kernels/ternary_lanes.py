@@ -96,6 +96,27 @@ class FloatWeights:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Activations of 7 bits, two at a time, by tables of the nine sums that two weights make.
+
+    The sums of a pair are within -126..126 and lie in int8 x 16. Weights (layout ``pairsO``) are
+    the numbers of sums, ``lanes`` outputs at a time. Sums of int16 are exact for ``block`` columns:
+    256 pairs, and 256 * 126 = 32256 < 32768.
+    """
+
+    # A strip of packed weights: those of a tile.
+    outputs: int
+    # Of a look-up, and what they do to a table.
+    lanes: int
+    look_up: Callable[[Any, Any], Any]
+    # Rows of a tile.
+    rows: int
+    # For costs: products a cycle, where `Dot` would do 8.
+    rate: float
+    block: int = 512
+
+
+@dataclass(frozen=True)
 class Ternary:
     """The ternary products of a vector unit, and the sizes of their tiles: (rows, vectors).
 
@@ -106,6 +127,9 @@ class Ternary:
     # What reads a panel.
     unpacked: Dot = field(default_factory=Dot)
     floats: FloatWeights = field(default_factory=FloatWeights)
+    # Of one row, and of more, where there are look-ups.
+    one_row_tables: Tables | None = None
+    tables: Tables | None = None
     # A tile of one row, of a few, and of many that read a panel.
     one_row: tuple[int, int] = (1, 4)
     few_rows: tuple[int, int] = (4, 4)

@@ -65,6 +65,21 @@ class TernaryProduct:
     through_panel: bool
 
     @property
+    def outputs(self) -> int:
+        """Outputs of a vector of packed weights."""
+        return self.tiles.outputs
+
+    @property
+    def width(self) -> int:
+        """Outputs of a vector of sums."""
+        return self.tiles.width
+
+    @property
+    def dtype(self) -> str:
+        """Of the sums."""
+        return self.tiles.dtype
+
+    @property
     def layout(self) -> str:
         """How its packed weights lie."""
         return f"ternary{self.tiles.outputs}x{self.tiles.group}"

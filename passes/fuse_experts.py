@@ -12,8 +12,8 @@
              {activation = "gelu"}
 
 Also with the activation behind the second rotation, without that rotation, without a bias (zeros
-stand for it), and on 8-bit codes, as `quantize_activations` makes them. Blocks are 2 x 2 or 4 x 4.
-Anything else between the rotations stays unfused.
+stand for it), and on codes of 8 or 7 bits, as `quantize_activations` makes them. Blocks are 2 x 2
+or 4 x 4. Anything else between the rotations stays unfused.
 """
 
 from __future__ import annotations
@@ -75,10 +75,11 @@ class Chain:
         codes, weights = sums.operands
         if not (codes.op == scales.op == "result" and codes.operands == scales.operands):
             return None
-        if codes.operands[0].op != "quantize_rows" or (codes["index"], scales["index"]) != (0, 1):
+        rows = codes.operands[0]
+        if rows.op != "quantize_rows" or (codes["index"], scales["index"]) != (0, 1):
             return None
-        self.at = codes.operands[0].operands[0]
-        return weights, scale, 8
+        self.at = rows.operands[0]
+        return weights, scale, int(rows["bits"])
 
 
 def fuse(node: Node, walk: Walk) -> Node | None:

@@ -1,4 +1,4 @@
-"""Ternary products on 8-bit activations, one scale a row (mode a8).
+"""Ternary products on activations of 8 bits, or 7, one scale a row (mode a8).
 
     %y = ternary_matmul(%x, %w, %scale)
     ->
@@ -15,6 +15,8 @@ output is off by at most scale * (its nonzero weights) * largest / 254. Over a w
 error is, in the root mean square, at most (largest / rms of the row) / 440 of the result where the
 weights are as good as random: 1 % for a row whose largest element is 4.4 times its rms. GELU is
 off by 3e-5 at most beside that.
+
+With ``bits`` of 7, which both ops then say, steps are 127 / 63 as large, and so are the errors.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ from dataclasses import dataclass
 from ..compiler.ir import Graph, Node, make, result
 from .base import Rule, Walk, is_constant, walk_once
 
+# Of codes, where nobody says otherwise; and what they may have.
+ACT_BITS = 8
+KNOWN_BITS = (7, 8)
 
-def quantizer() -> Rule:
+
+def quantizer(bits: int) -> Rule:
     """The rule; products of one operand share its codes."""
     codes_of: dict[Node, tuple[Node, Node]] = {}
 
@@ -34,11 +40,13 @@ def quantizer() -> Rule:
             return None
         x, w, scale = node.operands
         if x not in codes_of:
-            rows = make("quantize_rows", x, name=f"{x.name}.quantized", source=node.source)
+            name = f"{x.name}.quantized"
+            rows = make("quantize_rows", x, bits=bits, name=name, source=node.source)
             names = f"{x.name}.codes", f"{x.name}.scales"
             codes_of[x] = result(rows, 0, names[0]), result(rows, 1, names[1])
         codes, scales = codes_of[x]
-        sums = make("ternary_dot", codes, w, name=f"{node.name}.sums", source=node.source)
+        name = f"{node.name}.sums"
+        sums = make("ternary_dot", codes, w, bits=bits, name=name, source=node.source)
         return make("dequantize", sums, scales, scale, name=node.name, source=node.source)
 
     return quantize
@@ -62,11 +70,13 @@ def gelu_by_polynomial(node: Node, walk: Walk) -> Node | None:
 
 @dataclass(frozen=True)
 class QuantizeActivations:
-    """Every ternary product, on codes -127..127."""
+    """Every ternary product, on codes of ``bits`` bits: -127..127 of 8, -63..63 of 7."""
+
+    bits: int = ACT_BITS
 
     name = "quantize_activations"
     exact = False
 
     def __call__(self, graph: Graph) -> Graph:
-        quantized = walk_once(graph, quantizer(), gelu_by_polynomial)
+        quantized = walk_once(graph, quantizer(self.bits), gelu_by_polynomial)
         return graph if quantized is None else quantized

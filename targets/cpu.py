@@ -32,25 +32,26 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
-from ..passes.quantize_activations import QuantizeActivations
+from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
 from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.split_work import SplitWork
 from ..passes.spread_rotations import SpreadRotations
-from .lanes_neon import Neon, NeonDot, NeonV7
+from .lanes_neon import Neon, NeonDot, NeonInOrder, NeonV7
 from .lanes_x86 import Avx2
 from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core, load_core
 
 LANES: dict[str, Lanes] = {
-    lanes.name: lanes for lanes in (Lanes(), Avx2(), Neon(), NeonDot(), NeonV7())
+    lanes.name: lanes for lanes in (Lanes(), Avx2(), Neon(), NeonInOrder(), NeonDot(), NeonV7())
 }
 # The CPU features, as the system names them, that code for a vector unit needs.
 FEATURES: dict[str, tuple[str, ...]] = {
     "scalar": (),
     "avx2": ("avx2", "fma", "bmi2", "f16c"),
     "neon": ("asimd",),
+    "neon-in-order": ("asimd",),
     "neon-dotprod": ("asimd", "asimddp"),
     "neon-v7": ("neon",),
 }
@@ -119,11 +120,13 @@ def passes(
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
     weight_snr: float = WEIGHT_SNR,
+    act_bits: int = ACT_BITS,
     threads: int = 1,
 ) -> tuple[Pass, ...]:
     """The pipeline, in order; ``samples`` and ``weight_snr`` are what int8 chooses codes by.
 
-    For more than one of ``threads`` work is split at the end: ``NAME_run`` stays what it is.
+    ``act_bits`` are `QuantizeActivations`', of mode a8. For more than one of ``threads`` work is
+    split at the end: ``NAME_run`` stays what it is.
     Raises UsageError for a mode that CPUs do not have.
     """
     check_mode(core.name, mode, MODES)
@@ -138,7 +141,7 @@ def passes(
         FoldPermutations(),
         ShareExpertMatmul(),
         CombineBeforeDown(),
-        *((QuantizeActivations(),) if mode == "a8" else ()),
+        *((QuantizeActivations(act_bits),) if mode == "a8" else ()),
         FuseAttention(),
         FuseExperts(),
         NarrowConstants(),

@@ -15,6 +15,7 @@ from ..kernels.lanes import Lanes
 from ..passes.base import Pass
 from ..passes.fewer_digits import FewerDigits
 from ..passes.fuse_epilogues import FuseEpilogues
+from ..passes.quantize_activations import ACT_BITS
 from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.tile_rows import TileRows
 from . import placement
@@ -51,8 +52,12 @@ def passes(
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
     weight_snr: float = WEIGHT_SNR,
+    act_bits: int = ACT_BITS,
 ) -> tuple[Pass, ...]:
-    """`integer_passes`. Raises UsageError for a mode that these targets do not have."""
+    """`integer_passes`; ``act_bits`` are of mode a8, which no such target has.
+
+    Raises UsageError for a mode that these targets do not have.
+    """
     check_mode(core.name, mode, MODES)
     own = FuseEpilogues(), TileRows()
     lanes, price = machine(core).lanes, prices_of(core.runner).instructions

@@ -67,10 +67,17 @@ class Case:
 
 
 def cases(lanes: Lanes) -> list[Case]:
-    """All of them, with rotations laid out for ``lanes``."""
+    """All of them, with rotations laid out for ``lanes``; of 7 bits where these are look-ups."""
+    narrow = [
+        ternary(1, CHANNELS, OUTPUTS, bits=7),
+        ternary(65, CHANNELS, OUTPUTS, bits=7),
+        # Chunks of one size: of two, what is behind one product would be before another.
+        experts(64, lanes, bits=7),
+    ]
     return [
         ternary(1, CHANNELS, OUTPUTS),
         ternary(65, CHANNELS, OUTPUTS),
+        *(narrow if lanes.ternary.tables else []),
         experts(65, lanes),
         dense(1, 256, 256),
         dense(65, 256, 768),
@@ -78,11 +85,15 @@ def cases(lanes: Lanes) -> list[Case]:
     ]
 
 
-def ternary(rows: int, depth: int, outputs: int) -> Case:
-    """int8 codes by ternary weights."""
-    arrays = _codes(rows, depth), _ternary(outputs, depth)
-    spec = _spec("ternary_dot", arrays, Tensor("i32", (rows, outputs)), ternary=1)
-    return Case("ternary_dot", rows, depth, outputs, spec, arrays, 0)
+def ternary(rows: int, depth: int, outputs: int, bits: int = 8) -> Case:
+    """Codes of so many bits by ternary weights."""
+    arrays = _codes(rows, depth, bits=bits), _ternary(outputs, depth)
+    spec = _spec("ternary_dot", arrays, Tensor("i32", (rows, outputs)), ternary=1, bits=bits)
+    return Case(_name("ternary_dot", bits), rows, depth, outputs, spec, arrays, 0)
+
+
+def _name(op: str, bits: int) -> str:
+    return op if bits == 8 else f"{op}_{bits}_bits"
 
 
 def dense(rows: int, depth: int, outputs: int) -> Case:
@@ -100,8 +111,8 @@ def integer_dense(rows: int, depth: int, outputs: int) -> Case:
     return Case("integer_linear", rows, depth, outputs, spec, arrays, 0)
 
 
-def experts(tokens: int, lanes: Lanes) -> Case:
-    """A whole layer: two layers of rotation on either side, GELU, and 8 bits of activations."""
+def experts(tokens: int, lanes: Lanes, bits: int = 8) -> Case:
+    """A whole layer: two layers of rotation on either side, GELU, activations of so many bits."""
     rng = _random()
     arrays = (
         _floats(tokens, CHANNELS),
@@ -120,13 +131,14 @@ def experts(tokens: int, lanes: Lanes) -> Case:
         ternary=2,
         activation="gelu_poly",
         activate_last=False,
-        activation_bits=8,
+        activation_bits=bits,
         lanes_in=lanes.float_lanes,
         lanes_out=lanes.float_lanes,
         biased=False,
     )
     # A code of an activation near a tie may be rounded either way.
-    return Case("butterfly_experts", tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)
+    name = _name("butterfly_experts", bits)
+    return Case(name, tokens * CHOSEN, CHANNELS, OUTPUTS, spec, arrays, 2e-3)
 
 
 def _spec(
@@ -143,8 +155,9 @@ def _random() -> Random:
     return np.random.default_rng(0)
 
 
-def _codes(*shape: int) -> Array:
-    return _random().integers(-127, 128, shape).astype(np.int8)
+def _codes(*shape: int, bits: int = 8) -> Array:
+    most = 2 ** (bits - 1) - 1
+    return _random().integers(-most, most + 1, shape).astype(np.int8)
 
 
 def _ternary(*shape: int) -> Array:

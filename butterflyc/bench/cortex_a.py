@@ -120,6 +120,8 @@ def wanted_of(core: ModelledCore, case: Case, most: float) -> float | None:
     """The products a cycle that the case's loop shall reach, where there is such a number."""
     if case.name == "ternary_dot":
         return core.one_row if case.rows == 1 else core.many_rows
+    if case.name == "ternary_dot_7_bits":
+        return core.one_row_7_bits if case.rows == 1 else core.many_rows_7_bits
     if case.name == "linear" and case.rows > 1 and core.dense:
         return core.dense * most
     return None
@@ -129,7 +131,7 @@ def _part_rows(
     row: Callable[..., Row], found: ModelledCall, core: ModelledCore, case: Case
 ) -> Iterator[Row]:
     """Of fused experts: where the cycles go. The ratio is to the largest share allowed."""
-    if case.name != "butterfly_experts":
+    if case.spec.op != "butterfly_experts":
         return
     shares = {part: cycles / found.cycles for part, cycles in found.parts.items()}
     yield row("share of cycles before the product", shares["before"])

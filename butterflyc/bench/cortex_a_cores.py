@@ -29,10 +29,10 @@ class ModelledCore:
     """A core: our target for it, LLVM's model and QEMU's CPU that stand for it, its memory.
 
     ``one_row`` and ``many_rows`` are the products a cycle that the loop of a ternary product shall
-    reach; ``dense`` is the fraction of the peak for floats, and ``epilogue`` the largest share of
-    the cycles of fused experts that may lie behind their product. ``peers`` are the products a
-    cycle of others' loops for one row, ``panel_peers`` those that need many: they were read off the
-    same models in August 2026.
+    reach, with ``_7_bits`` that of one of 7-bit codes; ``dense`` is the fraction of the peak for
+    floats, and ``epilogue`` the largest share of the cycles of fused experts that may lie behind
+    their product. ``peers`` are the products a cycle of others' loops for one row, ``panel_peers``
+    those that need many: they were read off the same models in August 2026.
     """
 
     target: str
@@ -41,6 +41,8 @@ class ModelledCore:
     memory: Memory | None = None
     one_row: float | None = None
     many_rows: float | None = None
+    one_row_7_bits: float | None = None
+    many_rows_7_bits: float | None = None
     dense: float | None = None
     epilogue: float | None = None
     peers: tuple[tuple[str, float], ...] = ()
@@ -55,6 +57,8 @@ CORES = {
         Memory(2, 1.2),
         one_row=4.5,
         many_rows=6,
+        one_row_7_bits=5.5,
+        many_rows_7_bits=7,
         peers=(("ggml TQ2_0", 2.0),),
     ),
     # QEMU has no A55 of its own.
@@ -72,6 +76,8 @@ CORES = {
         Memory(4, 1.5),
         one_row=7.8,
         many_rows=7.5,
+        one_row_7_bits=10,
+        many_rows_7_bits=13,
         dense=0.95,
         epilogue=0.25,
         peers=(("ggml TQ2_0", 7.1),),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=int, default=1, show_default=True, help="Of a CPU: the most at once."
 )
+@click.option("--act-bits", type=int, metavar="N", help="Of activations in a8: 8 (default) or 7.")
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
@@ -52,6 +53,7 @@ def command(
     calibrate: Path | None,
     weight_snr: float | None,
     threads: int,
+    act_bits: int | None,
     name: str,
     target_file: Path | None,
     flash: str | None,
@@ -94,6 +96,7 @@ def command(
                 calibration=samples,
                 weight_snr=weight_snr,
                 threads=threads,
+                act_bits=act_bits,
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},

@@ -113,8 +113,8 @@ def _show_ir(
 def summary(program: Program) -> dict[str, Any]:
     """What matters in a manifest, in the order in which a person asks for it."""
     manifest = program.manifest
-    keys = ["name", "target", "mode", "inputs", "outputs", "stages", "census", "memory", "tools"]
-    keys += ["threads"] if program.threads > 1 else []
+    keys = ["name", "target", "mode", "act_bits", "inputs", "outputs", "stages", "census", "memory"]
+    keys += ["tools", *(["threads"] if program.threads > 1 else [])]
     sections = {name: entry["bytes"] for name, entry in manifest["hashes"].items()}
     return {**{key: manifest.get(key) for key in keys}, "sections": sections}
 

@@ -104,7 +104,7 @@ def moved(width: int = 6) -> Any:
 def quantize_rows(rows: int = 4, width: int = 9) -> Any:
     spec = Spec(
         "quantize_rows",
-        (),
+        (("bits", 8),),
         (Tensor("f32", (rows, width)),),
         (Tensor("i8", (rows, width)), Tensor("f32", (rows, 1))),
     )

@@ -127,7 +127,7 @@ def test_kernels_compute_what_they_mean(needs_tool: Callable[..., str], tmp_path
     np.testing.assert_array_equal(got[1], w.astype(np.int32) @ values)
     np.testing.assert_array_equal(got[2], [4, 2])
     np.testing.assert_array_equal(got[3], np.where(floats < 0, floats.view(np.int32), 0))
-    codes, scales = OPS["quantize_rows"].meaning(rows)
+    codes, scales = OPS["quantize_rows"].meaning(rows, bits=8)
     np.testing.assert_array_equal(results[4][1], codes)
     np.testing.assert_array_equal(got[4], scales.reshape(4, 1))
 

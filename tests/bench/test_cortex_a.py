@@ -98,6 +98,8 @@ def test_the_peak_is_of_what_the_machine_has():
 def test_wanted_figures():
     """One row and many have figures of their own; those of floats are shares of the peak."""
     assert [wanted_of(CORES["a72"], ternary(n, 8, 8), 8) for n in (1, 2)] == [7.8, 7.5]
+    narrow = [ternary(n, 8, 8, bits=7) for n in (1, 2)]
+    assert [wanted_of(CORES["a72"], case, 8) for case in narrow] == [10, 13]
     assert wanted_of(CORES["a76"], dense(2, 8, 8), 8) == pytest.approx(7.6)
     assert wanted_of(CORES["a76"], dense(1, 8, 8), 8) is None
     assert wanted_of(CORES["a53"], dense(2, 8, 8), 4) is None
@@ -271,3 +273,14 @@ def test_the_script_shows_the_loop_beside_its_figures(arm, tmp_path, monkeypatch
     assert "Timeline view:" in shown
     assert shown.count("  block ") == 2
     assert "  block " in shown.split("product: ")[1]
+
+
+@pytest.mark.parametrize("rows", [1, 65])
+@pytest.mark.parametrize("core", ["a53", "a72"])
+def test_look_ups_reach_what_is_wanted(arm, llvm, core, rows):
+    """Products of 7-bit codes are as fast as wanted: on the A72 beyond all that smlal can do."""
+    case = ternary(rows, 256, 128, bits=7)
+    loop = by_metric(case_rows(core, case, cortex_a.machines()[core]))[cortex_a.LOOP]
+    assert loop.target_ratio is not None
+    assert loop.target_ratio <= loop.ratio
+    assert core == "a53" or loop.ratio > 1

@@ -15,6 +15,7 @@ from butterflyc.compiler.run.modelled import HARNESS, modelled
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.layout import pack
 from butterflyc.kernels.record import Spec, Tensor
+from butterflyc.targets.lanes_neon import Neon
 
 A72 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "mattr": ["+neon"]}
 A7 = {"kind": "llvm", "mtriple": "armv7a-linux-gnueabihf", "mcpu": "cortex-a7", "mattr": ["+neon"]}
@@ -117,3 +118,11 @@ def test_there_is_a_case_for_each_kernel_at_one_row_and_many():
         ("linear", "65x256x768"),
         ("integer_linear", "65x256x768"),
     ]
+    others = [case for case in cases(Neon()) if (case.name, case.shape) not in shapes]
+    assert [(case.name, case.shape) for case in others] == [
+        ("ternary_dot_7_bits", "1x256x1024"),
+        ("ternary_dot_7_bits", "65x256x1024"),
+        ("butterfly_experts_7_bits", "128x256x1024"),
+    ]
+    assert all(np.abs(case.arrays[0]).max() == 63 for case in others[:2])
+    assert dict(others[2].spec.attributes)["activation_bits"] == 7

@@ -117,8 +117,11 @@ def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         "shuffle": [([f, Type("i32", (7,))], {})],
         "rotate": [([Type("f32", (2, 1, 6)), blocks, experts], {"lanes": 3})],
         "ternary_matmul": [([f, ternary, scalar], {}), ([f, ternary, Type("f32", (8,))], {})],
-        "quantize_rows": [([f], {})],
-        "ternary_dot": [([Type("i8", (2, 6)), ternary], {})],
+        "quantize_rows": [([f], {}), ([f], {"bits": 7})],
+        "ternary_dot": [
+            ([Type("i8", (2, 6)), ternary], {}),
+            ([Type("i8", (2, 6)), ternary], {"bits": 7}),
+        ],
         **_integer_samples(),
         "dequantize": [([Type("i32", (2, 8)), Type("f32", (2, 1)), scalar], {})],
         "combine": [([Type("f32", (2, 3, 6)), gates], {})],

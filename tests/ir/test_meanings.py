@@ -14,6 +14,8 @@ from torch.nn import functional
 from butterflyc.compiler.ir.ops import OPS
 from butterflyc.compiler.ir.ops.elementwise import cast, erf
 
+from .samples import op_samples
+
 
 def meaning(op: str, *arrays: np.ndarray, **attributes: object) -> np.ndarray:
     return OPS[op].meaning(*arrays, **OPS[op].complete(attributes))
@@ -95,9 +97,33 @@ def test_lanes_only_move_channels(seed: int, shape: tuple[int, int]) -> None:
 
 def test_codes_round_ties_to_even_and_zero_rows_stay_zero() -> None:
     """quantize_rows: the largest magnitude becomes 127, halves go to even, a zero row to zeros."""
-    codes, scales = OPS["quantize_rows"].meaning(np.array([[127.0, -0.5, 1.5, 2.5], [0, 0, 0, 0]]))
+    rows = np.array([[127.0, -0.5, 1.5, 2.5], [0, 0, 0, 0]])
+    codes, scales = OPS["quantize_rows"].meaning(rows, bits=8)
     np.testing.assert_array_equal(codes, [[127, 0, 2, 2], [0, 0, 0, 0]])
     np.testing.assert_allclose(scales, [[1], [0]])
+
+
+def test_codes_of_seven_bits_are_no_larger_than_63() -> None:
+    """quantize_rows on 7 bits: the largest magnitude becomes 63, halves go to even."""
+    rows = np.array([[-63.0, -0.5, 1.5, 2.5], [0, 0, 0, 0]])
+    codes, scales = OPS["quantize_rows"].meaning(rows, bits=7)
+    np.testing.assert_array_equal(codes, [[-63, 0, 2, 2], [0, 0, 0, 0]])
+    np.testing.assert_allclose(scales, [[1], [0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "wanted"),
+    [
+        ("quantize_rows", "bits", "7 or 8"),
+        ("ternary_dot", "bits", "7 or 8"),
+        ("butterfly_experts", "activation_bits", "0 or 7 or 8"),
+    ],
+)
+def test_other_bits_are_refused(name: str, attribute: str, wanted: str) -> None:
+    """An op that says codes of 6 bits is told which there are."""
+    (types, _), *_ = op_samples()[name]
+    with pytest.raises(ValueError, match=f"{attribute} is {wanted}, not 6"):
+        OPS[name].result(*types, **{attribute: 6})
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))

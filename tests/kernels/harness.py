@@ -39,6 +39,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "scalar": {"kind": "llvm", "mtriple": TRIPLE},
     "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
     "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"},
+    "neon-in-order": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"},
     "neon-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
     "neon-v7": {
         "kind": "llvm",

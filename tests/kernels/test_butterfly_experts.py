@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from butterflyc.compiler.ir.ops.butterfly import rotate_meaning
 from butterflyc.kernels.butterfly_experts import KERNEL, sizes_of
 from butterflyc.kernels.pointwise_math import ACTIVATIONS
+from butterflyc.targets.lanes_neon import Neon
 from butterflyc.targets.lanes_x86 import Avx2
 
 from .harness import INTEGER_LANES
@@ -41,7 +42,8 @@ def near_a_tie(arrays, attributes):
     """Whether a rotated activation is so near to a tie that float32 may round it the other way."""
     x, turn, experts = arrays[0].astype(np.float64), arrays[1], arrays[6]
     rotated = rotate_meaning(x[:, None], turn, experts, attributes.get("lanes_in", 1))
-    scaled = np.abs(rotated * (127 / np.abs(rotated).max(-1, keepdims=True)))
+    most = 2 ** (attributes["activation_bits"] - 1) - 1
+    scaled = np.abs(rotated * (most / np.abs(rotated).max(-1, keepdims=True)))
     return np.abs(scaled % 1 - 0.5).min() < 1e-4
 
 
@@ -57,7 +59,7 @@ def check(make, attributes, lanes, parameters=None, limit=1e-5):
     assert relative_error(result, wanted) < limit
 
 
-BITS = pytest.mark.parametrize("bits", [0, 8])
+BITS = pytest.mark.parametrize("bits", [0, 7, 8])
 
 
 @pytest.mark.parametrize("lanes", INTEGER_LANES)
@@ -96,19 +98,32 @@ def test_rotates_only_the_inputs_without_blocks_out(lanes, bits):
 
 
 @BITS
-def test_many_tokens_pass_in_chunks(bits):
+@pytest.mark.parametrize("lanes", [Avx2(), Neon()], ids=["avx2", "neon"])
+def test_many_tokens_pass_in_chunks(bits, lanes):
     """More rows than a chunk holds, in chunks of two sizes, give the same as one by one."""
     attributes = {"activation_bits": bits, "activation": "relu"}
-    check(lambda seed: operands(seed, tokens=163, chosen=1, groups_in=2), attributes, Avx2())
+    check(lambda seed: operands(seed, tokens=163, chosen=1, groups_in=2), attributes, lanes)
 
 
 @BITS
-def test_every_way_agrees(bits):
+@pytest.mark.parametrize("lanes", [Avx2(), Neon()], ids=["avx2", "neon"])
+def test_every_way_agrees(bits, lanes):
     """Every choice of parameters computes the same."""
-    attributes = {"activation_bits": bits, "lanes_out": 8}
+    attributes = {"activation_bits": bits, "lanes_out": lanes.float_lanes}
     spec = spec_of(NAME, operands(0), attributes)
-    for parameters in KERNEL.space(spec, Avx2()):
-        check(lambda seed: operands(seed, tokens=17), attributes, Avx2(), parameters)
+    for parameters in KERNEL.space(spec, lanes):
+        check(lambda seed: operands(seed, tokens=17), attributes, lanes, parameters)
+
+
+@pytest.mark.parametrize(("tokens", "chosen"), [(1, 1), (1, 2), (3, 1), (9, 1), (13, 2)])
+def test_tables_of_any_rows(tokens, chosen):
+    """By tables: one row, chunks of which the last is one row, more than a strip of outputs."""
+    attributes = {"activation_bits": 7, "activation": "gelu", "lanes_out": 4}
+    sizes = {"tokens": tokens, "chosen": chosen, "groups_in": 20, "groups_out": 44}
+    arrays = operands(0, **sizes)
+    assert sizes_of(spec_of(NAME, arrays, attributes), Neon()).tables is not None
+    for parameters in ({}, {"chunk_rows": 2 * chosen}, {"strip_vectors": 1}):
+        check(lambda seed: operands(seed, **sizes), attributes, Neon(), parameters)
 
 
 def test_strips_hold_whole_groups():

@@ -44,6 +44,26 @@ def test_codes_are_exact_up_to_128_products(products):
     assert not wraps(products)
 
 
+def test_sums_of_two_products_fit_in_a_byte_for_seven_bits() -> None:
+    """Tables of activations of at most 63 hold their nine sums in int8; of 64 they would not."""
+    for most, fits in ((63, True), (64, False)):
+        sums = np.array([most * a + most * b for a in (-1, 0, 1) for b in (-1, 0, 1)])
+        assert (np.abs(sums).max() <= LARGEST) == fits
+
+
+@given(arrays(np.int64, 256, elements=st.integers(-126, 126)))
+def test_look_ups_are_exact_for_512_columns(sums):
+    """No 256 sums of two products of 7-bit codes overflow int16."""
+    assert not wraps(sums)
+
+
+def test_look_ups_are_exact_for_the_worst_inputs():
+    """256 sums of 126 fit in int16, as 260 do and 261 do not."""
+    assert not wraps(np.full(256, -126))
+    assert not wraps(np.full(260, 126))
+    assert wraps(np.full(261, 126))
+
+
 @pytest.mark.parametrize(("plane", "products"), [(0, 128), (1, 32), (2, 8)])
 def test_unshifted_planes_are_exact(plane, products):
     """Codes left where they lie in the byte scale by 1, 4, 16: fewer products, and exact shifts."""

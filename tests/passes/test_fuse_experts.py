@@ -13,6 +13,7 @@ from butterflyc.compiler.ir import Graph, make
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.passes.base import Pass, load
 from butterflyc.passes.fuse_experts import FuseExperts
+from butterflyc.passes.quantize_activations import QuantizeActivations
 
 from .graphs import Mixture, Rotation, build, mixtures, some
 from .meaning import Golden, assert_same_meaning, check_golden, count, inputs_of
@@ -41,6 +42,17 @@ def test_golden(golden: Golden) -> None:
     mixture = Mixture(k=1, rotation_in=Rotation(8), rotation_out=None, activation="relu")
     codes = prepared(build(mixture), load("quantize-activations")())
     check_golden(golden, FuseExperts(), float_form, codes)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_codes_keep_their_bits(bits: int) -> None:
+    """On codes of 7 or 8 bits, the fused op has these, and means the same."""
+    graph = build(Mixture(k=1, rotation_in=Rotation(8), rotation_out=None))
+    before = prepared(graph, QuantizeActivations(bits))
+    fused = FuseExperts()(before)
+    found = [node["activation_bits"] for node in fused.nodes if node.op == "butterfly_experts"]
+    assert found == [bits]
+    assert_same_meaning(before, fused)
 
 
 def simple(mixture: Mixture) -> bool:

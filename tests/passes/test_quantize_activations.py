@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from butterflyc.compiler.ir import Graph, Type, input_node, make, verify
+from butterflyc.compiler.ir import Graph, Type, input_node, make, parse_graph, verify
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.passes.quantize_activations import QuantizeActivations
 
@@ -28,35 +29,37 @@ def test_golden(golden: Golden) -> None:
     check_golden(golden, QuantizeActivations(), build(mixture))
 
 
+@pytest.mark.parametrize("bits", [7, 8])
 @given(
     st.integers(1, 40).flatmap(
         lambda n: arrays.arrays(np.float32, (3, n), elements=st.floats(-100, 100, width=32))
     ),
     st.integers(0, 99),
 )
-def test_error_is_within_the_budget(x: np.ndarray, seed: int) -> None:
-    """No output is off by more than scale * nonzero weights * largest / 254."""
+def test_error_is_within_the_budget(bits: int, x: np.ndarray, seed: int) -> None:
+    """No output is off by more than scale * nonzero weights * largest / 254; of 7 bits, / 126."""
     graph = product(x.shape[1], 5, seed)
-    quantized = QuantizeActivations()(graph)
+    quantized = QuantizeActivations(bits)(graph)
     verify(quantized)
     (exact,), (found,) = (interpret(g, x, precision="f64") for g in (graph, quantized))
     w, scale = (
         next(graph.value(n) for n in graph.nodes if n.name == name) for name in ("w", "scale")
     )
     largest = np.abs(x).max(-1, keepdims=True).astype(np.float64)
-    budget = np.abs(scale) * np.abs(w).sum(-1) * largest / 254
+    budget = np.abs(scale) * np.abs(w).sum(-1) * largest / (2**bits - 2)
     assert (np.abs(exact - found) <= budget * (1 + 1e-9) + 1e-12).all()
 
 
-def test_error_of_a_product_in_the_root_mean_square() -> None:
-    """On random rows the error is (largest / rms) / 440 of the result, as stated."""
+@pytest.mark.parametrize("bits", [7, 8])
+def test_error_of_a_product_in_the_root_mean_square(bits: int) -> None:
+    """On random rows the error is (largest / rms) / 440 of the result, or 127 / 63 times that."""
     graph = product(256, 200, 0, rows=100)
     x = np.random.default_rng(1).normal(size=(100, 256)).astype(np.float32)
-    (exact,), (found,) = (
-        interpret(g, x, precision="f64") for g in (graph, QuantizeActivations()(graph))
-    )
+    quantized = QuantizeActivations(bits)(graph)
+    (exact,), (found,) = (interpret(g, x, precision="f64") for g in (graph, quantized))
     error, size = (np.sqrt((a**2).mean(-1)) for a in (exact - found, exact))
     stated = np.abs(x).max(-1) / np.sqrt((x**2).mean(-1)) / 440
+    stated *= 127 / (2 ** (bits - 1) - 1)
     assert np.isclose((error / size / stated).mean(), 1, atol=0.05)
 
 
@@ -79,6 +82,14 @@ def test_products_of_one_operand_share_its_codes() -> None:
     quantized = QuantizeActivations()(Graph("g", (x,), (make("add", y, z),), b.store))
     assert count(quantized)["quantize_rows"] == 1
     assert count(quantized)["ternary_dot"] == 2
+
+
+def test_both_ops_say_the_bits() -> None:
+    """Of 7 bits, rows are quantised to 7, and the product is told so; text keeps it."""
+    quantized = QuantizeActivations(7)(product(6, 4, 0))
+    said = {node.op: node["bits"] for node in quantized.nodes if "bits" in node.attributes}
+    assert said == {"quantize_rows": 7, "ternary_dot": 7}
+    assert parse_graph(str(quantized)) == quantized
 
 
 def test_no_ternary_product_no_change() -> None:

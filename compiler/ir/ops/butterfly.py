@@ -75,27 +75,33 @@ def ternary_matmul_meaning(x: Array, w: Array, scale: Array) -> Array:
     return (x @ w.T.astype(x.dtype)) * scale.astype(x.dtype)
 
 
-def quantize_rows(x: Type) -> tuple[Type, Type]:
+def _check_bits(name: str, bits: int, known: tuple[int, ...]) -> None:
+    want(bits in known, f"{name} is {' or '.join(map(str, known))}, not {bits}")
+
+
+def quantize_rows(x: Type, bits: int = 8) -> tuple[Type, Type]:
     want(x.dtype in FLOATS and x.rank >= 1, f"needs float rows, got {x}")
+    _check_bits("bits", bits, (7, 8))
     return Type("i8", x.shape), Type(x.dtype, (*x.shape[:-1], 1))
 
 
-def quantize_rows_meaning(x: Array) -> tuple[Array, Array]:
-    one = x.dtype.type(1)
+def quantize_rows_meaning(x: Array, bits: int) -> tuple[Array, Array]:
+    one, most = x.dtype.type(1), 2 ** (bits - 1) - 1
     largest = np.abs(x).max(-1, keepdims=True)
-    inverse = np.where(largest > 0, 127 * one / np.where(largest > 0, largest, one), 0 * one)
-    codes = np.clip(np.rint(x * inverse), -127, 127).astype(np.int8)
-    return codes, largest * (one / 127)
+    inverse = np.where(largest > 0, most * one / np.where(largest > 0, largest, one), 0 * one)
+    codes = np.clip(np.rint(x * inverse), -most, most).astype(np.int8)
+    return codes, largest * (one / most)
 
 
-def ternary_dot(codes: Type, w: Type) -> Type:
+def ternary_dot(codes: Type, w: Type, bits: int = 8) -> Type:
     want(codes.dtype == "i8", f"the codes are {codes}, not i8")
     want(w.dtype == "ternary" and w.rank == 2, f"w is {w}, not ternary[N, K]")
     want(codes.shape[-1] == w.shape[1], f"codes {codes} do not fit w {w}")
+    _check_bits("bits", bits, (7, 8))
     return Type("i32", (*codes.shape[:-1], w.shape[0]))
 
 
-def ternary_dot_meaning(codes: Array, w: Array) -> Array:
+def ternary_dot_meaning(codes: Array, w: Array, bits: int = 8) -> Array:
     return codes.astype(np.int32) @ w.T.astype(np.int32)
 
 
@@ -139,7 +145,7 @@ def butterfly_experts(
     want(x.rank == 2 and gates.rank == 2, f"needs x [T, d] and gates [T, k], got {x}, {gates}")
     want(experts.shape == gates.shape, f"gates {gates}, but experts {experts}")
     want(activation in ACTIVATIONS, f"activation '{activation}', known: {sorted(ACTIVATIONS)}")
-    want(activation_bits in (0, 8), f"activation_bits is 0 (float) or 8, not {activation_bits}")
+    _check_bits("activation_bits", activation_bits, (0, 7, 8))
     want(bias.shape == w.shape[:1], f"bias {bias} for w {w}")
     rows = Type(x.dtype, (x.shape[0], 1, x.shape[1]))
     products = ternary_matmul(rotate(rows, blocks_in, experts, lanes_in), w, scale)
@@ -167,7 +173,7 @@ def butterfly_experts_meaning(
 ) -> Array:
     rotated = rotate_meaning(x[:, None, :], blocks_in, experts, lanes_in)  # [T, k, d]
     if activation_bits:
-        codes, row_scale = quantize_rows_meaning(rotated)
+        codes, row_scale = quantize_rows_meaning(rotated, activation_bits)
         u = dequantize_meaning(ternary_dot_meaning(codes, w), row_scale, scale)
     else:
         u = ternary_matmul_meaning(rotated, w, scale)
@@ -218,9 +224,18 @@ OPS = [
         "x",
         quantize_rows,
         quantize_rows_meaning,
-        "codes -127..127 by each row's largest magnitude, ties to even; and the rows' scales",
+        "codes of 8 bits, -127..127, or of 7, -63..63, by each row's largest magnitude, ties to "
+        "even; and the rows' scales",
+        bits=8,
     ),
-    op("ternary_dot", "codes w", ternary_dot, ternary_dot_meaning, "exact integer codes @ w.T"),
+    op(
+        "ternary_dot",
+        "codes w",
+        ternary_dot,
+        ternary_dot_meaning,
+        "exact integer codes @ w.T, of codes of so many bits: no larger than 127, or 63",
+        bits=8,
+    ),
     op(
         "dequantize",
         "sums row_scale scale",
@@ -241,7 +256,7 @@ OPS = [
         butterfly_experts,
         butterfly_experts_meaning,
         "sum over chosen experts of gate * rotate(activation(rotate(x) @ w.T * scale + bias)); "
-        "not biased: without the bias",
+        "not biased: without the bias; activation_bits 7 or 8: of rotated rows as such codes",
         activation="none",
         activate_last=False,
         activation_bits=0,
