@@ -20,6 +20,7 @@ from butterflyc.compiler.lower.tir import build_object
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.layout import pack, storage
 from butterflyc.kernels.record import Kernel, Spec, Tensor
+from butterflyc.targets.lanes_in_order import NeonInOrder
 from butterflyc.targets.lanes_neon import Neon, NeonDot, NeonV7
 from butterflyc.targets.lanes_x86 import Avx2
 
@@ -39,6 +40,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "scalar": {"kind": "llvm", "mtriple": TRIPLE},
     "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
     "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"},
+    "neon-in-order": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"},
     "neon-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
     "neon-v7": {
         "kind": "llvm",
@@ -66,8 +68,12 @@ EVERY_LANES = [
     pytest.param(Neon(), id="neon"),
     pytest.param(NeonV7(), id="neon-v7"),
 ]
-# Dot products are integers' alone.
-INTEGER_LANES = [*EVERY_LANES, pytest.param(NeonDot(), id="neon-dotprod")]
+# What these have of their own, they have for integers alone.
+INTEGER_LANES = [
+    *EVERY_LANES,
+    pytest.param(NeonInOrder(), id="neon-in-order"),
+    pytest.param(NeonDot(), id="neon-dotprod"),
+]
 
 
 def tensor(array: Array) -> Tensor:
