@@ -83,7 +83,7 @@ class Dot:
     ) -> Sequence[Any] | None:
         """The sums of a whole tile, row by row, from a unit that has code of its own for it.
 
-        ``weights`` read the first step of each vector, behind which the others lie, and
+        ``weights`` read the first step of each vector, as packed or the first plane of a panel, and
         ``activations(row, k, n)`` rows; both load from memory. With None, a loop adds up.
         """
         return None

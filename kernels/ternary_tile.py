@@ -109,19 +109,21 @@ class IntegerTiles:
         def codes(step: Any, plane: int, v: int) -> Sequence[Any]:
             return self.dot.codes(weights(step, v), plane)
 
-        first = [weights(0, v) for v in range(shape.vectors)]
-        return self._whole(shape, activations, first) or self._add_up(shape, activations, codes)
+        first_step = [weights(0, v) for v in range(shape.vectors)]
+        whole = self._whole(shape, activations, first_step)
+        return whole or self._add_up(shape, activations, codes)
 
     def unpacked(self, shape: Shape, activations: Activations, panel: Any) -> list[Any]:
         def codes(step: Any, plane: int, v: int) -> Sequence[Any]:
             start = self._place(step, plane, shape.vectors, v)
             return self.dot.panel(lambda at, n: panel[span(start + at, n)])
 
-        def first(at: int, n: int) -> Any:
-            return panel[span(at, n)]
+        def first(v: int) -> Read:
+            start = self._place(0, 0, shape.vectors, v)
+            return lambda at, n: panel[span(start + at, n)]
 
-        # Only those of one vector lie one behind the other.
-        whole = self._whole(shape, activations, [first]) if shape.vectors == 1 else None
+        first_step = [first(v) for v in range(shape.vectors)]
+        whole = self._whole(shape, activations, first_step)
         return whole or self._add_up(shape, activations, codes)
 
     def _whole(

@@ -34,17 +34,24 @@ class Assembly:
         self.results: list[int] = []
         self._scratch = iter(SCRATCH)
 
-    def neon(self, text: str, to: int, *sources: int, adds: bool = False) -> None:
+    def neon(
+        self, text: str, to: int, *sources: int, adds: bool = False, kind: str = "neon"
+    ) -> None:
         """An instruction on vectors; ``{0}`` is ``to``, which it overwrites or ``adds`` to."""
         registers = [f"v{n}" for n in (to, *sources)]
         reads = registers if adds else registers[1:]
-        self.code.append(Instruction(text.format(*registers), "neon", (*reads,), (registers[0],)))
+        self.code.append(Instruction(text.format(*registers), kind, (*reads,), (registers[0],)))
 
     def load(self, to: int, count: int, pointer: str, group: str | None = None) -> None:
         """``count`` vectors of 16 bytes, to registers from ``to``."""
         registers = tuple(f"v{to + i}" for i in range(count))
         text = f"ld1 {{{', '.join(f'{r}.16b' for r in registers)}}}, [{pointer}]"
         self.code.append(Instruction(text, f"load {count}", (pointer,), registers, group))
+
+    def load_at(self, to: int, pointer: str, offset: int) -> None:
+        """A vector of 16 bytes."""
+        text = f"ldr q{to}, [{pointer}, #{offset}]"
+        self.code.append(Instruction(text, "load", (pointer,), (f"v{to}",)))
 
     def pointer(self) -> str:
         """A register for a pointer of the tile's own: those that it is given never change."""

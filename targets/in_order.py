@@ -47,6 +47,13 @@ CORTEX_A53: Mapping[str, Timing] = {
     "load 4": Timing(7, "memory", 4),
     "address": Timing(3, "integer", units=2),
 }
+# Of the Cortex-A55, where next to nothing issues beside arithmetic on whole registers.
+CORTEX_A55: Mapping[str, Timing] = {
+    "neon": Timing(4, "all"),
+    "mask": Timing(1, "all"),
+    "shift": Timing(2, "all"),
+    "load": Timing(3, "all"),
+}
 # Instructions that issue in a cycle, at most.
 WIDTH = 2
 # How many of those that wait, from the first, are looked at for one that can issue.
@@ -79,10 +86,12 @@ def ordered(code: Sequence[Instruction], timing: Mapping[str, Timing]) -> list[I
 
     while waiting:
         chosen: list[int] = []
-        candidates = [i for i in waiting[:WINDOW] if ready(i)]
-        for i in [i for i in candidates if code[i].kind == AT_ONCE] or candidates:
+        window = waiting[:WINDOW]
+        pressing = [i for i in window if code[i].kind == AT_ONCE and ready(i)]
+        for i in pressing or window:
             units = busy[of(i).unit]
-            if min(units) <= cycle and cycle + of(i).latency >= last_result:
+            free = min(units) <= cycle and cycle + of(i).latency >= last_result
+            if free and ready(i):
                 units[units.index(min(units))] = cycle + of(i).cycles
                 chosen.append(i)
             if len(chosen) == WIDTH:

@@ -21,6 +21,7 @@ from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.layout import pack, storage
 from butterflyc.kernels.record import Kernel, Spec, Tensor
 from butterflyc.targets.lanes_in_order import NeonInOrder
+from butterflyc.targets.lanes_in_order_dot import NeonDotInOrder
 from butterflyc.targets.lanes_neon import Neon, NeonDot, NeonV7
 from butterflyc.targets.lanes_x86 import Avx2
 
@@ -42,6 +43,11 @@ TARGETS: dict[str, dict[str, Any]] = {
     "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"},
     "neon-in-order": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"},
     "neon-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
+    "neon-dotprod-in-order": {
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": "cortex-a55",
+    },
     "neon-v7": {
         "kind": "llvm",
         "mtriple": "armv7a-linux-gnueabihf",
@@ -73,6 +79,7 @@ INTEGER_LANES = [
     *EVERY_LANES,
     pytest.param(NeonInOrder(), id="neon-in-order"),
     pytest.param(NeonDot(), id="neon-dotprod"),
+    pytest.param(NeonDotInOrder(), id="neon-dotprod-in-order"),
 ]
 
 
