@@ -74,6 +74,20 @@ class Dot:
         """The accumulators that one plane changes, by number, with its products added."""
         return {0: totals[0] + T.Cast("int32", codes[0]) * activations}
 
+    def tile(
+        self,
+        rows: int,
+        steps: int,
+        weights: Sequence[Read],
+        activations: Callable[[int, Any, int], Any],
+    ) -> Sequence[Any] | None:
+        """The sums of a whole tile, row by row, from a unit that has code of its own for it.
+
+        ``weights`` read the first step of each vector, as packed or the first plane of a panel, and
+        ``activations(row, k, n)`` rows; both load from memory. With None, a loop adds up.
+        """
+        return None
+
     def sums(self, totals: Sequence[Any]) -> Any:
         """The accumulators as int32 x ``outputs``: one sum an output."""
         return totals[0]

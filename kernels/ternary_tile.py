@@ -109,14 +109,30 @@ class IntegerTiles:
         def codes(step: Any, plane: int, v: int) -> Sequence[Any]:
             return self.dot.codes(weights(step, v), plane)
 
-        return self._add_up(shape, activations, codes)
+        first_step = [weights(0, v) for v in range(shape.vectors)]
+        whole = self._whole(shape, activations, first_step)
+        return whole or self._add_up(shape, activations, codes)
 
     def unpacked(self, shape: Shape, activations: Activations, panel: Any) -> list[Any]:
         def codes(step: Any, plane: int, v: int) -> Sequence[Any]:
             start = self._place(step, plane, shape.vectors, v)
             return self.dot.panel(lambda at, n: panel[span(start + at, n)])
 
-        return self._add_up(shape, activations, codes)
+        def first(v: int) -> Read:
+            start = self._place(0, 0, shape.vectors, v)
+            return lambda at, n: panel[span(start + at, n)]
+
+        first_step = [first(v) for v in range(shape.vectors)]
+        whole = self._whole(shape, activations, first_step)
+        return whole or self._add_up(shape, activations, codes)
+
+    def _whole(
+        self, shape: Shape, activations: Activations, weights: Sequence[Read]
+    ) -> list[Any] | None:
+        """The sums of a tile for which the unit has code of its own."""
+        steps = steps_of(shape.depth, self.dot.depth)
+        sums = self.dot.tile(shape.rows, steps, weights, activations)
+        return None if sums is None else list(sums)
 
     def _place(self, step: Any, plane: int, vectors: int, v: int) -> Any:
         """Where the codes of a plane of a step lie in a panel of ``vectors`` vectors."""

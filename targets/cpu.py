@@ -38,13 +38,24 @@ from ..passes.select_kernels import SelectKernels
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.split_work import SplitWork
 from ..passes.spread_rotations import SpreadRotations
-from .lanes_neon import Neon, NeonDot, NeonInOrder, NeonV7
+from .lanes_in_order import NeonInOrder
+from .lanes_in_order_dot import NeonDotInOrder
+from .lanes_neon import Neon, NeonDot, NeonV7
 from .lanes_x86 import Avx2
 from .parts import check_mode, integer_passes, kernel_functions
 from .registry import Core, load_core
 
 LANES: dict[str, Lanes] = {
-    lanes.name: lanes for lanes in (Lanes(), Avx2(), Neon(), NeonInOrder(), NeonDot(), NeonV7())
+    lanes.name: lanes
+    for lanes in (
+        Lanes(),
+        Avx2(),
+        Neon(),
+        NeonInOrder(),
+        NeonDot(),
+        NeonDotInOrder(),
+        NeonV7(),
+    )
 }
 # The CPU features, as the system names them, that code for a vector unit needs.
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -53,6 +64,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "neon": ("asimd",),
     "neon-in-order": ("asimd",),
     "neon-dotprod": ("asimd", "asimddp"),
+    "neon-dotprod-in-order": ("asimd", "asimddp"),
     "neon-v7": ("neon",),
 }
 # What a machine that compiles for itself may be, by architecture: the better ones first.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..kernels.lanes import Lanes
@@ -222,12 +222,12 @@ class NeonFloats(FloatWeights):
         return [parts[i] for i in range(4)]
 
 
-def _sums_of_8(table: Any, numbers: Any) -> Any:
+def sums_of_8(table: Any, numbers: Any) -> Any:
     """tbl, of 8 bytes: the Cortex-A57 and A72 do it in a third of the time of 16."""
     return llvm("int8x8", "llvm.aarch64.neon.tbl1.v8i8", table, T.reinterpret("int8x8", numbers))
 
 
-def _sums_of_16(table: Any, numbers: Any) -> Any:
+def sums_of_16(table: Any, numbers: Any) -> Any:
     """tbl, of 16 bytes."""
     numbers = T.reinterpret("int8x16", numbers)
     return llvm("int8x16", "llvm.aarch64.neon.tbl1.v16i8", table, numbers)
@@ -238,8 +238,8 @@ LONG_TERNARY = Ternary(
     Long(),
     NeonFloats(),
     # Half of what one row takes is numbers and sums, which are 16 at a time.
-    one_row_tables=Tables(64, 16, _sums_of_16, rows=1, rate=10),
-    tables=Tables(32, 8, _sums_of_8, rows=4, rate=14),
+    one_row_tables=Tables(64, 16, sums_of_16, rows=1, rate=10),
+    tables=Tables(32, 8, sums_of_8, rows=4, rate=14),
     one_row=(1, 1),
     few_rows=(2, 1),
     many_rows=(4, 1),
@@ -247,7 +247,6 @@ LONG_TERNARY = Ternary(
     tiles=((4, 1), (3, 1), (5, 1), (2, 2)),
     vectors=(1,),
 )
-IN_ORDER_TERNARY = replace(LONG_TERNARY, tables=Tables(32, 16, _sums_of_16, rows=4, rate=10))
 # Sixteen registers hold no more sums than those of weights -1, 0 and 1.
 V7_TERNARY = Ternary(
     LongV7(),
@@ -306,14 +305,6 @@ class Neon(Lanes):
 
     def round(self, value: Any) -> Any:
         return T.nearbyint(value)
-
-
-@dataclass(frozen=True)
-class NeonInOrder(Neon):
-    """The same of a core that executes in order (Cortex-A53), for which tbl of 16 bytes is one."""
-
-    name: str = "neon-in-order"
-    ternary: Ternary = IN_ORDER_TERNARY
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ EMULATORS = {
     "neon": Emulator("aarch64-linux-gnu-gcc", ("qemu-aarch64", "-cpu", "cortex-a53")),
     "neon-in-order": Emulator("aarch64-linux-gnu-gcc", ("qemu-aarch64", "-cpu", "cortex-a53")),
     "neon-dotprod": Emulator("aarch64-linux-gnu-gcc", ("qemu-aarch64", "-cpu", "cortex-a76")),
+    "neon-dotprod-in-order": Emulator(
+        "aarch64-linux-gnu-gcc", ("qemu-aarch64", "-cpu", "cortex-a76")
+    ),
     "neon-v7": Emulator("arm-linux-gnueabihf-gcc", ("qemu-arm", "-cpu", "cortex-a9")),
 }
 

@@ -20,6 +20,8 @@ from butterflyc.compiler.lower.tir import build_object
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.layout import pack, storage
 from butterflyc.kernels.record import Kernel, Spec, Tensor
+from butterflyc.targets.lanes_in_order import NeonInOrder
+from butterflyc.targets.lanes_in_order_dot import NeonDotInOrder
 from butterflyc.targets.lanes_neon import Neon, NeonDot, NeonV7
 from butterflyc.targets.lanes_x86 import Avx2
 
@@ -41,6 +43,11 @@ TARGETS: dict[str, dict[str, Any]] = {
     "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"},
     "neon-in-order": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"},
     "neon-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
+    "neon-dotprod-in-order": {
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": "cortex-a55",
+    },
     "neon-v7": {
         "kind": "llvm",
         "mtriple": "armv7a-unknown-linux-gnueabihf",
@@ -66,8 +73,13 @@ EVERY_LANES = [
     pytest.param(Neon(), id="neon"),
     pytest.param(NeonV7(), id="neon-v7"),
 ]
-# Dot products are integers' alone.
-INTEGER_LANES = [*EVERY_LANES, pytest.param(NeonDot(), id="neon-dotprod")]
+# What these have of their own, they have for integers alone.
+INTEGER_LANES = [
+    *EVERY_LANES,
+    pytest.param(NeonInOrder(), id="neon-in-order"),
+    pytest.param(NeonDot(), id="neon-dotprod"),
+    pytest.param(NeonDotInOrder(), id="neon-dotprod-in-order"),
+]
 
 
 def tensor(array: Array) -> Tensor:

@@ -12,7 +12,8 @@ from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Spec, Tensor
 from butterflyc.kernels.ternary_dot import KERNEL as BY_PRODUCTS
 from butterflyc.kernels.ternary_dot_pairs import KERNEL
-from butterflyc.targets.lanes_neon import Neon, NeonDot, NeonInOrder
+from butterflyc.targets.lanes_in_order import NeonInOrder
+from butterflyc.targets.lanes_neon import Neon, NeonDot
 
 from .harness import run
 
