@@ -163,6 +163,7 @@ IN_ORDER_TERNARY = replace(
     one_row=(1, VECTORS),
     few_rows=(1, VECTORS),
     many_rows=(ROWS, 1),
+    panel_rows=4,
     vectors=(1, 2, 4),
 )
 

@@ -164,6 +164,7 @@ IN_ORDER_DOT_TERNARY = replace(
     packed=PackedInOrderDot(),
     unpacked=PanelInOrderDot(),
     few_rows=(1, VECTORS),
+    panel_rows=4,
 )
 
 
