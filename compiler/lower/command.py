@@ -19,8 +19,7 @@ HEADER = """\
 #define MODEL_NAME "{name}"
 #define MODEL_TARGET "{target}"
 #define MODEL_RUN {name}_run
-#define MODEL_ARENA_BYTES {upper}_ARENA_BYTES
-#define MODEL_SPLITS {splits}
+{threads}#define MODEL_SPLITS {splits}
 #define MODEL_INPUTS {input_count}
 #define MODEL_OUTPUTS {output_count}
 
@@ -28,6 +27,18 @@ static const struct port inputs[MODEL_INPUTS + 1] = {{
 {inputs}}};
 static const struct port outputs[MODEL_OUTPUTS + 1] = {{
 {outputs}}};
+"""
+ONE_THREAD = """\
+#define MODEL_THREADS 1
+#define MODEL_ARENA_BYTES {upper}_ARENA_BYTES
+"""
+THREADS = """\
+#define MODEL_THREADS {count}
+#define MODEL_RUN_MT {name}_run_mt
+#define MODEL_POOL {name}_pool
+#define MODEL_POOL_CREATE {name}_pool_create
+#define MODEL_POOL_DESTROY {name}_pool_destroy
+#define MODEL_ARENA_BYTES {upper}_MT_ARENA_BYTES
 """
 Port = Mapping[str, Any]
 
@@ -58,11 +69,13 @@ def command_program(
 
 
 def model_header(manifest: Mapping[str, Any]) -> str:
-    """The table of the model's ports, in C."""
+    """What is the model's own, in C: its functions, and the table of its ports."""
     name, inputs, outputs = (manifest[key] for key in ("name", "inputs", "outputs"))
+    count = manifest.get("threads", 1)
+    threads = THREADS if count > 1 else ONE_THREAD
     return HEADER.format(
         name=name,
-        upper=name.upper(),
+        threads=threads.format(name=name, upper=name.upper(), count=count),
         target=manifest["target"],
         splits=int(manifest["splits"]),
         input_count=len(inputs),

@@ -23,7 +23,7 @@ STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
 
 @cache
-def compiled(target: str, name: str = "vit", experts: int = 2) -> Program:
+def compiled(target: str, name: str = "vit", experts: int = 2, threads: int = 1) -> Program:
     """A small model; another number of experts, or another name, is another one."""
     torch.manual_seed(experts)
     layer = ButterflyConfig(d_model=8, d_ff=16, experts=experts, top_k=2, angle_std=1.0)
@@ -31,7 +31,14 @@ def compiled(target: str, name: str = "vit", experts: int = 2) -> Program:
         image=8, channels=1, patch=4, classes=3, d_model=8, heads=2, layers=1, mlp=layer
     )
     examples = (torch.from_numpy(IMAGES[:1]),)
-    return bc.compile(ViT(config).eval(), examples, target=target, calibration=IMAGES, name=name)
+    return bc.compile(
+        ViT(config).eval(),
+        examples,
+        target=target,
+        calibration=IMAGES,
+        name=name,
+        threads=threads,
+    )
 
 
 def write_package(program: Program, folder: Path) -> Path:

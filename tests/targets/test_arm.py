@@ -24,6 +24,7 @@ from butterflyc.compiler.lower.elf import architecture_of
 from butterflyc.compiler.run.hosted import Finished, Hosted
 from butterflyc.compiler.run.native import RunFailed, check_architecture, cpu_features
 from butterflyc.compiler.run.user_mode import UserMode
+from butterflyc.placed import programs_of
 from butterflyc.program import Program
 from butterflyc.targets.registry import core_names, load_core
 from butterflyc.verify import verify
@@ -332,3 +333,30 @@ def test_many_samples_go_in_lots(pi: Program, monkeypatch: pytest.MonkeyPatch) -
     wanted = pi.on("qemu")(IMAGES)
     monkeypatch.setattr("butterflyc.compiler.run.hosted.LOT_BYTES", 3 * 300)
     np.testing.assert_array_equal(pi.on("qemu")(IMAGES), wanted)
+
+
+@pytest.mark.parametrize("target", ["host", "cortex-a53", "armv7a"])
+def test_the_program_computes_in_threads(
+    target: str, tmp_path: Path, needs_tool: Callable[..., str]
+) -> None:
+    """In all that it was compiled for, or fewer, with the same bits; more are refused."""
+    emulator = () if target == "host" else (needs_tool(load_core(target).runner),)
+    program = compiled(target, threads=3)
+    ((name, content),) = programs_of(program, lambda _: None).items()
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / name).chmod(0o755)
+    np.save(tmp_path / "images.npy", IMAGES[:4, None])
+
+    def run_in(*threads: str) -> subprocess.CompletedProcess[str]:
+        command = [*emulator, f"./{name}", *threads, "images.npy", "scores.npy"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    found = []
+    for words in ((), ("--threads", "1"), ("--threads", "2"), ("--threads", "3")):
+        assert run_in(*words).returncode == 0
+        found.append(np.load(tmp_path / "scores.npy"))
+    for scores in found[1:]:
+        np.testing.assert_array_equal(scores, found[0])
+    refused = run_in("--threads", "4")
+    assert refused.returncode == 2
+    assert "--threads takes a number of 1 to 3, got 4" in refused.stderr

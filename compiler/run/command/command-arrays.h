@@ -38,7 +38,8 @@ enum status {
   CANNOT_WRITE,
   DISK_FULL,
   MODEL_FAILED,
-  NO_MEMORY
+  NO_MEMORY,
+  NO_THREADS
 };
 
 /* How the tensors of an input are put together. */

@@ -1,6 +1,6 @@
 /* NAME-run: a compiled model on files of NumPy arrays (.npy).
 
-     NAME-run [--repeat N] IN.npy... OUT.npy...
+     NAME-run [--repeat N] [--threads N] IN.npy... OUT.npy...
 
    An input of a port is one tensor of its shape; or several, with one more axis in front; or, where
    the samples of a batch do not depend on one another, a multiple of the batch. Each fault is one
@@ -30,9 +30,36 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+#if MODEL_THREADS > 1
+typedef MODEL_POOL pool;
+
+static pool *start(int64_t threads) {
+  pool *made = threads > 1 ? MODEL_POOL_CREATE((int)threads) : NULL;
+  if (threads > 1 && made == NULL) {
+    fail(NO_THREADS, "the system does not start %" PRId64 " threads", threads);
+  }
+  return made;
+}
+
+static int compute(const void *const *in, void *const *out, void *arena, pool *threads) {
+  return threads ? MODEL_RUN_MT(in, out, arena, threads) : MODEL_RUN(in, out, arena);
+}
+
+static void stop(pool *threads) {
+  if (threads) MODEL_POOL_DESTROY(threads);
+}
+#else
+typedef void pool;
+static pool *start(int64_t threads) { return (void)threads, NULL; }
+static int compute(const void *const *in, void *const *out, void *arena, pool *threads) {
+  return (void)threads, MODEL_RUN(in, out, arena);
+}
+static void stop(pool *threads) { (void)threads; }
+#endif
+
 /* Every sample ``repeat`` times; once, without saying how long it took, if that is 0. */
 static void run_all(const struct input *in, unsigned char **out, int64_t samples, int64_t repeat,
-                    struct peek *peeks, int peek_count) {
+                    pool *threads, struct peek *peeks, int peek_count) {
   const int64_t rounds = repeat > 0 ? repeat : 1;
   unsigned char *arena = aligned(memory(MODEL_ARENA_BYTES, 1));
   double *times = memory((uint64_t)samples, (uint64_t)rounds * sizeof *times);
@@ -48,7 +75,7 @@ static void run_all(const struct input *in, unsigned char **out, int64_t samples
       to[i] = out[i] + sample * (size_t)numbers(&outputs[i]) * outputs[i].item;
     }
     double start = now();
-    int status = MODEL_RUN(from, to, arena);
+    int status = compute(from, to, arena, threads);
     times[run] = now() - start;
     if (status != 0) {
       fail(MODEL_FAILED, "the model returned status %d for sample %zu", status, sample);
@@ -77,7 +104,7 @@ static void print_ports(const char *title, const struct port *ports, int count) 
 }
 
 static void help(void) {
-  printf("usage: %s-run [--repeat N] IN.npy... OUT.npy...\n\n", MODEL_NAME);
+  printf("usage: %s-run [--repeat N] [--threads N] IN.npy... OUT.npy...\n\n", MODEL_NAME);
   printf("%s for %s, compiled by butterflyc: arrays in, arrays out, as numpy.save writes them\n"
          "(C order, little endian).\n", MODEL_NAME, MODEL_TARGET);
   print_ports("inputs", inputs, MODEL_INPUTS);
@@ -86,13 +113,14 @@ static void help(void) {
          MODEL_SPLITS ? ",\nor a first axis that is a multiple of the one above" : "");
   printf("Inputs of codes may be float32; then outputs of codes are float32 as well.\n\n"
          "  --repeat N             run all N times, print microseconds a run\n"
+         "  --threads N            compute in N threads, of %d that it was compiled for\n"
          "  --codes                outputs of codes stay codes\n"
          "  --peek AT BYTES FILE   after each run, add bytes of the working memory to FILE\n\n"
          "exit status: %d wrong call, %d cannot read, %d no .npy file, %d cut short or too long,\n"
          "%d Fortran order, %d wrong type, %d wrong shape, %d unequal samples, %d cannot write,\n"
-         "%d disk full, %d the model failed, %d no memory\n",
-         BAD_CALL, CANNOT_READ, NO_ARRAY, CUT_SHORT, FORTRAN_ORDER, WRONG_TYPE, WRONG_SHAPE,
-         UNEQUAL_SAMPLES, CANNOT_WRITE, DISK_FULL, MODEL_FAILED, NO_MEMORY);
+         "%d disk full, %d the model failed, %d no memory, %d no threads\n",
+         MODEL_THREADS, BAD_CALL, CANNOT_READ, NO_ARRAY, CUT_SHORT, FORTRAN_ORDER, WRONG_TYPE,
+         WRONG_SHAPE, UNEQUAL_SAMPLES, CANNOT_WRITE, DISK_FULL, MODEL_FAILED, NO_MEMORY, NO_THREADS);
 }
 
 static int64_t number(const char *option, const char *text, int64_t least, int64_t most) {
@@ -107,8 +135,8 @@ static int64_t number(const char *option, const char *text, int64_t least, int64
 }
 
 /* Reads the options in front of the files; the number of words that they are. */
-static int options(int count, char **words, int64_t *repeat, int *codes, struct peek *peeks,
-                   int *peek_count) {
+static int options(int count, char **words, int64_t *repeat, int64_t *threads, int *codes,
+                   struct peek *peeks, int *peek_count) {
   int at = 1;
   for (; at < count && words[at][0] == '-' && words[at][1] != 0; at++) {
     if (strcmp(words[at], "--") == 0) return at + 1;
@@ -119,6 +147,9 @@ static int options(int count, char **words, int64_t *repeat, int *codes, struct 
       *codes = 1;
     } else if (strcmp(words[at], "--repeat") == 0) {
       *repeat = number("--repeat", words[at + 1], 1, 1000000000);
+      at++;
+    } else if (strcmp(words[at], "--threads") == 0) {
+      *threads = number("--threads", words[at + 1], 1, MODEL_THREADS);
       at++;
     } else if (strcmp(words[at], "--peek") == 0) {
       if (at + 3 >= count || *peek_count == MOST_PEEKS) {
@@ -153,10 +184,10 @@ int main(int count, char **words) {
   static struct peek peeks[MOST_PEEKS];
   struct input in[MODEL_INPUTS + 1] = {{NULL, 1, ONE, 0}};
   unsigned char *out[MODEL_OUTPUTS + 1];
-  int64_t repeat = 0;
+  int64_t repeat = 0, threads = MODEL_THREADS;
   int peek_count = 0;
   int in_codes = 0; /* asked for, or since an input came as codes: outputs stay codes */
-  int at = options(count, words, &repeat, &in_codes, peeks, &peek_count);
+  int at = options(count, words, &repeat, &threads, &in_codes, peeks, &peek_count);
   if (count - at != MODEL_INPUTS + MODEL_OUTPUTS) {
     fail(BAD_CALL, "takes %d files to read and %d to write, got %d: see --help", MODEL_INPUTS,
          MODEL_OUTPUTS, count - at);
@@ -171,7 +202,9 @@ int main(int count, char **words) {
     out[i] = memory((uint64_t)samples * numbers(&outputs[i]), outputs[i].item);
   }
   for (int i = 0; i < peek_count; i++) peeks[i].file = create(peeks[i].path);
-  run_all(in, out, samples, repeat, peeks, peek_count);
+  pool *several = start(threads);
+  run_all(in, out, samples, repeat, several, peeks, peek_count);
+  stop(several);
   for (int i = 0; i < peek_count; i++) finish(peeks[i].file, peeks[i].path);
   for (int i = 0; i < MODEL_OUTPUTS; i++) {
     const struct port *port = &outputs[i];
