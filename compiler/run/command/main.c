@@ -120,7 +120,8 @@ static void help(void) {
          "%d Fortran order, %d wrong type, %d wrong shape, %d unequal samples, %d cannot write,\n"
          "%d disk full, %d the model failed, %d no memory, %d no threads\n",
          MODEL_THREADS, BAD_CALL, CANNOT_READ, NO_ARRAY, CUT_SHORT, FORTRAN_ORDER, WRONG_TYPE,
-         WRONG_SHAPE, UNEQUAL_SAMPLES, CANNOT_WRITE, DISK_FULL, MODEL_FAILED, NO_MEMORY, NO_THREADS);
+         WRONG_SHAPE, UNEQUAL_SAMPLES, CANNOT_WRITE, DISK_FULL, MODEL_FAILED, NO_MEMORY,
+         NO_THREADS);
 }
 
 static int64_t number(const char *option, const char *text, int64_t least, int64_t most) {
