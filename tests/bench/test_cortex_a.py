@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def machine_for(cpu: str, *features: str) -> Machine:
     attributes = [f"+{feature}" for feature in ("neon", *features)]
     target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": cpu, "mattr": attributes}
-    return Machine(target, Lanes(), ())
+    return Machine(target["mtriple"], target, Lanes(), ())
 
 
 A72 = machine_for("cortex-a72")

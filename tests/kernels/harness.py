@@ -175,7 +175,8 @@ def flushed(lanes: Lanes, array: Array) -> Array:
     """``array`` as these lanes take it: NEON of ARMv7-A has zeros for denormals, in any mode."""
     if lanes.name != "neon-v7" or array.dtype != np.float32:
         return array
-    return np.where(np.abs(array) < np.finfo(np.float32).tiny, array * np.float32(0), array)
+    small = np.abs(array) < np.finfo(np.float32).tiny
+    return np.where(small, np.copysign(np.float32(0), array), array)
 
 
 def relative_error(result: Array, wanted: Array) -> float:
