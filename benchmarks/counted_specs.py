@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from butterflyc.compiler.run.kernel import spec_for
 from butterflyc.kernels.record import Spec, Tensor
 
 SEED = 0
@@ -38,7 +39,7 @@ def flag(draw: Draw) -> bool:
 
 
 def spec(op: str, operands: list[Tensor], *results: Tensor, **attributes: Any) -> Spec:
-    return Spec(op, tuple(sorted(attributes.items())), tuple(operands), results)
+    return spec_for(op, operands, results, **attributes)
 
 
 def scalar_or(draw: Draw, dtype: str, count: int) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from ..compiler.errors import VerificationFailed
 from ..compiler.ir.ops import OPS
 from ..compiler.ir.types import STORAGE
+from ..compiler.run.kernel import spec_for
 from ..kernels.lanes import Lanes
 from ..kernels.record import Spec, Tensor
 
@@ -148,7 +149,7 @@ def _spec(
     operands = [
         Tensor("ternary" if i == ternary else names[a.dtype], a.shape) for i, a in enumerate(arrays)
     ]
-    return Spec(op, tuple(sorted(attributes.items())), tuple(operands), (result,))
+    return spec_for(op, operands, [result], **attributes)
 
 
 def _random() -> Random:

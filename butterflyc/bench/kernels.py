@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..compiler.run.kernel import bind
+from ..compiler.run.kernel import bind, spec_for
 from ..kernels import all_kernels
 from ..kernels.record import Kernel, Spec, Tensor
 from ..targets.cpu import machine
@@ -26,7 +26,7 @@ DENSE = ((65, 256, 768, 0.85), (65, 256, 256, 0.85), (65, 1024, 256, 0.85), (1, 
 
 def ternary_spec(rows: int, depth: int, outputs: int) -> Spec:
     operands = Tensor("i8", (rows, depth)), Tensor("ternary", (outputs, depth))
-    return Spec("ternary_dot", (), operands, (Tensor("i32", (rows, outputs)),))
+    return spec_for("ternary_dot", operands, [Tensor("i32", (rows, outputs))])
 
 
 def dense_spec(rows: int, depth: int, outputs: int) -> Spec:
@@ -35,8 +35,7 @@ def dense_spec(rows: int, depth: int, outputs: int) -> Spec:
         Tensor("f32", (outputs, depth)),
         Tensor("f32", (outputs,)),
     )
-    attributes = (("activation", "none"),)
-    return Spec("linear", attributes, operands, (Tensor("f32", (rows, outputs)),))
+    return spec_for("linear", operands, [Tensor("f32", (rows, outputs))])
 
 
 def suite(progress: Callable[[str], None] = lambda _: None, rounds: int = 25) -> list[Row]:

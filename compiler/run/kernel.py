@@ -15,10 +15,22 @@ import numpy as np
 from ...kernels.lanes import Lanes
 from ...kernels.layout import pack, storage
 from ...kernels.record import Kernel, Spec, Tensor
+from ..ir.ops import OPS
 from ..ir.types import STORAGE
 from ..lower.link import c_compiler, run
 from ..lower.tir import build_object
 from .native import aligned_buffer
+
+
+def spec_for(
+    op: str, operands: Sequence[Tensor], results: Sequence[Tensor], **attributes: Any
+) -> Spec:
+    """What kernels are asked for, of an op by its name: attributes that are left out are default.
+
+    Raises KeyError for another op, ValueError for an attribute that it does not have, or needs.
+    """
+    whole = OPS[op].complete(attributes)
+    return Spec(op, tuple(sorted(whole.items())), tuple(operands), tuple(results))
 
 
 def with_layouts(kernel: Kernel, spec: Spec, lanes: Lanes) -> Spec:
