@@ -84,18 +84,11 @@ def compile(
     family = family_of(core)
     core = sized(core, memories or {}, family.MEMORIES)
     mode = mode or family.MODES[0]
-    if weight_snr is not None:
-        _check_budget(weight_snr, mode)
     _check_threads(threads, core, family.THREADS)
-    if act_bits is not None:
-        _check_act_bits(act_bits, mode)
-    source = open_model(model, example_inputs, progress)
+    budgets = _budgets(mode, weight_snr, act_bits)
+    source = replace(open_model(model, example_inputs, progress), **budgets)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
-    if weight_snr is not None:
-        source = replace(source, weight_snr=weight_snr)
-    if act_bits is not None:
-        source = replace(source, act_bits=act_bits)
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
     built = lower(source, core, mode, name, dump, record, progress, threads)
@@ -119,6 +112,16 @@ def compile(
     made = {f"kernels/{name}": code for name, code in programs_of(program, progress).items()}
     sections = {**program.artefact.sections, **made}
     return Program(Artefact(program.manifest, sections), program.fresh_stages)
+
+
+def _budgets(mode: str, weight_snr: float | None, act_bits: int | None) -> dict[str, Any]:
+    """What a source is to know of the budgets given. Raises UsageError for a wrong one."""
+    if weight_snr is not None:
+        _check_budget(weight_snr, mode)
+    if act_bits is not None:
+        _check_act_bits(act_bits, mode)
+    given = {"weight_snr": weight_snr, "act_bits": act_bits}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_budget(weight_snr: float, mode: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -110,15 +110,28 @@ def command(
         if explain:  # with --json, stdout holds the error's document
             show_explanation(record.explanation(), sys.stderr if as_json else None)
         raise
-    seconds = perf_counter() - start
+    explanation = record.explanation() if explain else None
+    _tell(program, artefact, perf_counter() - start, explanation, as_json)
+
+
+def _tell(
+    program: Program,
+    artefact: Path,
+    seconds: float,
+    explanation: dict[str, Any] | None,
+    as_json: bool,
+) -> None:
+    """What was made, and the explanation if there is one."""
     if as_json:
         data = {"artefact": str(artefact), "seconds": seconds, **program.manifest}
-        print_json("compile", data | ({"explanation": record.explanation()} if explain else {}))
+        print_json(
+            "compile", data | ({"explanation": explanation} if explanation is not None else {})
+        )
         return
     _print(program, artefact, seconds)
-    if explain:
+    if explanation is not None:
         click.echo()
-        show_explanation(record.explanation())
+        show_explanation(explanation)
 
 
 def write(
