@@ -11,6 +11,7 @@ from ...kernels.layout import unpack
 from ..errors import BadInput
 from .graph import Graph, Node
 from .ops import OPS
+from .ops.elementwise import cast
 from .types import Type
 
 Observer = Callable[[Node, Any], None]
@@ -98,5 +99,8 @@ def _checked(node: Node, type: Type, outcome: Any, precision: str | None) -> np.
     assert array.shape == type.shape, (
         f"{node.op}: its meaning gave shape {array.shape}, its shape rule {type.shape}"
     )
-    storage = np.dtype(np.float64) if precision == "f64" and type.is_float else type.storage
-    return array.astype(storage, copy=False)
+    if precision == "f64" and type.is_float:
+        return array.astype(np.float64, copy=False)
+    if type.dtype == "bf16":  # whose values are held as float32
+        return cast(array, "bf16")
+    return array.astype(type.storage, copy=False)

@@ -133,7 +133,22 @@ def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
             ),
         ],
     }  # fmt: skip
+    samples["butterfly_layer"] = _layer_samples()
     return samples
+
+
+def _layer_samples() -> list[tuple[list[Type], dict[str, Any]]]:
+    """Calls of the op for a whole layer: 8 channels, 12 inside, 4 experts."""
+    pairs = [Type("f16", (4, width // 4, 4, 2)) for width in (8, 12)]
+    operands = [
+        Type("f32", (3, 8)), pairs[0], Type("ternary", (12, 8)), Type("f32", ()),
+        Type("f32", (12,)), Type("f32", (3, 2)), Type("i64", (3, 2)), pairs[1],
+    ]  # fmt: skip
+    other = {"activation": "gelu", "activate_last": True, "order_in": "far", "biased": False}
+    return [
+        (operands, {"dtype": "f16", "activation_bits": 8}),
+        ([*operands, Type("f16", (5, 12))], {"dtype": "f32", **other}),
+    ]
 
 
 def values(type: Type, rng: np.random.Generator) -> np.ndarray:

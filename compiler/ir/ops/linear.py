@@ -11,6 +11,11 @@ from .table import REQUIRED, axis_of, broadcast_shapes, op, want
 Array = np.ndarray
 
 
+def widened(x: Array) -> Array:
+    """Halves as float32: products of them are summed so, and rounded once, as tensor cores do."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
 def matmul(a: Type, b: Type) -> Type:
     want(a.rank >= 2 and b.rank >= 2, f"needs matrices, got {a} and {b}")
     want(a.dtype == b.dtype, f"operands of different dtypes: {a}, {b}")
@@ -28,9 +33,10 @@ def linear(x: Type, w: Type, bias: Type | None = None, activation: str = "none")
 
 
 def linear_meaning(x: Array, w: Array, bias: Array | None = None, *, activation: str) -> Array:
+    wide = widened(x)
     # One product of all rows: NumPy would make a small one for each of the leading axes.
-    y = (x.reshape(-1, x.shape[-1]) @ w.T).reshape(*x.shape[:-1], w.shape[0])
-    return ACTIVATIONS[activation](y if bias is None else y + bias)
+    y = (wide.reshape(-1, x.shape[-1]) @ widened(w).T).reshape(*x.shape[:-1], w.shape[0])
+    return ACTIVATIONS[activation](y if bias is None else y + widened(bias)).astype(x.dtype)
 
 
 def conv2d(
@@ -95,11 +101,13 @@ def attention(q: Type, k: Type, v: Type, scale: float, causal: bool) -> Type:
 
 
 def attention_meaning(q: Array, k: Array, v: Array, scale: float, causal: bool) -> Array:
+    dtype = q.dtype
+    q, k, v = widened(q), widened(k), widened(v)
     scores = q @ np.swapaxes(k, -1, -2) * q.dtype.type(scale)
     if causal:
         ahead = np.triu(np.ones(scores.shape[-2:], bool), 1)
         scores = np.where(ahead, scores.dtype.type(-np.inf), scores)
-    return softmax(scores, -1) @ v
+    return (softmax(scores, -1) @ v).astype(dtype)
 
 
 def qkv_attention(qkv: Type, heads: int, scale: float, causal: bool) -> Type:
@@ -120,7 +128,7 @@ OPS = [
         "matmul",
         "a b",
         matmul,
-        lambda a, b: a @ b,
+        lambda a, b: (widened(a) @ widened(b)).astype(a.dtype),
         "product of the last two axes",
     ),
     op(

@@ -1,0 +1,148 @@
+"""One op for a whole Butterfly layer, as GPUs compute it: rotations as angles, halves rounded late.
+
+Groups are four neighbouring channels. A rotation is four Givens rotations a group, given as pairs
+(cos, sin) [E, groups, 4, 2]: two of them, then two of what those gave. In ``near`` order the first
+two turn members (0, 1) and (2, 3), the others (0, 2) and (1, 3); in ``far`` order (0, 2) and (1, 3)
+come first. A rotation by (c, s) makes (c a - s b, s a + c b) of (a, b).
+
+Everything is computed in float32, but what a tensor core reads (rotated rows, and what goes into
+w_down) is rounded to ``dtype`` first. Pairs and w_down are of the types that they are stored in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..types import FLOATS, INTEGERS, Type
+from .butterfly import (
+    dequantize_meaning,
+    quantize_rows_meaning,
+    ternary_dot_meaning,
+    ternary_matmul_meaning,
+)
+from .elementwise import ACTIVATIONS, cast
+from .table import REQUIRED, op, want
+
+Array = np.ndarray
+ORDERS = ("near", "far")
+# Members that each of the four rotations of a group turns, in ``near`` order.
+TURNED = ((0, 1), (2, 3), (0, 2), (1, 3))
+
+
+def members(order: str) -> tuple[tuple[int, int], ...]:
+    """The two members of a group that each of its four rotations turns, in their order."""
+    return TURNED if order == "near" else TURNED[2:] + TURNED[:2]
+
+
+def turn(x: Array, pairs: Array, order: str) -> Array:
+    """x [..., 4 * groups] rotated by pairs [..., groups, 4, 2]."""
+    parts = list(np.moveaxis(x.reshape(*x.shape[:-1], -1, 4), -1, 0))
+    for i, (a, b) in enumerate(members(order)):
+        c, s = pairs[..., i, 0], pairs[..., i, 1]
+        parts[a], parts[b] = c * parts[a] - s * parts[b], s * parts[a] + c * parts[b]
+    turned = np.stack(np.broadcast_arrays(*parts), -1)
+    return turned.reshape(*turned.shape[:-2], -1)
+
+
+def butterfly_layer(
+    x: Type,
+    pairs_in: Type,
+    w: Type,
+    scale: Type,
+    bias: Type,
+    gates: Type,
+    experts: Type,
+    pairs_out: Type,
+    w_down: Type | None = None,
+    *,
+    dtype: str,
+    activation: str,
+    activate_last: bool,
+    activation_bits: int,
+    order_in: str,
+    order_out: str,
+    biased: bool,
+) -> Type:
+    want(x.rank == 2 and x.dtype in FLOATS, f"needs float x[T, d], got {x}")
+    want(dtype in FLOATS, f"rows of {dtype}")
+    want(w.dtype == "ternary" and w.rank == 2, f"w is {w}, not ternary[F, d]")
+    want(x.shape[1] == w.shape[1], f"x {x} does not fit w {w}")
+    for pairs, width in ((pairs_in, w.shape[1]), (pairs_out, w.shape[0])):
+        want(pairs.rank == 4 and pairs.shape[2:] == (4, 2), f"pairs {pairs}, not [E, groups, 4, 2]")
+        want(pairs.shape[1] * 4 == width, f"pairs {pairs} for {width} channels")
+    want(scale.shape in ((), w.shape[:1]), f"scale {scale} for {w.shape[0]} outputs")
+    want(bias.shape == w.shape[:1], f"bias {bias} for w {w}")
+    want(gates.rank == 2 and gates.shape[0] == x.shape[0], f"gates {gates} for x {x}")
+    want(experts.shape == gates.shape, f"gates {gates}, but experts {experts}")
+    want(experts.dtype in INTEGERS, f"the expert numbers are {experts}")
+    want(activation in ACTIVATIONS, f"activation '{activation}', known: {sorted(ACTIVATIONS)}")
+    want(activation_bits in (0, 8), f"activation_bits is 0 or 8, not {activation_bits}")
+    for order in (order_in, order_out):
+        want(order in ORDERS, f"order '{order}', known: {', '.join(ORDERS)}")
+    if w_down is None:
+        return Type(x.dtype, (x.shape[0], w.shape[0]))
+    want(w_down.rank == 2 and w_down.shape[1] == w.shape[0], f"w_down {w_down} for w {w}")
+    return Type(x.dtype, (x.shape[0], w_down.shape[0]))
+
+
+def butterfly_layer_meaning(
+    x: Array,
+    pairs_in: Array,
+    w: Array,
+    scale: Array,
+    bias: Array,
+    gates: Array,
+    experts: Array,
+    pairs_out: Array,
+    w_down: Array | None = None,
+    *,
+    dtype: str,
+    activation: str,
+    activate_last: bool,
+    activation_bits: int,
+    order_in: str,
+    order_out: str,
+    biased: bool,
+) -> Array:
+    wide = np.result_type(x.dtype, np.float32)  # float64 where the interpreter computes in it
+
+    def rounded(values: Array) -> Array:
+        return cast(values, dtype).astype(wide) if dtype in ("f16", "bf16") else values
+
+    def widened(values: Array) -> Array:
+        return values.astype(wide)
+
+    rows = turn(widened(x)[:, None], widened(pairs_in)[experts], order_in)  # [T, k, d]
+    if activation_bits:
+        codes, row_scale = quantize_rows_meaning(rows, activation_bits)
+        u = dequantize_meaning(ternary_dot_meaning(codes, w), row_scale, scale)
+    else:
+        u = ternary_matmul_meaning(rounded(rows), w, scale)
+    u = u + widened(bias) if biased else u  # [T, k, F]
+    activate, last = ACTIVATIONS[activation], widened(pairs_out)[experts]
+    u = u if activate_last else activate(u)
+    u = turn(u, last, order_out)
+    u = activate(u) if activate_last else u
+    y = (u * widened(gates)[..., None]).sum(1, dtype=wide)
+    y = y if w_down is None else rounded(y) @ widened(w_down).T
+    return y.astype(x.dtype)
+
+
+OPS = [
+    op(
+        "butterfly_layer",
+        "x pairs_in w scale bias gates experts pairs_out w_down?",
+        butterfly_layer,
+        butterfly_layer_meaning,
+        "w_down of the sum over chosen experts of gate * rotate(activation(rotate(x) @ w.T * scale "
+        "+ bias)), with rows of dtype; not biased: without the bias; activation_bits 8: of rotated "
+        "rows as such codes",
+        dtype=REQUIRED,
+        activation="none",
+        activate_last=False,
+        activation_bits=0,
+        order_in="near",
+        order_out="near",
+        biased=True,
+    ),
+]
