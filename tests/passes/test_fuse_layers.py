@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterflyc.compiler.ir import Graph
@@ -88,6 +88,7 @@ def test_mixtures_of_two_layers_are_layers(mixture: Mixture, seed: int) -> None:
 HALVES = st.permutations(range(4)).map(tuple)
 
 
+@settings(max_examples=30)
 @given(HALVES, HALVES, st.integers(1, 4), st.integers(0, 99), st.sampled_from([1e-9, 0.01, 1, 3]))
 def test_pairs_turn_as_their_blocks(
     taken: Order, given: Order, groups: int, seed: int, size: float
@@ -115,7 +116,7 @@ GENERAL = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
 
 
 def test_other_blocks_are_not_taken_for_rotations() -> None:
-    """A general orthogonal block, one such among rotations, reflections, a width of six have no pairs."""
+    """General orthogonal blocks, one among rotations, reflections, three groups have no pairs."""
     rotations = np.tile(np.eye(4), (2, 40, 1, 1))
     assert pairs_of(rotations) is not None
     rotations[1, 39] = GENERAL
