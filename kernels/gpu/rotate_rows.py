@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -20,13 +18,13 @@ NUMBERS = 2048
 
 @triton.jit
 def rotate_rows(
-    x: Any,
-    experts: Any,
-    pairs: Any,
-    rows: Any,
-    row_scales: Any,
-    R: Any,
-    D: Any,
+    x: tl.tensor,
+    experts: tl.tensor,
+    pairs: tl.tensor,
+    rows: tl.tensor,
+    row_scales: tl.tensor,
+    R: tl.tensor,
+    D: tl.tensor,
     WIDTH: tl.constexpr,
     CHOSEN: tl.constexpr,
     FAR: tl.constexpr,
@@ -34,7 +32,7 @@ def rotate_rows(
     PLANAR: tl.constexpr,
     BM: tl.constexpr,
     BG: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """rows [R, WIDTH] of x [R / CHOSEN, D], zero from D on; R = tokens * CHOSEN.
 
     PLANAR: all first members of groups, then all second ones, and so on.
