@@ -15,7 +15,7 @@ from ..record import Kernel, Spec, Tensor
 from . import rotate_rows
 from .common import join_members
 from .cost import down_seconds, moved_seconds, product_seconds, rotation_seconds
-from .epilogue import combined
+from .epilogue import chosen_of, combined, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import Layer, divided, layer_of, number, pointer, power_of_two, serves
 
@@ -63,9 +63,11 @@ def combine_rows(
     for slot in tl.static_range(CHOSEN):
         row = token * CHOSEN + slot
         start = sums + row.to(tl.int64)[:, None] * WIDTH
+        of_row = scales_of(row_scales, row, there, CODES)
+        gate, expert = chosen_of(gates, experts, row, there)
         u0, u1, u2, u3 = combined(
             tl.load(start + column[None, :], mask=mask, other=0),
-            row_scales, scale, bias, gates, experts, pairs, row, there, first, F,
+            of_row, scale, bias, gate, expert, pairs, there, first, F,
             1.0, CODES, SCALES, BIASED, ACTIVATION, LAST, FAR, FAST, ASM, False, 1, BT, BF,
         )  # fmt: skip
         y0 += u0

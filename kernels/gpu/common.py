@@ -87,6 +87,13 @@ def row_maximum(x0: tl.tensor, x1: tl.tensor, x2: tl.tensor, x3: tl.tensor) -> t
 
 
 @triton.jit
+def inverse_of(largest: tl.tensor, M: tl.constexpr) -> tl.tensor:
+    """127 / the largest magnitude [M] of each row; 0 for a row of zeros."""
+    most = tl.full((M,), 127.0, tl.float32)
+    return tl.where(largest > 0, tl.div_rn(most, tl.where(largest > 0, largest, most)), 0.0)
+
+
+@triton.jit
 def code(x: tl.tensor, inverse: tl.tensor) -> tl.tensor:
     """int8 codes of x [M, G] by 127 / the largest of its row, ties to even."""
     # The sum has the whole number in its lowest bits: 1.5 * 2**23 leaves none for a fraction.
@@ -103,7 +110,7 @@ def add_product(left: tl.tensor, right: tl.tensor, sums: tl.tensor, ASM: tl.cons
 
 @triton.jit
 def crumbs(byte: tl.tensor, P: tl.constexpr, dtype: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
-    """Weights of member P of each group, in the codes of `layout_crumbs`: 2 of floats, 64 of int8."""
+    """Weights of member P of each group of `layout_crumbs`: +-2 as floats, +-64 as int8."""
     if dtype == tl.int8:
         if ASM:
             return tl.inline_asm_elementwise(

@@ -18,10 +18,12 @@ def moved_seconds(gpu: Gpu, moved: float) -> float:
     return moved / gpu.bandwidth + gpu.launch_seconds
 
 
-def product_seconds(gpu: Gpu, m: int, n: int, k: int, dtype: str, part: float = LIBRARY) -> float:
-    """Of a product of rows [m, k] and weights [n, k]."""
+def product_seconds(
+    gpu: Gpu, m: int, n: int, k: int, dtype: str, part: float = LIBRARY, kept: bool = False
+) -> float:
+    """Of a product of rows [m, k] and weights [n, k]; ``kept``: its sums go nowhere."""
     rate = gpu.products * RATES[dtype] * part
-    moved = (m * k + n * k) * BYTES[dtype] + m * n * 4
+    moved = (m * k + n * k) * BYTES[dtype] + (0 if kept else m * n * 4)
     return max(m * n * k / rate, moved / gpu.bandwidth) + gpu.launch_seconds
 
 

@@ -1,4 +1,4 @@
-"""For few tokens: w_down of what came before, split over its depth so that all of a GPU reads it."""
+"""For few tokens: w_down, split over its depth so that all of a GPU reads it."""
 
 from __future__ import annotations
 

@@ -69,13 +69,29 @@ def gated(
 
 
 @triton.jit
+def scales_of(
+    row_scales: tl.tensor, row: tl.tensor, there: tl.tensor, CODES: tl.constexpr
+) -> tl.tensor:
+    """The scales of rows of codes; of others, ones that nothing reads."""
+    if CODES:
+        return tl.load(row_scales + row, mask=there, other=0.0)
+    else:
+        return there.to(tl.float32)
+
+
+@triton.jit
+def chosen_of(gates: tl.tensor, experts: tl.tensor, row: tl.tensor, there: tl.tensor) -> tl.tensor:
+    """The gates of rows, and the numbers of their experts; zeros where there is no row."""
+    gate = tl.load(gates + row, mask=there, other=0.0)
+    return gate, tl.load(experts + row, mask=there, other=0).to(tl.int32)
+
+
+@triton.jit
 def activated(
     sums: tl.tensor,
-    row_scales: tl.tensor,
+    of_row: tl.tensor,
     scale: tl.tensor,
     bias: tl.tensor,
-    row: tl.tensor,
-    there: tl.tensor,
     channel: tl.tensor,
     within: tl.tensor,
     UNIT: tl.constexpr,
@@ -87,13 +103,12 @@ def activated(
     FAST: tl.constexpr,
     ASM: tl.constexpr,
 ) -> tl.tensor:
-    """Sums [M, N] scaled, with their bias, and activated unless that comes LAST."""
+    """Sums [M, N] scaled, with CODES also by ``of_row`` [M]; biased; activated unless LAST."""
     if SCALES:
         factor = tl.load(scale + channel, mask=within, other=0.0)[None, :] * UNIT
     else:
         factor = tl.load(scale) * UNIT
     if CODES:
-        of_row = tl.load(row_scales + row, mask=there, other=0.0)
         factor = of_row[:, None] * factor
     u = sums.to(tl.float32) * factor
     if BIASED:
@@ -106,13 +121,12 @@ def activated(
 @triton.jit
 def combined(
     sums: tl.tensor,
-    row_scales: tl.tensor,
+    of_row: tl.tensor,
     scale: tl.tensor,
     bias: tl.tensor,
-    gates: tl.tensor,
-    experts: tl.tensor,
+    gate: tl.tensor,
+    expert: tl.tensor,
     pairs: tl.tensor,
-    row: tl.tensor,
     there: tl.tensor,
     first: tl.tensor,
     F: tl.tensor,
@@ -136,14 +150,13 @@ def combined(
     """
     channel = channel_of(first, FRAGMENT, N)
     u = activated(
-        sums, row_scales, scale, bias, row, there, channel, channel < F,
+        sums, of_row, scale, bias, channel, channel < F,
         UNIT, CODES, SCALES, BIASED, ACTIVATION, LAST, FAST, ASM,
     )  # fmt: skip
     if FRAGMENT:
         u0, u1, u2, u3 = fragment_members(u, M, N)
     else:
         u0, u1, u2, u3 = split_members(u, M, N // 4)
-    expert = tl.load(experts + row, mask=there, other=0).to(tl.int32)
     group = first // 4 + tl.arange(0, N // 4)
     turned = there[:, None] & (group * 4 < F)[None, :]
     words = (expert[:, None] * (F // 4) + group[None, :]) * 4
@@ -153,7 +166,6 @@ def combined(
         u1 = activate(u1, ACTIVATION, FAST, ASM)
         u2 = activate(u2, ACTIVATION, FAST, ASM)
         u3 = activate(u3, ACTIVATION, FAST, ASM)
-    gate = tl.load(gates + row, mask=there, other=0.0)
     u0, u1 = gated(u0, gate, SLOTS, M, N // 4), gated(u1, gate, SLOTS, M, N // 4)
     u2, u3 = gated(u2, gate, SLOTS, M, N // 4), gated(u3, gate, SLOTS, M, N // 4)
     return u0, u1, u2, u3

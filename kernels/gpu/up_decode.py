@@ -15,7 +15,7 @@ from ..record import Kernel, Spec, Tensor
 from . import down_decode, rotate_rows
 from .common import add_product, crumbs, join_members
 from .cost import down_decode_seconds, read_seconds, rotation_seconds
-from .epilogue import combined, row_of
+from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Step
 from .layer import BYTES, Layer, divided, layer_of, number, pointer, power_of_two, serves
 
@@ -75,8 +75,10 @@ def up_decode(
         codes += BG
         values += BG
     UNIT: tl.constexpr = 0.015625 if CODES else 0.5
+    of_row = scales_of(row_scales, row, there, CODES)
+    gate, expert = chosen_of(gates, experts, row, there)
     y0, y1, y2, y3 = combined(
-        tl.trans(sums), row_scales, scale, bias, gates, experts, pairs, row, there, first, F,
+        tl.trans(sums), of_row, scale, bias, gate, expert, pairs, there, first, F,
         UNIT, CODES, SCALES, BIASED, ACTIVATION, LAST, FAR, FAST, ASM, False, SLOTS, BM, BF,
     )  # fmt: skip
     BT: tl.constexpr = BM // SLOTS

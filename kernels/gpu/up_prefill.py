@@ -16,7 +16,7 @@ from ..record import Kernel, Spec, Tensor
 from . import rotate_rows
 from .common import add_product, join_members
 from .cost import TRITON, down_seconds, epilogue_seconds, product_seconds, rotation_seconds
-from .epilogue import combined, row_of
+from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import BYTES, Layer, divided, layer_of, number, pointer, power_of_two, serves
 
@@ -76,8 +76,10 @@ def up_prefill(
         sums = add_product(left, right, sums, ASM)
         of_row += BK
         of_output += BK
+    of_row = scales_of(row_scales, row, there, CODES)
+    gate, expert = chosen_of(gates, experts, row, there)
     y0, y1, y2, y3 = combined(
-        sums, row_scales, scale, bias, gates, experts, pairs, row, there, first, F,
+        sums, of_row, scale, bias, gate, expert, pairs, there, first, F,
         1.0, CODES, SCALES, BIASED, ACTIVATION, LAST, FAR, FAST, ASM, True, SLOTS, BM, BF,
     )  # fmt: skip
     y = join_members(y0, y1, y2, y3, BT, BF // 4).to(out.dtype.element_ty)
@@ -210,7 +212,9 @@ def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
 def cost(spec: Spec, gpu: Lanes) -> float:
     assert isinstance(gpu, Gpu), "costs are of GPUs"
     layer = layer_of(spec)
-    sums = product_seconds(gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype, TRITON)
+    sums = product_seconds(
+        gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype, TRITON, kept=True
+    )
     return (
         rotation_seconds(layer, gpu)
         + sums
