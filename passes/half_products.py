@@ -10,9 +10,9 @@
     ->
     %y = butterfly_layer(%x, %pairs, %w, .., %pairs_out, %w_down) {dtype = "f16"}
 
-A layer holds w_down in the dtype, and its pairs as f16, which has more digits. Other ops for experts
-are left alone. A product that reads another's result, or a move of it, reads it without the two
-casts between: they would keep its value.
+A layer holds w_down in the dtype, and its pairs as f16, which has more digits. Other ops for
+experts are left alone. A product that reads the result of another, or a move of it, reads it
+without the two casts between: they would keep its value.
 
 Some products stay float32: those that something is ranked by with no other product on the way,
 which are routers, for a choice has no budget of errors; and those with a weight that is larger than
