@@ -4,3 +4,14 @@ Importing a kernel imports Triton. `launch.py` is what they are described by, an
 """
 
 from __future__ import annotations
+
+from functools import cache
+
+from .. import records_of
+from ..record import Kernel
+
+
+@cache
+def all_kernels() -> tuple[Kernel, ...]:
+    """Every kernel record in this folder, by name. Imports Triton."""
+    return records_of(__name__, __path__)

@@ -125,13 +125,16 @@ class Fill:
 class Unpack:
     """Makes ``target`` [N, K] of ``dtype`` from the 2-bit codes of ``source``: -1, 0 and +1.
 
-    Done once, when a program is loaded: files hold the codes.
+    Done once, when a program is loaded: files hold the codes, of the layout ``crumbs``. Rows and
+    padding are as there, so also in fragment order where they are. Columns are in natural order;
+    ``planar``, all first members of groups of four, then all second ones, and so on.
     """
 
     source: str
     target: str
     shape: tuple[int, int]
     dtype: str
+    planar: bool = False
 
 
 Step = Launch | Product | Fill

@@ -1,0 +1,93 @@
+"""Executes whole plans on a CPU, by Triton's interpreter.
+
+A function of Triton is either compiled or interpreted, from where it is defined. So the files of
+this folder are loaded a second time, as a package of another name, with the interpreter on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .launch import TRITON, Launch, Plan, Product
+from .library import fill, product, torch_dtype, unpack
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE = f"{__package__}_interpreted"
+DTYPES = {triton: name for name, triton in TRITON.items()}
+
+
+def interpret(plan: Plan, buffers: dict[str, torch.Tensor]) -> None:
+    """Executes ``plan`` on CPU tensors, by the names of its buffers; adds the dense copies."""
+    for copy in plan.once:
+        unpack(copy, buffers)
+    for step in plan.steps:
+        if isinstance(step, Launch):
+            _launch(step, buffers)
+        elif isinstance(step, Product):
+            product(step, buffers)
+        else:
+            fill(step, buffers)
+
+
+def _launch(step: Launch, buffers: dict[str, torch.Tensor]) -> None:
+    arguments: dict[str, Any] = dict(step.constants)
+    for name, argument in step.arguments:
+        if argument.is_buffer:
+            dtype = torch_dtype(DTYPES[argument.type.removeprefix("*")])
+            arguments[name] = buffers[str(argument.value)].reshape(-1).view(dtype)
+        else:
+            arguments[name] = argument.value
+    if "ASM" in arguments:
+        arguments["ASM"] = False  # the interpreter has no inline assembly
+    with _unpatched():
+        interpreted(step.module, step.function)[step.grid](**arguments)
+
+
+@cache
+def interpreted(module: str, function: str) -> Any:
+    """The kernel ``function`` of kernels/gpu/``module``.py, to be interpreted."""
+    import triton
+
+    if PACKAGE not in sys.modules:
+        folder = Path(__file__).parent
+        spec = spec_from_file_location(
+            PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None, "this file is imported, so its folder is a package"
+        assert spec.loader is not None, "a package of files has a loader"
+        sys.modules[PACKAGE] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[PACKAGE])
+    before = triton.knobs.runtime.interpret
+    triton.knobs.runtime.interpret = True
+    try:
+        return getattr(import_module(f"{PACKAGE}.{module}"), function)
+    finally:
+        triton.knobs.runtime.interpret = before
+
+
+@contextmanager
+def _unpatched() -> Iterator[None]:
+    """Puts the functions of Triton back that its interpreter replaces by its own."""
+    import triton.language as tl
+
+    places: list[Any] = [tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.condition]
+    places.append(tl.core.tensor_descriptor_base)
+    before = [dict(vars(place)) for place in places]
+    try:
+        yield
+    finally:
+        for place, values in zip(places, before, strict=True):
+            for name in [n for n, v in vars(place).items() if values.get(n) is not v]:
+                if name in values:
+                    setattr(place, name, values[name])
+                else:
+                    delattr(place, name)

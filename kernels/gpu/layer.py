@@ -1,0 +1,147 @@
+"""A call of the op `butterfly_layer` as its GPU kernels see it, and what their launches share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ..record import Spec, Tensor
+from .activations import NAMES
+from .launch import TRITON, Argument, Gpu, Value
+
+OPERANDS = (
+    "x", "pairs_in", "w", "scale", "bias", "gates", "experts", "pairs_out", "w_down"
+)  # fmt: skip
+# One word holds a cosine and a sine.
+WORDS = {"f16": "i32", "f32": "i64"}
+HALVES = ("f16", "bf16")
+BYTES = {"f16": 2, "bf16": 2, "f32": 4, "i8": 1, "i32": 4}
+# Numbers of a buffer that int32 can count, with room for a tile behind the last.
+COUNTED = 2**31 - 2**20
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def divided(number: int, divisor: int) -> int:
+    """How many pieces of ``divisor`` hold ``number``."""
+    return -(-number // divisor)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Sizes and choices of one call."""
+
+    tokens: int
+    chosen: int
+    channels: int
+    outputs: int
+    experts: int
+    # Channels of the result behind w_down; 0 without it.
+    down: int
+    # Of x and of the result, and of rows and of w_down.
+    outer: str
+    dtype: str
+    codes: bool
+    activation: str
+    far_in: bool
+    operands: dict[str, Tensor]
+    flags: dict[str, Value]
+
+    @property
+    def rows(self) -> int:
+        """(token, chosen expert) rows."""
+        return self.tokens * self.chosen
+
+    @property
+    def row_dtype(self) -> str:
+        return "i8" if self.codes else self.dtype
+
+    @property
+    def sum_dtype(self) -> str:
+        return "i32" if self.codes else "f32"
+
+    @property
+    def last(self) -> Tensor:
+        """What the kernels before w_down make."""
+        dtype = self.dtype if self.down else self.outer
+        return Tensor(dtype, (self.tokens, self.outputs))
+
+    @property
+    def last_bytes(self) -> int:
+        return self.tokens * self.outputs * BYTES[self.last.dtype]
+
+    def buffer(self, name: str) -> Argument:
+        """The argument that is the operand ``name``."""
+        tensor = self.operands[name]
+        dtype = WORDS[tensor.dtype] if name.startswith("pairs") else tensor.dtype
+        return pointer(dtype, name)
+
+    def row_scales(self, name: str) -> Argument:
+        """The row scales of codes; without codes, some floats that nothing reads."""
+        return pointer("f32", name if self.codes else "gates")
+
+
+def pointer(dtype: str, name: str) -> Argument:
+    return Argument("*" + TRITON[dtype], name)
+
+
+def number(value: int) -> Argument:
+    return Argument("i32", value)
+
+
+def layer_of(spec: Spec) -> Layer:
+    operands = dict(zip(OPERANDS, spec.operands, strict=False))
+    (tokens, channels), chosen = operands["x"].shape, operands["gates"].shape[1]
+    dtype = spec.attribute("dtype")
+    down = operands["w_down"].shape[0] if "w_down" in operands else 0
+    flags: dict[str, Value] = {
+        "SCALES": bool(operands["scale"].shape),
+        "BIASED": bool(spec.attribute("biased")),
+        "ACTIVATION": spec.attribute("activation"),
+        "LAST": bool(spec.attribute("activate_last")),
+        "FAR": spec.attribute("order_out") == "far",
+        "FAST": dtype in HALVES,
+        "ASM": True,
+    }
+    return Layer(
+        tokens,
+        chosen,
+        channels,
+        operands["w"].shape[0],
+        operands["pairs_in"].shape[0],
+        down,
+        operands["x"].dtype,
+        dtype,
+        spec.attribute("activation_bits") == 8,
+        spec.attribute("activation"),
+        spec.attribute("order_in") == "far",
+        operands,
+        flags,
+    )
+
+
+def serves(spec: Spec, gpu: Gpu, layout: str) -> bool:
+    """Whether this is a call that kernels of this folder compute, with such packed weights."""
+    if spec.op != "butterfly_layer":
+        return False
+    layer = layer_of(spec)
+    tensors = layer.operands
+    # Addresses inside an operand are counted in int32.
+    counted = all(prod(t.shape) < COUNTED for name, t in tensors.items() if name != "x")
+    return (
+        layer.outer in {"f32", layer.dtype}
+        and ("bf16" not in (layer.dtype, layer.outer) or gpu.has_bf16)
+        and all(tensors[name].dtype in WORDS for name in ("pairs_in", "pairs_out"))
+        and all(tensors[name].dtype == "f32" for name in ("scale", "bias", "gates"))
+        and tensors["experts"].dtype in ("i32", "i64")
+        and (not layer.down or tensors["w_down"].dtype == layer.dtype)
+        and layer.activation in NAMES
+        and tensors["w"].layout in (None, layout)
+        and all(t.layout is None for name, t in tensors.items() if name != "w")
+        and all(0 not in t.shape for t in tensors.values())
+        and layer.rows < COUNTED
+        and counted
+    )

@@ -1,0 +1,150 @@
+"""Every GPU kernel of a layer computes what the op means, by Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from butterflyc.kernels.gpu import all_kernels
+from butterflyc.kernels.gpu.activations import NAMES
+from butterflyc.kernels.gpu.launch import Gpu
+
+from .harness import Call, error, run
+
+GPU = Gpu()
+LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2}
+KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+dtypes = pytest.mark.parametrize("dtype", LIMITS)
+
+
+def check(kernel, call, parameters=None, limit=None):
+    """The kernel agrees with the op, and does so twice with the same bits."""
+    result = run(kernel, call, GPU, parameters or {})
+    assert error(result, call.wanted()) < (limit or LIMITS[call.attributes["dtype"]])
+    return result
+
+
+@kernels
+@dtypes
+@pytest.mark.parametrize("activation", NAMES)
+def test_every_activation(kernel, dtype, activation):
+    """All activations, before and after the rotation, with and without a bias and w_down."""
+    last = NAMES.index(activation) % 2 == 1
+    attributes = {"activation": activation, "activate_last": last, "biased": not last}
+    check(kernel, Call(dtype=dtype, down=12 * last, per_output=last, **attributes))
+
+
+@kernels
+@dtypes
+@pytest.mark.parametrize("chosen", [1, 2, 3, 4])
+def test_any_number_of_experts(kernel, dtype, chosen):
+    """One to four experts a token, with the rotations in either order on either side."""
+    orders = {
+        "order_in": "far" if chosen % 2 else "near",
+        "order_out": "far" if chosen > 2 else "near",
+    }
+    check(kernel, Call(dtype=dtype, chosen=chosen, tokens=19, activation="gelu", **orders))
+
+
+@kernels
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_activations_as_codes(kernel, dtype):
+    """With 8-bit activations: as the op in that mode, and near the op without."""
+    call = Call(
+        dtype=dtype, activation_bits=8, activation="gelu", tokens=9, channels=36, outputs=44
+    )
+    call.arrays["x"][3] = 0  # a row without any code
+    result = check(kernel, call, limit=2e-3)
+    assert error(result, call.wanted(activation_bits=0)) < 2e-2
+
+
+@kernels
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_float32_around_halves(kernel, dtype):
+    """x and y in float32 with rows of halves, and gates and pairs of float32."""
+    check(kernel, Call(dtype=dtype, outer="f32", pairs="f32", numbers="i32", activation="silu"))
+    check(kernel, Call(dtype=dtype, outer="f32", down=0, activation="tanh"))
+
+
+@kernels
+@pytest.mark.parametrize("down", [0, 8])
+def test_one_token(kernel, down):
+    """One token of one expert, and fewer channels than any tile."""
+    check(
+        kernel, Call(tokens=1, chosen=1, channels=4, outputs=4, down=down, experts=1, dtype="f32")
+    )
+
+
+@kernels
+def test_experts_without_tokens(kernel):
+    """All tokens on the last of many experts."""
+    call = Call(experts=40, tokens=11, dtype="f32")
+    call.arrays["experts"][:] = 39
+    check(kernel, call)
+
+
+@kernels
+@pytest.mark.parametrize("bits", [0, 8])
+def test_the_same_again(kernel, bits):
+    """The same input gives the same bits."""
+    call = Call(tokens=13, outputs=100, activation="gelu", activation_bits=bits)
+    first, second = (run(kernel, call, GPU) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@kernels
+def test_every_way_agrees(kernel):
+    """Every choice of parameters computes the op, and the first is the default."""
+    call = Call(tokens=7, channels=100, outputs=140, down=36, activation="gelu")
+    ways = kernel.space(call.spec(), GPU)
+    assert 1 <= len(ways) <= 24
+    default = run(kernel, call, GPU)
+    np.testing.assert_array_equal(run(kernel, call, GPU, ways[0]), default)
+    for parameters in ways[1:]:
+        check(kernel, call, parameters)
+
+
+@kernels
+@given(
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.integers(0, 80),
+    st.booleans(),
+    st.sampled_from(list(LIMITS)),
+    st.integers(0, 99),
+)
+@settings(max_examples=12, deadline=None)
+def test_any_shape(kernel, tokens, chosen, groups_in, groups_out, down, codes, dtype, seed):
+    """Numbers of tokens, experts and channels that are no multiples of anything but four."""
+    call = Call(
+        seed,
+        tokens=tokens,
+        chosen=chosen,
+        channels=4 * groups_in,
+        outputs=4 * groups_out,
+        down=down,
+        dtype=dtype,
+        activation="gelu",
+        activation_bits=8 if codes else 0,
+    )
+    assume(kernel.supports(call.spec(), GPU))
+    check(kernel, call, limit=max(LIMITS[dtype], 2e-3 if codes else 0))
+
+
+@kernels
+def test_what_is_not_served(kernel):
+    """Other ops, bfloat16 and tensor cores of old GPUs, and unknown activations are turned down."""
+    spec = Call(activation="gelu").spec()
+    assert kernel.supports(spec, GPU)
+    assert not kernel.supports(replace(spec, op="butterfly_experts"), GPU)
+    assert not kernel.supports(Call(activation="gelu_poly").spec(), GPU)
+    old = replace(GPU, capability=75, shared_bytes=65536)
+    assert not kernel.supports(Call(dtype="bf16").spec(), old)
+    assert kernel.supports(spec, old) == (kernel.name == "gpu_library")
