@@ -63,16 +63,22 @@ def turn(
     first: tl.tensor,
     mask: tl.tensor,
     FAR: tl.constexpr,
+    M: tl.constexpr,
+    G: tl.constexpr,
 ) -> tl.tensor:
     """The members of groups, rotated by the four words at ``pairs + first``."""
     # Far order is near order with members 1 and 2 exchanged.
     if FAR:
         x1, x2 = x2, x1
-    words = pairs + first
-    x0, x1 = turn_pair(x0, x1, tl.load(words, mask=mask, other=0))
-    x2, x3 = turn_pair(x2, x3, tl.load(words + 1, mask=mask, other=0))
-    x0, x2 = turn_pair(x0, x2, tl.load(words + 2, mask=mask, other=0))
-    x1, x3 = turn_pair(x1, x3, tl.load(words + 3, mask=mask, other=0))
+    place = first[:, :, None] + tl.arange(0, 4)[None, None, :]
+    words = tl.load(pairs + place, mask=mask[:, :, None], other=0)
+    even, odd = tl.split(tl.reshape(words, (M, G, 2, 2)))
+    w0, w2 = tl.split(even)
+    w1, w3 = tl.split(odd)
+    x0, x1 = turn_pair(x0, x1, w0)
+    x2, x3 = turn_pair(x2, x3, w1)
+    x0, x2 = turn_pair(x0, x2, w2)
+    x1, x3 = turn_pair(x1, x3, w3)
     if FAR:
         x1, x2 = x2, x1
     return x0, x1, x2, x3
