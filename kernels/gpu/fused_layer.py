@@ -29,6 +29,7 @@ from .epilogue import chosen_of, combined, row_of
 from .launch import Gpu, Launch, Plan, Step, Unpack
 from .layer import (
     BYTES,
+    MOST_CHOSEN,
     Layer,
     Way,
     divided,
@@ -41,7 +42,6 @@ from .layer import (
 )
 
 MOST_CHANNELS = 512
-MOST_CHOSEN = 8
 MOST_PARTS = 16
 # Bytes of shared memory for what changes its layout in passing.
 SPARE = 8192
