@@ -17,6 +17,8 @@ OPERANDS = (
 WORDS = {"f16": "i32", "f32": "i64"}
 HALVES = ("f16", "bf16")
 BYTES = {"f16": 2, "bf16": 2, "f32": 4, "i8": 1, "i32": 4}
+# Chosen experts whose rows a tile can add up (`epilogue.gated`).
+MOST_CHOSEN = 8
 # Numbers of a buffer that int32 can count, with room for a tile behind the last.
 COUNTED = 2**31 - 2**20
 

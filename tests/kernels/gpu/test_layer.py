@@ -38,6 +38,17 @@ def test_any_number_of_experts(kernel, dtype, chosen):
 
 
 @kernels
+@pytest.mark.parametrize("chosen", [7, 8, 9])
+def test_many_experts(kernel, chosen):
+    """Tiles add up to eight rows a token, and serve no more; the library's way adds any number."""
+    call = Call(dtype="f32", chosen=chosen, experts=11, tokens=3)
+    if chosen > 8 and kernel.name != "gpu_library":
+        assert not kernel.supports(call.spec(), GPU)
+    else:
+        check(kernel, call)
+
+
+@kernels
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
 def test_activations_as_codes(kernel, dtype):
     """With 8-bit activations: as the op in that mode, and near the op without."""
