@@ -21,7 +21,11 @@ def test_every_activation(kernel, dtype, activation):
     """All activations, before and after the rotation, with and without a bias and w_down."""
     last = NAMES.index(activation) % 2 == 1
     attributes = {"activation": activation, "activate_last": last, "biased": not last}
-    check(kernel, Call(dtype=dtype, down=12 * last, per_output=last, **attributes))
+    call = Call(dtype=dtype, down=12 * last, per_output=last, **attributes)
+    if (activation, dtype) == ("gelu_poly", "f32"):
+        assert not kernel.supports(call.spec(), GPU), "GELU is not near enough to it"
+    else:
+        check(kernel, call)
 
 
 @kernels
