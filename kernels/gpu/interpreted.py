@@ -15,6 +15,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .launch import TRITON, Launch, Plan, Product
 from .library import fill, product, torch_dtype, unpack
 
@@ -49,7 +51,8 @@ def _launch(step: Launch, buffers: dict[str, torch.Tensor]) -> None:
         else:
             arguments[name] = argument.value
     arguments |= {name: value for name, value in INTERPRETED.items() if name in arguments}
-    with _unpatched():
+    # A GPU says nothing of infinities on the way to a number.
+    with _unpatched(), np.errstate(all="ignore"):
         interpreted(step.module, step.function)[step.grid](**arguments)
 
 
