@@ -24,6 +24,7 @@ CASES = [
     ("gpu_library", 4096, 1024, 4096),
     ("gpu_prefill", 4096, 1024, 4096),
     ("gpu_decode", 8, 1024, 4096),
+    ("gpu_decode", 64, 1024, 4096),
     ("gpu_fused", 4096, 256, 1024),
     ("gpu_fused", 8, 512, 2048),
 ]
@@ -37,7 +38,7 @@ def dump(cubin: Path, flag: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", [OLD, AMPERE, SMALL, GPU], ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("bits", [0, 8])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}x{case[2]}")
 def test_default_ways_compile_well(case, bits, gpu, tmp_path):
     """With default parameters: products by tensor cores, nothing on the stack, memory that fits."""
     name, tokens, channels, outputs = case
