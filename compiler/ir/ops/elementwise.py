@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,16 @@ Array = np.ndarray
 
 
 def erf(x: Array) -> Array:
-    """The error function, correct to double precision, in the dtype of ``x``."""
-    return np.asarray(_erf(np.asarray(x, np.float64)), dtype=np.float64).astype(x.dtype)
+    """The error function, correct to double precision, in the dtype of ``x``.
+
+    By torch where it is loaded already, as it is while a model is compiled: of Python's own, which
+    takes one number after another, recognition would take twice as long.
+    """
+    wide = np.asarray(x, np.float64)
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return np.asarray(_erf(wide), dtype=np.float64).astype(x.dtype)
+    return torch.special.erf(torch.from_numpy(np.ascontiguousarray(wide))).numpy().astype(x.dtype)
 
 
 _erf = np.frompyfunc(math.erf, 1, 1)
