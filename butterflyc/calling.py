@@ -53,11 +53,27 @@ class Callable:
         """
         values = self._in_order(inputs, named)
         tensors = [x for x in values if _is_tensor(x)]
+        if tensors and len(tensors) == len(values) and self._takes(tensors):
+            outputs = self._by_tensors(tensors)
+            return outputs[0] if len(outputs) == 1 else outputs
         outputs = self.run(*(self._array(i, x) for i, x in enumerate(values)))
         if tensors:
             torch = sys.modules["torch"]
             outputs = tuple(torch.from_numpy(y).to(tensors[0].device) for y in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _takes(self, tensors: Sequence[Any]) -> bool:
+        """Whether the runner computes with tensors where these are, without arrays between."""
+        device = getattr(self.runner, "device", None)
+        return device is not None and all(x.device.type == device.type for x in tensors)
+
+    def _by_tensors(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        runs = self._runs(tuple(tensors))
+        if runs == 1:
+            return self.runner.tensors(*tensors)  # type: ignore[attr-defined]
+        batches = zip(*(x.chunk(runs) for x in tensors), strict=True)
+        results = [self.runner.tensors(*batch) for batch in batches]  # type: ignore[attr-defined]
+        return tuple(sys.modules["torch"].cat(parts) for parts in zip(*results, strict=True))
 
     def _in_order(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
         """All inputs in their order. Raises BadInput if one is missing or one too many."""
@@ -135,7 +151,7 @@ class Callable:
             return [codes]
         return list(zip(*(np.split(x, runs) for x in codes), strict=True))
 
-    def _runs(self, inputs: tuple[np.ndarray, ...]) -> int:
+    def _runs(self, inputs: tuple[Any, ...]) -> int:
         """How many runs of the compiled batch make up ``inputs``."""
         types = self.inputs
         if all(x.shape == t.shape for x, t in zip(inputs, types, strict=True)):

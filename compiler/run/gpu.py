@@ -108,8 +108,11 @@ class GpuModel:
 
     def tensors(self, *inputs: torch.Tensor) -> Tensors:
         """The outputs for tensors on the device, of the compiled size. Raises BadInput."""
+        inputs = tuple(x.detach() for x in inputs)
         if self.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-            return self._graph(*inputs)
+            return tuple(
+                y.clone() for y in self._graph(*inputs)
+            )  # it may be an input or a constant
         if self._captured is None:
             self._captured = Captured(self._graph, inputs)
         return self._captured(*inputs)

@@ -190,3 +190,14 @@ def test_inside_torch_compile() -> None:
     compiled = torch.compile(Twice(), fullgraph=True, backend="eager")
     for form in (compiled, torch.export.export(Twice(), (IMAGES,)).module()):
         np.testing.assert_allclose(form(IMAGES).numpy(), wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on the model's device goes through no array; a gradient does not go through at all."""
+    on = program().on("interpreter")
+    with torch.no_grad():
+        wanted = on(IMAGES)
+    monkeypatch.setattr(torch.Tensor, "numpy", None)
+    got = on(IMAGES.clone().requires_grad_())
+    assert not got.requires_grad
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
