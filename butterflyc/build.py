@@ -367,7 +367,7 @@ def tool_versions() -> dict[str, str]:
     from . import __version__
 
     found = {"butterflyc": __version__}
-    for package in ("torch", "apache-tvm", "numpy"):
+    for package in ("torch", "apache-tvm", "triton", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

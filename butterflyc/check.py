@@ -15,6 +15,7 @@ from .compiler.errors import BadInput, UsageError
 from .compiler.ir import Graph
 from .compiler.run.hosted import Hosted
 from .compiler.run.native import Native
+from .on_gpu import loaded
 from .passes.force_routing import ForceRouting
 from .passes.quantize_activations import ACT_BITS
 from .passes.quantize_weights import WEIGHT_SNR
@@ -150,6 +151,10 @@ def forced_runner(
     for step in passes[[step.name for step in passes].index("select_kernels") :]:
         graph = step(graph)
     files = family.emit(graph, core, program.name)
+    if program.is_for_gpu:
+        sections = {f"kernels/{file}": content for file, content in files.items()}
+        interpret = on is not None and on.on_gpu is not None and on.on_gpu.device.type == "cpu"
+        return loaded(graph, program.manifest["core"], sections, program.name, interpret)
     types = [n.type for n in graph.inputs], [n.type for n in graph.outputs]
     if on is not None and on.hosted is not None:
         manifest = {**program.manifest, **ports(graph)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable as Function
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from .compiler.run.remote import PREFIX, remote
 from .compiler.run.user_mode import EMULATORS, UserMode
 from .program import Program
 
-PLACES = ("native", "qemu", "ssh:HOST")
+if TYPE_CHECKING:
+    from .compiler.run.gpu import GpuModel
+
+PLACES = ("native", "qemu", "interpreter", "ssh:HOST")
 Progress = Function[[str], None]
 
 
@@ -49,12 +52,19 @@ class Placed(Callable):
         """The program on a system of its own, if it is one."""
         return self.place if isinstance(self.place, Hosted) else None
 
+    @property
+    def on_gpu(self) -> GpuModel | None:
+        """The program on a GPU, or interpreted in place of one."""
+        return cast("GpuModel", self.place) if self.program.is_for_gpu else None
+
     def routing_each(
         self, samples: Sequence[tuple[np.ndarray, ...]]
     ) -> list[tuple[np.ndarray, ...]] | None:
         """The experts that are chosen there for each of ``samples``; None where nobody sees."""
         if self.emulated:
             return None
+        if self.on_gpu:
+            return [self.on_gpu.routing(*inputs) for inputs in samples]
         if self.hosted is None:
             return [self.program.routing(*inputs) for inputs in samples]
         routed = self.manifest["routing"]
@@ -97,7 +107,10 @@ def placed(program: Program, place: str, progress: Progress) -> Placed:
     """``program`` at ``place``; see `Program.on`."""
     check_place(place)
     if place == "native":
-        return Placed(program, program.native)
+        return Placed(program, program.runner)
+    if place == "interpreter":
+        progress("unpacking weights")
+        return Placed(program, program.model_on_gpu(interpret=True))
     if place == "qemu" and not is_library(program):
         return Placed(program, emulated(program, progress))
     where = remote(place) if place.startswith(PREFIX) else user_mode(program)

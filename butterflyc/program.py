@@ -21,10 +21,13 @@ from .compiler.ir import Graph, Type, parse_graph
 from .compiler.tensors import unpack_arrays
 
 if TYPE_CHECKING:
+    from .compiler.run.gpu import GpuModel
     from .compiler.run.native import Native
     from .placed import Placed
+    from .torch_op import CompiledModule
 
 Progress = Function[[str], None]
+PLANS = "kernels/plans.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,26 @@ class Program(Callable):
         artefact.write(path, self.artefact)
         return path
 
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether it was compiled for a GPU."""
+        return PLANS in self.artefact.sections
+
+    def model_on_gpu(self, interpret: bool = False) -> GpuModel:
+        """It on this machine's GPU, or by Triton's interpreter on the CPU.
+
+        Raises Incompatible if it is for none, or for another GPU, ToolMissing for what is missing.
+        """
+        from .on_gpu import loaded
+
+        graph = self.stages[list(self.stages)[-1]]
+        return loaded(graph, self.manifest["core"], self.artefact.sections, self.name, interpret)
+
+    @cached_property
+    def gpu(self) -> GpuModel:
+        """The model on this machine's GPU. Raises what `model_on_gpu` does."""
+        return self.model_on_gpu()
+
     @cached_property
     def native(self) -> Native:
         """The library, loaded. Raises Incompatible if this CPU cannot run it."""
@@ -132,6 +155,8 @@ class Program(Callable):
 
     def routing(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The experts that the compiled model chooses, one array [..., k] a routed layer."""
+        if self.is_for_gpu:
+            return self.gpu.routing(*inputs)
         codes = (encode(np.asarray(x), t) for x, t in zip(inputs, self.inputs, strict=True))
         outputs = self.native(*codes)
         return tuple(
@@ -143,10 +168,12 @@ class Program(Callable):
 
     @property
     def runner(self) -> Runner:
-        return self.native
+        return self.gpu if self.is_for_gpu else self.native
 
     def on(self, place: str, progress: Progress = lambda _: None) -> Placed:
         """The program where ``place`` says: here (``native``), in ``qemu``, at ``ssh:user@host``.
+
+        ``interpreter`` stands in for a GPU, on this CPU.
 
         Raises UnknownName for another place, UsageError for a host that is none, Incompatible if
         the program cannot run there, ToolMissing with what to install.
@@ -154,6 +181,12 @@ class Program(Callable):
         from .placed import placed
 
         return placed(self, place, progress)
+
+    def module(self) -> CompiledModule:
+        """The program as a torch module, which torch.compile and torch.export do not look into."""
+        from .torch_op import CompiledModule
+
+        return CompiledModule(self)
 
     def _constants(self) -> dict[str, np.ndarray]:
         held = dict(unpack_arrays(self.artefact.section("weights.safetensors")))

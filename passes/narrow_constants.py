@@ -18,7 +18,9 @@ from ..compiler.ir import Graph, Node
 from .base import Walk, rewrite
 
 # Ops whose meaning rounds a constant operand to the precision of the rows.
-_ROUNDS = frozenset({"rotate", "ternary_matmul", "dequantize", "butterfly_experts"})
+_ROUNDS = frozenset(
+    {"rotate", "ternary_matmul", "dequantize", "butterfly_experts", "butterfly_layer"}
+)
 
 
 def narrow(node: Node, walk: Walk) -> Node | None:

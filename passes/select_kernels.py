@@ -108,13 +108,15 @@ def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
 class SelectKernels:
     """``tuned`` maps a spec's digest to (kernel name, parameters) that were measured better.
 
-    ``price`` predicts what a call takes, or gives None.
+    ``price`` predicts what a call takes, or gives None. Unless ``required``, what no kernel serves
+    is left without one: a library computes it.
     """
 
     kernels: tuple[Kernel, ...]
     lanes: Lanes
     tuned: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
     price: Price = unpriced
+    required: bool = True
 
     name = "select_kernels"
     exact = True
@@ -136,7 +138,7 @@ class SelectKernels:
             return with_kernel(node, name, parameters)
 
         chosen = rebuild(graph, choose)
-        if missing:
+        if missing and self.required:
             raise _no_kernel(missing, self.lanes)
         return chosen
 

@@ -39,6 +39,20 @@ class Memory:
 
 
 @attrs.frozen
+class GpuFacts:
+    """Of a GPU: compute ``capability`` (10 * major + minor), bytes of shared memory that a block
+    may have, and peaks: ``bandwidth`` in bytes a second, ``products`` in 16-bit multiply-adds a
+    second.
+    """
+
+    capability: int
+    multiprocessors: int = attrs.field(validator=attrs.validators.gt(0))
+    shared_bytes: int = attrs.field(validator=attrs.validators.gt(0))
+    bandwidth: int = attrs.field(validator=attrs.validators.gt(0))
+    products: int = attrs.field(validator=attrs.validators.gt(0))
+
+
+@attrs.frozen
 class Core:
     """What is known about a core or board; only its family reads it.
 
@@ -47,7 +61,7 @@ class Core:
     is no limit, ``toolchain`` lists C compilers by preference (``zig`` is that of the package
     ziglang), and ``runner`` is how a compiled model runs here: ``native``, or the name of an
     emulator, of whose processors ``emulator_cpu`` is the one to take. ``cpu_features`` are what a
-    CPU must have to run the code, as Linux prints them.
+    CPU must have to run the code, as Linux prints them. ``gpu`` are the sizes of a GPU.
     """
 
     name: str = attrs.field(validator=attrs.validators.matches_re(r"[a-z0-9][a-z0-9+-]*"))
@@ -63,6 +77,7 @@ class Core:
     clock_hz: int | None = None
     cpu_features: tuple[str, ...] | None = None
     emulator_cpu: str | None = None
+    gpu: GpuFacts | None = None
 
     def memory(self, name: str) -> Memory | None:
         """The memory of that name that is there, if any."""

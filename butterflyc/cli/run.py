@@ -15,6 +15,12 @@ from ._progress import progress
 @click.option("--inputs", type=click.Path(path_type=Path), required=True, help="An .npz file.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
 @click.option("--on", "place", default="native", help="native, qemu, or ssh:HOST.")
+@click.option(
+    "--interpret",
+    "place",
+    flag_value="interpreter",
+    help="What is for a GPU: on this CPU, by Triton's interpreter.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(artefact: Path, inputs: Path, out: Path, place: str, as_json: bool) -> None:
     """Run ARTEFACT on the arrays of --inputs, in the order of the model's inputs.

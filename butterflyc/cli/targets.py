@@ -29,6 +29,7 @@ def command(name: str | None, target_file: Path | None, as_json: bool) -> None:
         print_json("targets", {"targets": cores})
     elif name:
         memories = cores[0].pop("memories")
+        cores[0] |= cores[0].pop("gpu") or {}
         values = [
             (key, " ".join(value) if isinstance(value, tuple) else value)
             for key, value in cores[0].items()

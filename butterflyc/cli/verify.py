@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 @click.option("--inputs", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Their classes: an .npz file.")
 @click.option("--on", "place", default="native", help="native, qemu, or ssh:HOST.")
+@click.option(
+    "--interpret",
+    "place",
+    flag_value="interpreter",
+    help="What is for a GPU: on this CPU, by Triton's interpreter.",
+)
 @click.option("--bisect", is_flag=True, help="Find the first pass beyond its limit.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(

@@ -52,7 +52,7 @@ def test_parts_computed_apart_are_the_whole(
     if split is None:
         return
     rng = np.random.default_rng(seed)
-    # In double precision: a library sums a product in an order that depends on how many rows it has.
+    # In double precision: in what order a library sums depends on how many rows there are.
     arrays = [doubled(values(x.type, rng)) for x in node.operands]
     whole = meaning(node, arrays)
     for first, behind in split.spans(parts):

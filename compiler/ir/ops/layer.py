@@ -1,9 +1,10 @@
 """One op for a whole Butterfly layer, as GPUs compute it: rotations as angles, halves rounded late.
 
 Groups are four neighbouring channels. A rotation is four Givens rotations a group, given as pairs
-(cos, sin) [E, groups, 4, 2]: two of them, then two of what those gave. In ``near`` order the first
-two turn members (0, 1) and (2, 3), the others (0, 2) and (1, 3); in ``far`` order (0, 2) and (1, 3)
-come first. A rotation by (c, s) makes (c a - s b, s a + c b) of (a, b).
+(cos, sin) [E, groups, 4, 2]: the first two turn members (0, 1) and (2, 3), the others (0, 2) and
+(1, 3) of what those gave. A turn by (c, s) makes (c a - s b, s a + c b) of (a, b). An ``order``
+renames members: the first four of its numbers say which channel of a group each member is, the
+others which channel each becomes.
 
 Everything is computed in float32, but what a tensor core reads (rotated rows, and what goes into
 w_down) is rounded to ``dtype`` first. Pairs and w_down are of the types that they are stored in.
@@ -24,23 +25,19 @@ from .elementwise import ACTIVATIONS, cast
 from .table import REQUIRED, op, want
 
 Array = np.ndarray
-ORDERS = ("near", "far")
-# Members that each of the four rotations of a group turns, in ``near`` order.
+# The members that each of the four rotations of a group turns.
 TURNED = ((0, 1), (2, 3), (0, 2), (1, 3))
+IN_ORDER = (0, 1, 2, 3, 0, 1, 2, 3)
 
 
-def members(order: str) -> tuple[tuple[int, int], ...]:
-    """The two members of a group that each of its four rotations turns, in their order."""
-    return TURNED if order == "near" else TURNED[2:] + TURNED[:2]
-
-
-def turn(x: Array, pairs: Array, order: str) -> Array:
+def turn(x: Array, pairs: Array, order: tuple[int, ...]) -> Array:
     """x [..., 4 * groups] rotated by pairs [..., groups, 4, 2]."""
-    parts = list(np.moveaxis(x.reshape(*x.shape[:-1], -1, 4), -1, 0))
-    for i, (a, b) in enumerate(members(order)):
+    parts = [x.reshape(*x.shape[:-1], -1, 4)[..., channel] for channel in order[:4]]
+    for i, (a, b) in enumerate(TURNED):
         c, s = pairs[..., i, 0], pairs[..., i, 1]
         parts[a], parts[b] = c * parts[a] - s * parts[b], s * parts[a] + c * parts[b]
-    turned = np.stack(np.broadcast_arrays(*parts), -1)
+    renamed = [parts[order[4:].index(channel)] for channel in range(4)]
+    turned = np.stack(np.broadcast_arrays(*renamed), -1)
     return turned.reshape(*turned.shape[:-2], -1)
 
 
@@ -59,8 +56,8 @@ def butterfly_layer(
     activation: str,
     activate_last: bool,
     activation_bits: int,
-    order_in: str,
-    order_out: str,
+    order_in: tuple[int, ...],
+    order_out: tuple[int, ...],
     biased: bool,
 ) -> Type:
     want(x.rank == 2 and x.dtype in FLOATS, f"needs float x[T, d], got {x}")
@@ -78,7 +75,8 @@ def butterfly_layer(
     want(activation in ACTIVATIONS, f"activation '{activation}', known: {sorted(ACTIVATIONS)}")
     want(activation_bits in (0, 8), f"activation_bits is 0 or 8, not {activation_bits}")
     for order in (order_in, order_out):
-        want(order in ORDERS, f"order '{order}', known: {', '.join(ORDERS)}")
+        halves = sorted(order[:4]), sorted(order[4:])
+        want(halves == ([0, 1, 2, 3],) * 2, f"the order {order} is not twice 0, 1, 2, 3")
     if w_down is None:
         return Type(x.dtype, (x.shape[0], w.shape[0]))
     want(w_down.rank == 2 and w_down.shape[1] == w.shape[0], f"w_down {w_down} for w {w}")
@@ -100,8 +98,8 @@ def butterfly_layer_meaning(
     activation: str,
     activate_last: bool,
     activation_bits: int,
-    order_in: str,
-    order_out: str,
+    order_in: tuple[int, ...],
+    order_out: tuple[int, ...],
     biased: bool,
 ) -> Array:
     wide = np.result_type(x.dtype, np.float32)  # float64 where the interpreter computes in it
@@ -141,8 +139,8 @@ OPS = [
         activation="none",
         activate_last=False,
         activation_bits=0,
-        order_in="near",
-        order_out="near",
+        order_in=IN_ORDER,
+        order_out=IN_ORDER,
         biased=True,
     ),
 ]

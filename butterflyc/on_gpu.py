@@ -1,0 +1,51 @@
+"""A compiled model taken to a GPU, or to what stands in for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .compiler.errors import Incompatible, ToolMissing
+from .compiler.ir import Graph
+from .program import PLANS
+
+if TYPE_CHECKING:
+    from .compiler.run.gpu import GpuModel
+
+
+def loaded(
+    graph: Graph,
+    core: Mapping[str, Any],
+    sections: Mapping[str, bytes],
+    name: str,
+    interpret: bool = False,
+) -> GpuModel:
+    """``graph`` with the plans and the code in ``sections``, ready to be called.
+
+    Raises Incompatible if it is not for a GPU, or for another one than is here, ToolMissing without
+    torch, and for the interpreter without Triton.
+    """
+    if PLANS not in sections:
+        raise Incompatible(
+            f"{name} was compiled for {core['name']}, which is no GPU",
+            help="leave --interpret out; --on qemu emulates ARM and microcontrollers",
+        )
+    try:
+        import torch
+    except ImportError as error:
+        raise ToolMissing(
+            "torch is not installed, whose library computes what our kernels leave",
+            help='pip install "butterflyc[gpu]"',
+        ) from error
+    from .compiler.lower.cubin import from_files
+    from .compiler.run.cuda_driver import Driver
+    from .compiler.run.gpu import Driven, GpuModel, Interpreted, check_device
+    from .compiler.run.plans import unpack_plans
+
+    plans = unpack_plans(sections[PLANS])
+    if interpret:
+        return GpuModel(graph, plans, Interpreted(), "cpu")
+    codes = from_files({k.removeprefix("kernels/"): v for k, v in sections.items()})
+    check_device(codes, name)
+    major, minor = torch.cuda.get_device_capability()
+    return GpuModel(graph, plans, Driven(Driver(codes, 10 * major + minor)), "cuda")
