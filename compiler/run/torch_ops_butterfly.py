@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..ir.ops.layer import members
+from ..ir.ops.layer import TURNED
 from .torch_ops_elementwise import ACTIVATIONS
 from .torch_types import TORCH, held, widened
 
@@ -118,13 +118,15 @@ def butterfly_experts(
     return combine(u, gates)
 
 
-def turn(x: Tensor, pairs: Tensor, order: str) -> Tensor:
+def turn(x: Tensor, pairs: Tensor, order: tuple[int, ...]) -> Tensor:
     """x [..., 4 * groups] rotated by pairs [..., groups, 4, 2]."""
-    parts = list(x.reshape(*x.shape[:-1], -1, 4).unbind(-1))
-    for i, (a, b) in enumerate(members(order)):
+    channels = x.reshape(*x.shape[:-1], -1, 4).unbind(-1)
+    parts = [channels[channel] for channel in order[:4]]
+    for i, (a, b) in enumerate(TURNED):
         c, s = pairs[..., i, 0], pairs[..., i, 1]
         parts[a], parts[b] = c * parts[a] - s * parts[b], s * parts[a] + c * parts[b]
-    return torch.stack(parts, -1).flatten(-2)
+    renamed = [parts[order[4:].index(channel)] for channel in range(4)]
+    return torch.stack(renamed, -1).flatten(-2)
 
 
 def butterfly_layer(
@@ -142,8 +144,8 @@ def butterfly_layer(
     activation: str,
     activate_last: bool,
     activation_bits: int,
-    order_in: str,
-    order_out: str,
+    order_in: tuple[int, ...],
+    order_out: tuple[int, ...],
     biased: bool,
 ) -> Tensor:
     wide = widened(x).dtype

@@ -47,7 +47,7 @@ def combine_rows(
     BIASED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     LAST: tl.constexpr,
-    FAR: tl.constexpr,
+    ORDER: tl.constexpr,
     FAST: tl.constexpr,
     ASM: tl.constexpr,
     BT: tl.constexpr,
@@ -84,7 +84,7 @@ def combine_rows(
         u0, u1, u2, u3 = split_members(u, BT, BG)
         expert = tl.load(experts + row, mask=there, other=0).to(tl.int32)
         first = (expert[:, None] * (F // 4) + group[None, :]) * 4
-        u0, u1, u2, u3 = turn(u0, u1, u2, u3, pairs, first, turned, FAR)
+        u0, u1, u2, u3 = turn(u0, u1, u2, u3, pairs, first, turned, ORDER)
         if LAST:
             u0 = activate(u0, ACTIVATION, FAST, ASM)
             u1 = activate(u1, ACTIVATION, FAST, ASM)

@@ -53,21 +53,50 @@ def turn_pair(a: Any, b: Any, word: Any) -> Any:
 
 
 @triton.jit
+def member(
+    x0: tl.tensor, x1: tl.tensor, x2: tl.tensor, x3: tl.tensor, WHICH: tl.constexpr
+) -> tl.tensor:
+    """One of four."""
+    if WHICH == 0:
+        return x0
+    elif WHICH == 1:
+        return x1
+    elif WHICH == 2:
+        return x2
+    else:
+        return x3
+
+
+@triton.jit
 def turn(
-    x0: Any, x1: Any, x2: Any, x3: Any, pairs: Any, first: Any, mask: Any, FAR: tl.constexpr
-) -> Any:
-    """The members of groups, rotated by the four words at ``pairs + first``."""
-    # Far order is near order with members 1 and 2 exchanged.
-    if FAR:
-        x1, x2 = x2, x1
+    x0: tl.tensor,
+    x1: tl.tensor,
+    x2: tl.tensor,
+    x3: tl.tensor,
+    pairs: tl.tensor,
+    first: tl.tensor,
+    mask: tl.tensor,
+    ORDER: tl.constexpr,
+) -> tl.tensor:
+    """The channels of groups, rotated by the four words at ``pairs + first``.
+
+    ``ORDER`` says in two bits each which channel the members are, then which member each channel
+    becomes (`layer.order_bits`): names of registers, so any order costs the same.
+    """
     words = pairs + first
-    x0, x1 = turn_pair(x0, x1, tl.load(words, mask=mask, other=0))
-    x2, x3 = turn_pair(x2, x3, tl.load(words + 1, mask=mask, other=0))
-    x0, x2 = turn_pair(x0, x2, tl.load(words + 2, mask=mask, other=0))
-    x1, x3 = turn_pair(x1, x3, tl.load(words + 3, mask=mask, other=0))
-    if FAR:
-        x1, x2 = x2, x1
-    return x0, x1, x2, x3
+    y0 = member(x0, x1, x2, x3, ORDER & 3)
+    y1 = member(x0, x1, x2, x3, (ORDER >> 2) & 3)
+    y2 = member(x0, x1, x2, x3, (ORDER >> 4) & 3)
+    y3 = member(x0, x1, x2, x3, (ORDER >> 6) & 3)
+    y0, y1 = turn_pair(y0, y1, tl.load(words, mask=mask, other=0))
+    y2, y3 = turn_pair(y2, y3, tl.load(words + 1, mask=mask, other=0))
+    y0, y2 = turn_pair(y0, y2, tl.load(words + 2, mask=mask, other=0))
+    y1, y3 = turn_pair(y1, y3, tl.load(words + 3, mask=mask, other=0))
+    z0 = member(y0, y1, y2, y3, (ORDER >> 8) & 3)
+    z1 = member(y0, y1, y2, y3, (ORDER >> 10) & 3)
+    z2 = member(y0, y1, y2, y3, (ORDER >> 12) & 3)
+    z3 = member(y0, y1, y2, y3, (ORDER >> 14) & 3)
+    return z0, z1, z2, z3
 
 
 @triton.jit

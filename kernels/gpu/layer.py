@@ -46,7 +46,8 @@ class Layer:
     dtype: str
     codes: bool
     activation: str
-    far_in: bool
+    # `order_bits` of the rotation of rows.
+    order_in: int
     operands: dict[str, Tensor]
     flags: dict[str, Value]
 
@@ -92,6 +93,15 @@ def number(value: int) -> Argument:
     return Argument("i32", value)
 
 
+def order_bits(order: tuple[int, ...]) -> int:
+    """An order of the op as device functions have it: two bits a number (`common.turn`).
+
+    First which channel of a group each member is, then which member each channel becomes.
+    """
+    places = [order[4:].index(channel) for channel in range(4)]
+    return sum(number << 2 * i for i, number in enumerate((*order[:4], *places)))
+
+
 def layer_of(spec: Spec) -> Layer:
     operands = dict(zip(OPERANDS, spec.operands, strict=False))
     (tokens, channels), chosen = operands["x"].shape, operands["gates"].shape[1]
@@ -102,7 +112,7 @@ def layer_of(spec: Spec) -> Layer:
         "BIASED": bool(spec.attribute("biased")),
         "ACTIVATION": spec.attribute("activation"),
         "LAST": bool(spec.attribute("activate_last")),
-        "FAR": spec.attribute("order_out") == "far",
+        "ORDER": order_bits(spec.attribute("order_out")),
         "FAST": dtype in HALVES,
         "ASM": True,
     }
@@ -117,7 +127,7 @@ def layer_of(spec: Spec) -> Layer:
         dtype,
         spec.attribute("activation_bits") == 8,
         spec.attribute("activation"),
-        spec.attribute("order_in") == "far",
+        order_bits(spec.attribute("order_in")),
         operands,
         flags,
     )

@@ -29,7 +29,7 @@ def rotate_rows(
     D: Any,
     WIDTH: tl.constexpr,
     CHOSEN: tl.constexpr,
-    FAR: tl.constexpr,
+    ORDER: tl.constexpr,
     CODES: tl.constexpr,
     PLANAR: tl.constexpr,
     BM: tl.constexpr,
@@ -51,7 +51,7 @@ def rotate_rows(
     # Behind the last group cosines and sines are 0, and so is what they give.
     first = (expert[:, None] * (D // 4) + group[None, :]) * 4
     turned = there[:, None] & (group * 4 < D)[None, :]
-    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs, first, turned, FAR)
+    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs, first, turned, ORDER)
     if CODES:
         largest = row_maximum(x0, x1, x2, x3)
         tl.store(row_scales + row, largest * 0.007874015748031496, mask=there)
@@ -95,7 +95,7 @@ def launch(layer: Layer, gpu: Gpu, rows: str, scales: str, width: int, planar: b
     constants = {
         "WIDTH": width,
         "CHOSEN": layer.chosen,
-        "FAR": layer.far_in,
+        "ORDER": layer.order_in,
         "CODES": layer.codes,
         "PLANAR": planar,
         "BM": height,
