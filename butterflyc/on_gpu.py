@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .compiler.errors import Incompatible, ToolMissing
 from .compiler.ir import Graph
-from .program import PLANS
+from .compiler.run.plans import PATH, unpack_plans
 
 if TYPE_CHECKING:
     from .compiler.run.gpu import GpuModel
@@ -25,7 +25,7 @@ def loaded(
     Raises Incompatible if it is not for a GPU, or for another one than is here, ToolMissing without
     torch, and for the interpreter without Triton.
     """
-    if PLANS not in sections:
+    if PATH not in sections:
         raise Incompatible(
             f"{name} was compiled for {core['name']}, which is no GPU",
             help="leave --interpret out; --on qemu emulates ARM and microcontrollers",
@@ -40,12 +40,11 @@ def loaded(
     from .compiler.lower.cubin import from_files
     from .compiler.run.cuda_driver import Driver
     from .compiler.run.gpu import Driven, GpuModel, Interpreted, check_device
-    from .compiler.run.plans import unpack_plans
 
-    plans = unpack_plans(sections[PLANS])
+    plans = unpack_plans(sections[PATH])
     if interpret:
         return GpuModel(graph, plans, Interpreted(), "cpu")
-    codes = from_files({k.removeprefix("kernels/"): v for k, v in sections.items()})
-    check_device(codes, name)
+    check_device(core["name"], name)
     major, minor = torch.cuda.get_device_capability()
+    codes = from_files(sections)
     return GpuModel(graph, plans, Driven(Driver(codes, 10 * major + minor)), "cuda")

@@ -18,6 +18,7 @@ from .compiler.artefact import Artefact
 from .compiler.codes import encode
 from .compiler.errors import Damaged, Incompatible, unknown_name
 from .compiler.ir import Graph, Type, parse_graph
+from .compiler.run.plans import PATH
 from .compiler.tensors import unpack_arrays
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .torch_op import CompiledModule
 
 Progress = Function[[str], None]
-PLANS = "kernels/plans.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class Program(Callable):
     @property
     def is_for_gpu(self) -> bool:
         """Whether it was compiled for a GPU."""
-        return PLANS in self.artefact.sections
+        return PATH in self.artefact.sections
 
     def model_on_gpu(self, interpret: bool = False) -> GpuModel:
         """It on this machine's GPU, or by Triton's interpreter on the CPU.

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..compiler.errors import Incompatible, ToolMissing, Unsupported, UsageError
 from ..compiler.ir import Graph
-from ..compiler.run.plans import FILE, LayerPlan, Plans, launches_of, pack_plans
+from ..compiler.run.plans import PATH, LayerPlan, Plans, launches_of, pack_plans
 from ..kernels.gpu.launch import Gpu
 from ..kernels.record import Kernel
 from ..passes.base import Pass
@@ -166,7 +166,8 @@ def emit(
     launches = launches_of(plans)
     progress(f"compiling {len(launches)} kernels for {gpu.name}")
     codes = compile_all(launches, gpu.capability, progress)
-    return {FILE: pack_plans(plans), **to_files(codes, f"sm{gpu.capability}")}
+    files = {PATH: pack_plans(plans), **to_files(codes.values())}
+    return {path.removeprefix("kernels/"): content for path, content in files.items()}
 
 
 def layer_plans(graph: Graph, gpu: Gpu) -> Plans:

@@ -7,7 +7,7 @@ that it costs one launch however many kernels it has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from ...kernels.gpu import library
 from ...kernels.gpu.launch import Launch, Plan, Step
 from ..errors import Incompatible, ToolMissing
 from ..ir import Graph, Node
-from .cuda_driver import Driver
 from .plans import Plans
 from .torch_graph import Buffers, TorchGraph
+
+if TYPE_CHECKING:
+    from .cuda_driver import Driver
 
 Array = np.ndarray
 Tensors = tuple[torch.Tensor, ...]
@@ -28,7 +30,6 @@ class Interpreted:
     """Launches by Triton's interpreter, on CPU tensors: slow, and the same results."""
 
     def launch(self, step: Launch, buffers: Buffers) -> None:
-        # Triton is imported when a kernel is run, which a GPU does without it.
         try:
             from ...kernels.gpu.interpreted import launch
         except ImportError as error:
@@ -113,7 +114,6 @@ class GpuModel:
         """The outputs for tensors on the device, of the compiled size. Raises BadInput."""
         if self.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return self._graph(*inputs)
-        self._graph.check(*inputs)
         if self._captured is None:
             self._captured = Captured(self._graph, inputs)
         return self._captured(*inputs)
@@ -137,11 +137,10 @@ class GpuModel:
         return tuple(torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in inputs)
 
 
-def check_device(capability: int, name: str) -> None:
+def check_device(target: str, name: str) -> None:
     """Raises Incompatible where torch sees no GPU."""
     if not torch.cuda.is_available():
         raise Incompatible(
-            f"{name} was compiled for a GPU of compute capability {capability / 10}, and torch "
-            "sees none here",
-            help="--interpret, or Program.on('interpreter'), runs it on this CPU, slowly",
+            f"{name} was compiled for {target}, and torch sees no NVIDIA GPU here",
+            help="--interpret, as Program.on('interpreter'), runs it on this CPU, slowly",
         )

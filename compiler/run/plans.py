@@ -14,7 +14,8 @@ from ..errors import Damaged
 if TYPE_CHECKING:
     from cattrs import Converter
 
-FILE = "plans.json"
+# The section of an artefact.
+PATH = "kernels/plans.json"
 
 
 @dataclass(frozen=True)

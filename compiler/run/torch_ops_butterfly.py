@@ -63,8 +63,8 @@ def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     most = 2 ** (bits - 1) - 1
     one = number(x, 1)
     largest = x.abs().amax(-1, keepdim=True)
-    some = largest > 0
-    inverse = torch.where(some, number(x, most) / torch.where(some, largest, one), 0)
+    none = ~(largest > 0)
+    inverse = (number(x, most) / largest).masked_fill(none, 0)
     # What NaN is as an integer differs between processors.
     codes = torch.round(x * inverse).nan_to_num(0).clamp(-most, most)
     return codes.to(torch.int8), largest * (one / number(x, most))

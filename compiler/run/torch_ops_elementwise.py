@@ -19,8 +19,8 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
     # Processors trap on x / 0, and on the smallest integer / -1.
     zero = b == 0
     negated = b == -1 if b.dtype.is_signed else torch.zeros_like(zero)
-    quotient = torch.div(a, torch.where(zero | negated, 1, b), rounding_mode="trunc")
-    return torch.where(zero, 0, torch.where(negated, -a, quotient))
+    quotient = torch.div(a, b.masked_fill(zero | negated, 1), rounding_mode="trunc")
+    return torch.where(negated, -a, quotient).masked_fill(zero, 0)
 
 
 def sign(x: Tensor) -> Tensor:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -15,7 +13,7 @@ NAMES = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid")
 
 
 @triton.jit
-def tangent(x: Any, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
+def tangent(x: tl.tensor, FAST: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
     """The hyperbolic tangent."""
     if FAST and ASM:
         return tl.inline_asm_elementwise(
@@ -31,7 +29,7 @@ def tangent(x: Any, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
 
 
 @triton.jit
-def normal_gelu(x: Any, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
+def normal_gelu(x: tl.tensor, FAST: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
     """x * Phi(x), Phi the normal distribution function."""
     half = 0.5 * x
     if FAST:
@@ -44,7 +42,7 @@ def normal_gelu(x: Any, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
 
 
 @triton.jit
-def logistic(x: Any, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
+def logistic(x: tl.tensor, FAST: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
     """1 / (1 + exp(-x))."""
     if FAST:
         return 0.5 + 0.5 * tangent(0.5 * x, FAST, ASM)
@@ -53,7 +51,7 @@ def logistic(x: Any, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
 
 
 @triton.jit
-def activate(x: Any, NAME: tl.constexpr, FAST: tl.constexpr, ASM: tl.constexpr) -> Any:
+def activate(x: tl.tensor, NAME: tl.constexpr, FAST: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
     """The activation NAME of x."""
     if NAME == "gelu":
         return normal_gelu(x, FAST, ASM)

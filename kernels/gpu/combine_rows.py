@@ -6,7 +6,6 @@ With it comes the way that every GPU can go: a product of the library on either 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -14,9 +13,9 @@ import triton.language as tl
 from ..lanes import Lanes
 from ..record import Kernel, Spec, Tensor
 from . import rotate_rows
-from .activations import activate
-from .common import join_members, split_members, turn
+from .common import join_members
 from .cost import down_seconds, moved_seconds, product_seconds, rotation_seconds
+from .epilogue import chosen_of, combined, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import Layer, divided, layer_of, number, pointer, power_of_two, serves
 
@@ -30,16 +29,16 @@ MOST_COLUMNS = 256
 
 @triton.jit
 def combine_rows(
-    sums: Any,
-    row_scales: Any,
-    scale: Any,
-    bias: Any,
-    gates: Any,
-    experts: Any,
-    pairs: Any,
-    out: Any,
-    T: Any,
-    F: Any,
+    sums: tl.tensor,
+    row_scales: tl.tensor,
+    scale: tl.tensor,
+    bias: tl.tensor,
+    gates: tl.tensor,
+    experts: tl.tensor,
+    pairs: tl.tensor,
+    out: tl.tensor,
+    T: tl.tensor,
+    F: tl.tensor,
     WIDTH: tl.constexpr,
     CHOSEN: tl.constexpr,
     CODES: tl.constexpr,
@@ -51,51 +50,31 @@ def combine_rows(
     FAST: tl.constexpr,
     ASM: tl.constexpr,
     BT: tl.constexpr,
-    BG: tl.constexpr,
-) -> Any:
+    BF: tl.constexpr,
+) -> tl.tensor:
     """out [T, F] of sums [T * CHOSEN, WIDTH]."""
     token = tl.program_id(0) * BT + tl.arange(0, BT)
-    group = tl.program_id(1) * BG + tl.arange(0, BG)
-    column = tl.program_id(1) * (4 * BG) + tl.arange(0, 4 * BG)
+    first = tl.program_id(1) * BF
+    column = first + tl.arange(0, BF)
     there = token < T
-    within = column < F
-    mask = there[:, None] & within[None, :]
-    turned = there[:, None] & (group * 4 < F)[None, :]
-    if SCALES:
-        factor = tl.load(scale + column, mask=within, other=0.0)
-    else:
-        factor = tl.full((4 * BG,), 1.0, tl.float32) * tl.load(scale)
-    y0 = tl.full((BT, BG), 0.0, tl.float32)
+    mask = there[:, None] & (column < F)[None, :]
+    y0 = tl.full((BT, BF // 4), 0.0, tl.float32)
     y1, y2, y3 = y0, y0, y0
     for slot in tl.static_range(CHOSEN):
-        row = token.to(tl.int64) * CHOSEN + slot
-        u = tl.load(sums + row[:, None] * WIDTH + column[None, :], mask=mask, other=0).to(
-            tl.float32
-        )
-        if CODES:
-            of_row = tl.load(row_scales + row, mask=there, other=0.0)
-            u = u * (of_row[:, None] * factor[None, :])
-        else:
-            u = u * factor[None, :]
-        if BIASED:
-            u += tl.load(bias + column, mask=within, other=0.0)[None, :]
-        if not LAST:
-            u = activate(u, ACTIVATION, FAST, ASM)
-        u0, u1, u2, u3 = split_members(u, BT, BG)
-        expert = tl.load(experts + row, mask=there, other=0).to(tl.int32)
-        first = (expert[:, None] * (F // 4) + group[None, :]) * 4
-        u0, u1, u2, u3 = turn(u0, u1, u2, u3, pairs, first, turned, ORDER)
-        if LAST:
-            u0 = activate(u0, ACTIVATION, FAST, ASM)
-            u1 = activate(u1, ACTIVATION, FAST, ASM)
-            u2 = activate(u2, ACTIVATION, FAST, ASM)
-            u3 = activate(u3, ACTIVATION, FAST, ASM)
-        gate = tl.load(gates + row, mask=there, other=0.0)[:, None]
-        y0 += gate * u0
-        y1 += gate * u1
-        y2 += gate * u2
-        y3 += gate * u3
-    y = join_members(y0, y1, y2, y3, BT, BG).to(out.dtype.element_ty)
+        row = token * CHOSEN + slot
+        start = sums + row.to(tl.int64)[:, None] * WIDTH
+        of_row = scales_of(row_scales, row, there, CODES)
+        gate, expert = chosen_of(gates, experts, row, there)
+        u0, u1, u2, u3 = combined(
+            tl.load(start + column[None, :], mask=mask, other=0),
+            of_row, scale, bias, gate, expert, pairs, there, first, F,
+            1.0, CODES, SCALES, BIASED, ACTIVATION, LAST, ORDER, FAST, ASM, False, 1, BT, BF,
+        )  # fmt: skip
+        y0 += u0
+        y1 += u1
+        y2 += u2
+        y3 += u3
+    y = join_members(y0, y1, y2, y3, BT, BF // 4).to(out.dtype.element_ty)
     tl.store(out + token.to(tl.int64)[:, None] * F + column[None, :], y, mask=mask)
 
 
@@ -118,7 +97,7 @@ def launch(layer: Layer, sums: str, scales: str, width: int, out: str) -> Launch
         "CODES": layer.codes,
         **layer.flags,
         "BT": height,
-        "BG": columns // 4,
+        "BF": columns,
     }
     grid = (divided(layer.tokens, height), divided(layer.outputs, columns), 1)
     return Launch(
@@ -172,7 +151,7 @@ def cost(spec: Spec, gpu: Lanes) -> float:
     layer = layer_of(spec)
     return rotation_seconds(layer, gpu) + sum(
         (
-            product_seconds(layer, gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype),
+            product_seconds(gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype),
             moved_seconds(gpu, layer.rows * layer.outputs * 4 + layer.last_bytes),
             down_seconds(layer, gpu),
         )

@@ -1,19 +1,18 @@
 """Device functions that all kernels share: groups of four channels, rotations, 2-bit weights.
 
 Only builtins of Triton and functions of ours are called: its standard library (`tl.sum`, `tl.zeros`
-and such) cannot be interpreted in a process that also compiles.
+and such) cannot be interpreted in a process that also compiles. ``ASM`` says that it is compiled:
+the interpreter has no inline assembly, and multiplies the bits of bfloat16.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def split_members(x: Any, M: tl.constexpr, G: tl.constexpr) -> Any:
+def split_members(x: tl.tensor, M: tl.constexpr, G: tl.constexpr) -> tl.tensor:
     """The four members, each [M, G], of the groups of x [M, 4 G]."""
     even, odd = tl.split(tl.reshape(x, (M, G, 2, 2)))
     x0, x2 = tl.split(even)
@@ -22,13 +21,15 @@ def split_members(x: Any, M: tl.constexpr, G: tl.constexpr) -> Any:
 
 
 @triton.jit
-def join_members(x0: Any, x1: Any, x2: Any, x3: Any, M: tl.constexpr, G: tl.constexpr) -> Any:
+def join_members(
+    x0: tl.tensor, x1: tl.tensor, x2: tl.tensor, x3: tl.tensor, M: tl.constexpr, G: tl.constexpr
+) -> tl.tensor:
     """x [M, 4 G] of its four members."""
     return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (M, 4 * G))
 
 
 @triton.jit
-def cosine(word: Any) -> Any:
+def cosine(word: tl.tensor) -> tl.tensor:
     """The lower half of a word, which is a pair of halves or of floats."""
     if word.dtype == tl.int64:
         return word.to(tl.int32).to(tl.float32, bitcast=True)
@@ -37,7 +38,7 @@ def cosine(word: Any) -> Any:
 
 
 @triton.jit
-def sine(word: Any) -> Any:
+def sine(word: tl.tensor) -> tl.tensor:
     """The upper half of such a word."""
     if word.dtype == tl.int64:
         return (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
@@ -46,7 +47,7 @@ def sine(word: Any) -> Any:
 
 
 @triton.jit
-def turn_pair(a: Any, b: Any, word: Any) -> Any:
+def turn_pair(a: tl.tensor, b: tl.tensor, word: tl.tensor) -> tl.tensor:
     """(a, b) rotated by the angle whose cosine and sine are in ``word``."""
     c, s = cosine(word), sine(word)
     return c * a - s * b, s * a + c * b
@@ -100,7 +101,7 @@ def turn(
 
 
 @triton.jit
-def row_maximum(x0: Any, x1: Any, x2: Any, x3: Any) -> Any:
+def row_maximum(x0: tl.tensor, x1: tl.tensor, x2: tl.tensor, x3: tl.tensor) -> tl.tensor:
     """The largest magnitude in each row of four members [M, G]."""
     low = tl.maximum(tl.abs(x0), tl.abs(x1))
     high = tl.maximum(tl.abs(x2), tl.abs(x3))
@@ -108,7 +109,47 @@ def row_maximum(x0: Any, x1: Any, x2: Any, x3: Any) -> Any:
 
 
 @triton.jit
-def code(x: Any, inverse: Any) -> Any:
+def inverse_of(largest: tl.tensor, M: tl.constexpr) -> tl.tensor:
+    """127 / the largest magnitude [M] of each row; 0 for a row of zeros."""
+    most = tl.full((M,), 127.0, tl.float32)
+    return tl.where(largest > 0, tl.div_rn(most, tl.where(largest > 0, largest, most)), 0.0)
+
+
+@triton.jit
+def code(x: tl.tensor, inverse: tl.tensor) -> tl.tensor:
     """int8 codes of x [M, G] by 127 / the largest of its row, ties to even."""
     # The sum has the whole number in its lowest bits: 1.5 * 2**23 leaves none for a fraction.
     return (x * inverse[:, None] + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def add_product(left: tl.tensor, right: tl.tensor, sums: tl.tensor, ASM: tl.constexpr) -> tl.tensor:
+    """sums [M, N] + left [M, K] @ right [K, N], in float32, or int32 of int8."""
+    if left.dtype == tl.bfloat16 and not ASM:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, sums, input_precision="ieee", out_dtype=sums.dtype)
+
+
+@triton.jit
+def crumbs(byte: tl.tensor, P: tl.constexpr, dtype: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
+    """Weights of member P of each group of `layout_crumbs`: +-2 as floats, +-64 as int8."""
+    if dtype == tl.int8:
+        if ASM:
+            return tl.inline_asm_elementwise(
+                f"shl.b32 $0, $1, {2 * P}; and.b32 $0, $0, 0xC0C0C0C0;",
+                "=r,r", [byte], dtype=tl.int8, is_pure=True, pack=4,
+            )  # fmt: skip
+        else:
+            return ((byte << (2 * P)) & 0xC0).to(tl.int8, bitcast=True)
+    elif dtype == tl.float32:
+        return ((byte.to(tl.uint32) << (24 + 2 * P)) & 0xC0000000).to(tl.float32, bitcast=True)
+    elif ASM:
+        # Four bytes become the upper bytes of four halves.
+        return tl.inline_asm_elementwise(
+            "prmt.b32 $0, $2, 0, 0x1404; prmt.b32 $1, $2, 0, 0x3424; "
+            f"shl.b32 $0, $0, {2 * P}; shl.b32 $1, $1, {2 * P}; "
+            "and.b32 $0, $0, 0xC000C000; and.b32 $1, $1, 0xC000C000;",
+            "=&r,=&r,r", [byte], dtype=tl.int16, is_pure=True, pack=4,
+        ).to(dtype, bitcast=True)  # fmt: skip
+    else:
+        return ((byte.to(tl.uint16) << (8 + 2 * P)) & 0xC000).to(dtype, bitcast=True)

@@ -19,17 +19,23 @@ def moved_seconds(gpu: Gpu, moved: float) -> float:
 
 
 def product_seconds(
-    layer: Layer, gpu: Gpu, m: int, n: int, k: int, dtype: str, part: float = LIBRARY
+    gpu: Gpu, m: int, n: int, k: int, dtype: str, part: float = LIBRARY, kept: bool = False
 ) -> float:
-    """Of a product of rows [m, k] and weights [n, k]."""
+    """Of a product of rows [m, k] and weights [n, k]; ``kept``: its sums go nowhere."""
     rate = gpu.products * RATES[dtype] * part
-    moved = (m * k + n * k) * BYTES[dtype] + m * n * 4
+    moved = (m * k + n * k) * BYTES[dtype] + (0 if kept else m * n * 4)
     return max(m * n * k / rate, moved / gpu.bandwidth) + gpu.launch_seconds
 
 
 def epilogue_seconds(layer: Layer, gpu: Gpu) -> float:
     """Of activations, rotations and sums in registers."""
     return layer.rows * layer.outputs * EPILOGUE / (INSTRUCTIONS * gpu.multiprocessors)
+
+
+def read_seconds(gpu: Gpu, moved: float, blocks: int) -> float:
+    """Of a launch that reads so many bytes in so many blocks: few leave multiprocessors idle."""
+    busy = min(1.0, blocks / gpu.multiprocessors)
+    return moved / (gpu.bandwidth * busy) + gpu.launch_seconds
 
 
 def rotation_seconds(layer: Layer, gpu: Gpu) -> float:
@@ -42,4 +48,12 @@ def down_seconds(layer: Layer, gpu: Gpu) -> float:
     """Of w_down, where there is one."""
     if not layer.down:
         return 0.0
-    return product_seconds(layer, gpu, layer.tokens, layer.down, layer.outputs, layer.dtype)
+    return product_seconds(gpu, layer.tokens, layer.down, layer.outputs, layer.dtype)
+
+
+def down_decode_seconds(layer: Layer, gpu: Gpu) -> float:
+    """Of w_down in parts, and of adding them."""
+    if not layer.down:
+        return 0.0
+    moved = layer.down * layer.outputs * BYTES[layer.dtype]
+    return moved_seconds(gpu, moved) + gpu.launch_seconds

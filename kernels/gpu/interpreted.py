@@ -7,7 +7,7 @@ this folder are loaded a second time, as a package of another name, with the int
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -15,8 +15,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .launch import TRITON, Launch, Plan, Product
-from .library import fill, product, torch_dtype, unpack
+from .launch import TRITON, Launch, Plan
+from .library import execute, torch_dtype, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -31,14 +31,13 @@ def interpret(plan: Plan, buffers: dict[str, torch.Tensor]) -> None:
         unpack(copy, buffers)
     for step in plan.steps:
         if isinstance(step, Launch):
-            _launch(step, buffers)
-        elif isinstance(step, Product):
-            product(step, buffers)
+            launch(step, buffers)
         else:
-            fill(step, buffers)
+            execute(step, buffers)
 
 
-def _launch(step: Launch, buffers: dict[str, torch.Tensor]) -> None:
+def launch(step: Launch, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Executes one launch on CPU tensors, by the names of its buffers."""
     arguments: dict[str, Any] = dict(step.constants)
     for name, argument in step.arguments:
         if argument.is_buffer:

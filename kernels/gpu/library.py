@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .launch import Fill, Product, Unpack
@@ -28,6 +29,14 @@ def torch_dtype(name: str) -> torch.dtype:
     }[name]
 
 
+def execute(step: Product | Fill, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Executes one step, by the names of its buffers."""
+    if isinstance(step, Product):
+        product(step, buffers)
+    else:
+        fill(step, buffers)
+
+
 def unpack(step: Unpack, buffers: dict[str, torch.Tensor]) -> None:
     """Makes the dense copy, and the buffer that holds it."""
     import torch
@@ -40,7 +49,7 @@ def unpack(step: Unpack, buffers: dict[str, torch.Tensor]) -> None:
     buffers[step.target] = weights.reshape(step.shape).to(torch_dtype(step.dtype))
 
 
-def product(step: Product, buffers: dict[str, torch.Tensor]) -> None:
+def product(step: Product, buffers: Mapping[str, torch.Tensor]) -> None:
     """``out = rows @ weights.T``."""
     import torch
 
@@ -70,5 +79,5 @@ def _integer_product(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(rows, weights.T)[:count]
 
 
-def fill(step: Fill, buffers: dict[str, torch.Tensor]) -> None:
+def fill(step: Fill, buffers: Mapping[str, torch.Tensor]) -> None:
     buffers[step.buffer].zero_()

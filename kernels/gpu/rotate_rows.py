@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from .common import code, join_members, row_maximum, split_members, turn
+from .common import code, inverse_of, join_members, row_maximum, split_members, turn
 from .launch import Gpu, Launch
 from .layer import Layer, divided, number, pointer, power_of_two
 
@@ -20,13 +18,13 @@ NUMBERS = 2048
 
 @triton.jit
 def rotate_rows(
-    x: Any,
-    experts: Any,
-    pairs: Any,
-    rows: Any,
-    row_scales: Any,
-    R: Any,
-    D: Any,
+    x: tl.tensor,
+    experts: tl.tensor,
+    pairs: tl.tensor,
+    rows: tl.tensor,
+    row_scales: tl.tensor,
+    R: tl.tensor,
+    D: tl.tensor,
     WIDTH: tl.constexpr,
     CHOSEN: tl.constexpr,
     ORDER: tl.constexpr,
@@ -34,7 +32,7 @@ def rotate_rows(
     PLANAR: tl.constexpr,
     BM: tl.constexpr,
     BG: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """rows [R, WIDTH] of x [R / CHOSEN, D], zero from D on; R = tokens * CHOSEN.
 
     PLANAR: all first members of groups, then all second ones, and so on.
@@ -55,8 +53,7 @@ def rotate_rows(
     if CODES:
         largest = row_maximum(x0, x1, x2, x3)
         tl.store(row_scales + row, largest * 0.007874015748031496, mask=there)
-        most = tl.full((BM,), 127.0, tl.float32)
-        inverse = tl.where(largest > 0, tl.div_rn(most, tl.where(largest > 0, largest, most)), 0.0)
+        inverse = inverse_of(largest, BM)
         x0, x1 = code(x0, inverse), code(x1, inverse)
         x2, x3 = code(x2, inverse), code(x3, inverse)
     dtype = rows.dtype.element_ty

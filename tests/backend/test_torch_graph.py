@@ -22,6 +22,8 @@ from butterflyc.compiler.run.torch_ops import evaluate, tensor_of
 from butterflyc.kernels.gpu.launch import Plan, Unpack
 from butterflyc.kernels.layout import pack
 from butterflyc.kernels.record import Tensor
+from butterflyc.passes.force_routing import ForceRouting
+from butterflyc.passes.half_products import HalfProducts
 from butterflyc.passes.merge_rotations import MergeRotations
 from butterflyc.passes.quantize_activations import QuantizeActivations
 
@@ -77,21 +79,27 @@ def test_mixtures_on_codes(mixture: Mixture, seed: int) -> None:
     assert_same(graph, 2e-2, seed=seed)
 
 
-def test_a_model() -> None:
-    """The trained model gives the interpreter's logits, and routes every token alike."""
+@pytest.mark.parametrize("dtype", [None, "f16", "bf16"])
+def test_a_model(dtype: str | None) -> None:
+    """The trained model gives the interpreter's logits, and routes alike but for near ties."""
     images = torch.rand(4, 1, 8, 8, generator=torch.manual_seed(0))
     graph = capture(digits_model(turned=True), (images,)).graph
+    graph = graph if dtype is None else HalfProducts(dtype)(graph)
     wanted_routing, routing = list[Array](), list[Array]()
 
-    def watch(into: list[Any]) -> Any:
+    def watch(into: list[Array]) -> Any:
         return lambda node, value: into.append(value[1]) if node.op == "top_k" else None
 
     (wanted,) = interpret(graph, images.numpy(), observe=watch(wanted_routing))
-    (found,) = TorchGraph(graph, "cpu")(images, observe=watch(routing))
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-4)
+    TorchGraph(graph, "cpu")(images, observe=watch(routing))
     assert len(routing) == len(wanted_routing) > 0
     for mine, other in zip(routing, wanted_routing, strict=True):
-        np.testing.assert_array_equal(mine, other)
+        # Sums in another order are rounded to halves on the other side now and then.
+        assert (np.asarray(mine) == other).mean() >= (1 if dtype is None else 0.97)
+    forced = ForceRouting()(graph)
+    (found,) = TorchGraph(forced, "cpu")(images, *map(torch.from_numpy, wanted_routing))
+    error = np.linalg.norm(found.numpy() - wanted) / np.linalg.norm(wanted)
+    assert error <= {None: 1e-5, "f16": 2e-3, "bf16": 1.6e-2}[dtype]
 
 
 def test_every_node_is_observed_in_order() -> None:

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from butterflyc.compiler.ir import Graph, Type, input_node, make, result, type_of
 from butterflyc.compiler.ir.interpret import interpret
@@ -106,12 +108,23 @@ def test_samples(call: Call, dtype: str) -> None:
     check(call, *(rounded(values(t, rng), t) for t in call[1]), limit=LIMITS[dtype])
 
 
+class OnDevice(TorchDispatchMode):
+    """Refuses tensors of the host: a GPU would wait for their copy."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            assert not isinstance(x, torch.Tensor) or x.device.type == "meta", function
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_nothing_waits_for_a_device(call: Call) -> None:
     """On tensors that have a device but no data, an op gives its shape, on that device."""
     graph = graph_of(call)
     node = graph.outputs[0].operands[0] if len(graph.outputs) > 1 else graph.outputs[0]
-    with FakeTensorMode():
+    with FakeTensorMode(), OnDevice():
         tensors = [torch.empty(t.shape, dtype=TORCH[t.dtype], device="meta") for t in call[1]]
         for x, type in zip(evaluate(node, tensors), node.types, strict=True):
             assert (x.device.type, tuple(x.shape)) == ("meta", type.shape)

@@ -1,0 +1,88 @@
+"""For few tokens: w_down, split over its depth so that all of a GPU reads it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import add_parts
+from .common import add_product
+from .launch import Fill, Gpu, Launch, Step
+from .layer import Layer, divided, number, pointer, power_of_two
+
+# Parts of the depth, at most.
+MOST_PARTS = 16
+# Outputs and depth of a step.
+OUTPUTS, DEPTH = 32, 128
+
+
+@triton.jit
+def down_decode(
+    rows: tl.tensor,
+    w: tl.tensor,
+    out: tl.tensor,
+    T: tl.tensor,
+    F: tl.tensor,
+    D: tl.tensor,
+    PART: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    ASM: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    BK: tl.constexpr,
+) -> tl.tensor:
+    """Part of out [parts, T, D] of rows [T, F] and w [D, F]; ATOMIC: added to out [T, D]."""
+    output = tl.program_id(0) * BD + tl.arange(0, BD)
+    token = tl.arange(0, BT)
+    start = tl.program_id(1) * PART
+    sums = tl.full((BD, BT), 0.0, tl.float32)
+    for step in range(0, PART, BK):
+        k = start + step + tl.arange(0, BK)
+        here = (output < D)[:, None] & (k < F)[None, :]
+        left = tl.load(w + output[:, None] * F + k[None, :], mask=here, other=0.0)
+        here = (k < F)[:, None] & (token < T)[None, :]
+        right = tl.load(rows + token[None, :] * F + k[:, None], mask=here, other=0.0)
+        sums = add_product(left, right, sums, ASM)
+    place = token[None, :] * D + output[:, None]
+    mask = (output < D)[:, None] & (token < T)[None, :]
+    if ATOMIC:
+        tl.atomic_add(out + place, sums, mask=mask, sem="relaxed")
+    else:
+        place += tl.program_id(1) * T * D
+        tl.store(out + place, sums.to(out.dtype.element_ty), mask=mask)
+
+
+def parts_of(layer: Layer, gpu: Gpu, wanted: int) -> int:
+    """How many parts the depth is split into: so many, or 0 for enough to fill the GPU."""
+    blocks = divided(layer.down, OUTPUTS)
+    most = min(MOST_PARTS, power_of_two(divided(layer.outputs, DEPTH)))
+    enough = power_of_two(divided(gpu.multiprocessors, blocks))
+    return max(1, min(wanted or enough, most))
+
+
+def launches(layer: Layer, rows: str, scratch: str, parts: int, atomic: bool) -> tuple[Step, ...]:
+    """From the buffer ``rows`` [T, F] into the result, by way of ``scratch`` [parts, T, d]."""
+    direct = parts == 1 or atomic
+    arguments = {
+        "rows": pointer(layer.dtype, rows),
+        "w": layer.buffer("w_down"),
+        "out": pointer(layer.outer, "y") if direct else pointer("f32", scratch),
+        "T": number(layer.tokens),
+        "F": number(layer.outputs),
+        "D": number(layer.down),
+    }
+    constants = {
+        "PART": divided(layer.outputs, parts * DEPTH) * DEPTH,
+        "ATOMIC": atomic,
+        "ASM": True,
+        "BT": max(16, power_of_two(layer.tokens)),
+        "BD": OUTPUTS,
+        "BK": DEPTH,
+    }
+    grid = (divided(layer.down, OUTPUTS), parts, 1)
+    down = Launch(
+        "down_decode", "down_decode", tuple(arguments.items()), tuple(constants.items()), grid, 4, 4
+    )
+    if atomic:
+        return Fill("y"), down
+    return (down,) if parts == 1 else (down, add_parts.launch(layer, scratch, parts))

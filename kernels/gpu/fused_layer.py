@@ -1,0 +1,283 @@
+"""The whole layer in one kernel, for models so narrow that a tile of tokens has all channels.
+
+Rows are rotated once. Then, some outputs of W_hat at a time, they are multiplied, activated,
+rotated and added, and go through w_down, whose sums stay in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from ..lanes import Lanes
+from ..record import Kernel, Spec, Tensor
+from . import add_parts
+from .common import (
+    add_product,
+    code,
+    crumbs,
+    inverse_of,
+    join_members,
+    row_maximum,
+    split_members,
+    turn,
+)
+from .cost import TRITON, epilogue_seconds, product_seconds
+from .epilogue import chosen_of, combined, row_of
+from .launch import Gpu, Launch, Plan, Step, Unpack
+from .layer import BYTES, Layer, divided, layer_of, number, pointer, power_of_two, serves
+
+MOST_CHANNELS = 512
+MOST_CHOSEN = 8
+MOST_PARTS = 16
+
+
+@triton.jit
+def fused_layer(
+    x: tl.tensor,
+    w: tl.tensor,
+    scale: tl.tensor,
+    bias: tl.tensor,
+    gates: tl.tensor,
+    experts: tl.tensor,
+    pairs_in: tl.tensor,
+    pairs: tl.tensor,
+    w_down: tl.tensor,
+    out: tl.tensor,
+    T: tl.tensor,
+    D: tl.tensor,
+    F: tl.tensor,
+    O: tl.tensor,  # noqa: E741
+    ROWS: tl.constexpr,
+    PART: tl.constexpr,
+    PACKED: tl.constexpr,
+    ORDER_IN: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CODES: tl.constexpr,
+    SCALES: tl.constexpr,
+    BIASED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LAST: tl.constexpr,
+    ORDER: tl.constexpr,
+    FAST: tl.constexpr,
+    ASM: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BF: tl.constexpr,
+    BO: tl.constexpr,
+) -> tl.tensor:
+    """Part of out [parts, T, O] of x [T, D], from outputs PART * part on.
+
+    w, of ROWS in fragment order, is codes [ROWS, BD / 4] where PACKED, else planar [ROWS, BD].
+    """
+    BT: tl.constexpr = BM // SLOTS
+    G: tl.constexpr = BD // 4
+    dtype: tl.constexpr = w_down.dtype.element_ty
+    token = tl.program_id(0) * BT
+    row, there = row_of(token, T, CHOSEN, SLOTS, BM)
+    gate, expert = chosen_of(gates, experts, row, there)
+    column, group = tl.arange(0, BD), tl.arange(0, G)
+    of_token = x + (row // CHOSEN).to(tl.int64)[:, None] * D
+    here = there[:, None] & (column < D)[None, :]
+    values = tl.load(of_token + column[None, :], mask=here, other=0.0).to(tl.float32)
+    x0, x1, x2, x3 = split_members(values, BM, G)
+    words = (expert[:, None] * (D // 4) + group[None, :]) * 4
+    turned = there[:, None] & (group * 4 < D)[None, :]
+    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs_in, words, turned, ORDER_IN)
+    largest = row_maximum(x0, x1, x2, x3)
+    of_row = largest * 0.007874015748031496
+    if CODES:
+        inverse = inverse_of(largest, BM)
+        x0, x1 = code(x0, inverse), code(x1, inverse)
+        x2, x3 = code(x2, inverse), code(x3, inverse)
+    else:
+        x0, x1, x2, x3 = x0.to(dtype), x1.to(dtype), x2.to(dtype), x3.to(dtype)
+    UNIT: tl.constexpr = (0.015625 if CODES else 0.5) if PACKED else 1.0
+
+    result = tl.arange(0, BO)
+    total = tl.full((BT, BO), 0.0, tl.float32)
+    start = tl.program_id(1) * PART
+    for step in range(0, PART, BF):
+        first = start + step
+        channel = first + tl.arange(0, BF)
+        sums = tl.full((BM, BF), 0, tl.int32 if CODES else tl.float32)
+        stored = (channel < ROWS)[None, :]
+        if PACKED:
+            byte = tl.load(w + channel[None, :] * G + group[:, None], mask=stored, other=0)
+            sums = add_product(x0, crumbs(byte, 0, x0.dtype, ASM), sums, ASM)
+            sums = add_product(x1, crumbs(byte, 1, x0.dtype, ASM), sums, ASM)
+            sums = add_product(x2, crumbs(byte, 2, x0.dtype, ASM), sums, ASM)
+            sums = add_product(x3, crumbs(byte, 3, x0.dtype, ASM), sums, ASM)
+        else:
+            plane = w + channel[None, :] * BD + group[:, None]
+            sums = add_product(x0, tl.load(plane, mask=stored, other=0), sums, ASM)
+            sums = add_product(x1, tl.load(plane + G, mask=stored, other=0), sums, ASM)
+            sums = add_product(x2, tl.load(plane + 2 * G, mask=stored, other=0), sums, ASM)
+            sums = add_product(x3, tl.load(plane + 3 * G, mask=stored, other=0), sums, ASM)
+        y0, y1, y2, y3 = combined(
+            sums, of_row, scale, bias, gate, expert, pairs, there, first, F,
+            UNIT, CODES, SCALES, BIASED, ACTIVATION, LAST, ORDER, FAST, ASM, True, SLOTS, BM, BF,
+        )  # fmt: skip
+        y = join_members(y0, y1, y2, y3, BT, BF // 4).to(dtype)
+        valid = (channel < F)[:, None] & (result < O)[None, :]
+        down = tl.load(w_down + result[None, :] * F + channel[:, None], mask=valid, other=0.0)
+        total = add_product(y, down, total, ASM)
+    tokens = token + tl.arange(0, BT)
+    mask = (tokens < T)[:, None] & (result < O)[None, :]
+    place = (tl.program_id(1) * T + tokens).to(tl.int64)[:, None] * O + result[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
+
+
+def sizes(spec: Spec, layer: Layer) -> dict[str, int]:
+    """Rows, channels, outputs and results of a tile, by the names that the kernel has for them."""
+    slots = power_of_two(layer.chosen)
+    tokens = max(spec.parameter("tokens", 32), 16)
+    outputs = min(spec.parameter("outputs", 64), power_of_two(layer.outputs))
+    return {
+        "BM": tokens * slots,
+        "BD": max(power_of_two(layer.channels), 128 if layer.codes else 64),
+        "BF": max(outputs, 16),
+        "BO": max(power_of_two(layer.down), 16),
+    }
+
+
+def layout(spec: Spec, layer: Layer) -> str:
+    tile = sizes(spec, layer)
+    return f"crumbs{tile['BF']}x{tile['BD']}x1"
+
+
+def stored(spec: Spec, layer: Layer) -> tuple[int, int]:
+    """Rows of W_hat and their length, with padding."""
+    tile = sizes(spec, layer)
+    return divided(layer.outputs, tile["BF"]) * tile["BF"], tile["BD"]
+
+
+def parts_of(spec: Spec, layer: Layer, gpu: Gpu) -> int:
+    """How many parts the outputs of W_hat are split into: by default, enough to fill the GPU."""
+    tile = sizes(spec, layer)
+    blocks = divided(layer.tokens, tile["BM"] // power_of_two(layer.chosen))
+    enough = power_of_two(divided(gpu.multiprocessors, blocks) // 2)
+    steps = divided(layer.outputs, tile["BF"])
+    return max(1, min(spec.parameter("parts", 0) or enough, MOST_PARTS, steps))
+
+
+def launch(spec: Spec, layer: Layer, gpu: Gpu) -> Launch:
+    """Into the result, or into parts of it in ``scratch0``."""
+    tile, parts = sizes(spec, layer), parts_of(spec, layer, gpu)
+    slots, rows = power_of_two(layer.chosen), stored(spec, layer)[0]
+    packed = bool(spec.parameter("packed", 1))
+    arguments = {
+        "x": layer.buffer("x"),
+        "w": pointer("u8", "w") if packed else pointer(layer.row_dtype, "dense"),
+        **{name: layer.buffer(name) for name in ("scale", "bias", "gates", "experts", "pairs_in")},
+        "pairs": layer.buffer("pairs_out"),
+        "w_down": layer.buffer("w_down"),
+        "out": pointer("f32", "scratch0") if parts > 1 else pointer(layer.outer, "y"),
+        "T": number(layer.tokens),
+        "D": number(layer.channels),
+        "F": number(layer.outputs),
+        "O": number(layer.down),
+    }
+    constants = {
+        "ROWS": rows,
+        "PART": divided(rows, parts * tile["BF"]) * tile["BF"],
+        "PACKED": packed,
+        "ORDER_IN": layer.order_in,
+        "CHOSEN": layer.chosen,
+        "SLOTS": slots,
+        "CODES": layer.codes,
+        **layer.flags,
+        **tile,
+    }
+    return Launch(
+        "fused_layer",
+        "fused_layer",
+        tuple(arguments.items()),
+        tuple(constants.items()),
+        (divided(layer.tokens, tile["BM"] // slots), parts, 1),
+        spec.parameter("warps", 8),
+        spec.parameter("stages", 2),
+    )
+
+
+def supports(spec: Spec, gpu: Lanes) -> bool:
+    if not (isinstance(gpu, Gpu) and spec.op == "butterfly_layer" and gpu.has_tensor_cores):
+        return False
+    layer = layer_of(spec)
+    return (
+        0 < layer.down <= MOST_CHANNELS
+        and layer.channels <= MOST_CHANNELS
+        and layer.chosen <= MOST_CHOSEN
+        and serves(spec, gpu, layout(spec, layer))
+        and shared_bytes(spec, layer) <= gpu.shared_bytes
+    )
+
+
+def shared_bytes(spec: Spec, layer: Layer) -> int:
+    """What rows take, weights in flight, and what goes to other threads on its way to w_down."""
+    tile = sizes(spec, layer)
+    item, row_item = BYTES[layer.dtype], BYTES[layer.row_dtype]
+    up = tile["BF"] * tile["BD"] * row_item
+    flight = (up + tile["BF"] * tile["BO"] * item) * spec.parameter("stages", 2)
+    return tile["BM"] * (tile["BD"] * row_item + tile["BF"] * item) + flight
+
+
+def layouts(spec: Spec, gpu: Lanes) -> Mapping[int, str]:
+    return {2: layout(spec, layer_of(spec))}
+
+
+def scratch(spec: Spec, gpu: Lanes) -> tuple[Tensor, ...]:
+    """Parts of the result."""
+    assert isinstance(gpu, Gpu), "buffers are for GPUs"
+    layer = layer_of(spec)
+    parts = parts_of(spec, layer, gpu)
+    return (Tensor("f32", (parts, layer.tokens, layer.down)),) if parts > 1 else ()
+
+
+def space(spec: Spec, gpu: Lanes) -> tuple[Mapping[str, int], ...]:
+    """Tiles, and for few tokens how many parts."""
+    assert isinstance(gpu, Gpu), "the bound is a GPU's"
+    layer = layer_of(spec)
+    tiles = [(32, 64, 8), (32, 32, 4), (16, 64, 4), (16, 32, 4), (64, 32, 8)]
+    ways = [
+        {"tokens": tokens, "outputs": outputs, "warps": warps, "packed": packed}
+        for tokens, outputs, warps in tiles
+        for packed in (1, 0)
+    ]
+    ways += [{**ways[0], "stages": 3}]
+    ways += [{**ways[6], "parts": parts} for parts in (1, 2, 4, 8, 16)]
+    fits = [w for w in ways if shared_bytes(spec.with_parameters(w), layer) <= gpu.shared_bytes]
+    return tuple(fits or ways[:1])
+
+
+def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
+    assert isinstance(gpu, Gpu), "plans are for GPUs"
+    layer = layer_of(spec)
+    parts = parts_of(spec, layer, gpu)
+    steps: list[Step] = [launch(spec, layer, gpu)]
+    if parts > 1:
+        steps.append(add_parts.launch(layer, "scratch0", parts))
+    shape = stored(spec, layer)
+    dense = Unpack("w", "dense", shape, layer.row_dtype, planar=True)
+    return Plan(tuple(steps), () if spec.parameter("packed", 1) else (dense,))
+
+
+def cost(spec: Spec, gpu: Lanes) -> float:
+    assert isinstance(gpu, Gpu), "costs are of GPUs"
+    layer = layer_of(spec)
+    parts = parts_of(spec, layer, gpu)
+    up = product_seconds(
+        gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype, TRITON, kept=True
+    )
+    down = product_seconds(
+        gpu, layer.tokens, layer.down, layer.outputs, layer.dtype, TRITON, kept=True
+    )
+    # Both products are in one launch.
+    launches = 1 + (parts > 1) - 2
+    return up + down + epilogue_seconds(layer, gpu) + launches * gpu.launch_seconds
+
+
+KERNEL = Kernel("gpu_fused", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)
