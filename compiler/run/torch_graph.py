@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -22,7 +22,7 @@ from .torch_types import TORCH
 
 # Triton may take the address of a buffer for a multiple of 16; scratch begins where caches do.
 ALIGNED, SCRATCH_ALIGNED = 16, 256
-Buffers = Mapping[str, torch.Tensor]
+Buffers = dict[str, torch.Tensor]
 Observer = Callable[[Node, Any], None]
 
 
@@ -34,7 +34,10 @@ class Launcher(Protocol):
     """
 
     def load(self, name: str, buffers: Buffers) -> None:
-        """Does what the plan wants ``once``; of the operands, ``buffers`` holds the constants."""
+        """Does what the plan wants ``once``: adds to ``buffers`` what each run is to find there.
+
+        They hold the constants among the operands, and scratch, which other nodes use, too.
+        """
 
     def run(self, name: str, buffers: Buffers) -> None:
         """Does the plan's steps on the current stream, without waiting for them."""
@@ -70,8 +73,15 @@ class TorchGraph:
             for node in graph.nodes
             if node.op == "constant" and self._read_by_torch(node)
         }
-        self._scratch = _scratch(self._plans, scratch or {}, self.device)
-        self._fixed = {node: self._fixed_buffers(node) for node in graph.nodes if self._has(node)}
+        # Nodes run one by one, so they share one piece of memory.
+        wanted = {name: (scratch or {}).get(name, ()) for name in self._plans}
+        most = max((sum(map(_place, tensors)) for tensors in wanted.values()), default=0)
+        memory = torch.empty(most, dtype=torch.uint8, device=self.device)
+        self._fixed = {
+            node: self._constant_buffers(node) | _scratch(wanted[node.name], memory)
+            for node in graph.nodes
+            if self._has(node)
+        }
         for node, buffers in self._fixed.items():
             if self._launcher is not None and self._plans[node.name].once:
                 self._launcher.load(node.name, buffers)
@@ -128,13 +138,12 @@ class TorchGraph:
         readers = self.graph.users[constant]
         return constant in self.graph.outputs or not all(map(self._has, readers))
 
-    def _fixed_buffers(self, node: Node) -> dict[str, torch.Tensor]:
-        """What is the same at every call: constants, packed ones as stored, and scratch."""
-        buffers = dict(self._scratch[node.name])
-        for name, operand in _named_operands(node):
-            if operand.op == "constant":
-                buffers[name] = self._constant(operand, self.graph.value(operand), stored=True)
-        return buffers
+    def _constant_buffers(self, node: Node) -> dict[str, torch.Tensor]:
+        return {
+            name: self._constant(operand, self.graph.value(operand), stored=True)
+            for name, operand in _named_operands(node)
+            if operand.op == "constant"
+        }
 
     def _constant(self, node: Node, array: np.ndarray, stored: bool = False) -> torch.Tensor:
         """``array`` on the device, once; ``stored``: as it is where its type has a layout."""
@@ -205,44 +214,18 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
     return x if x.data_ptr() % ALIGNED == 0 else x.clone()
 
 
-def _scratch(
-    plans: Mapping[str, Plan], wanted: Mapping[str, tuple[Tensor, ...]], device: torch.device
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Scratch of each planned node. Nodes run one by one, so they share one piece of memory.
-
-    What a plan makes once has a place of its own.
-    """
-    made, used = dict[str, dict[str, Tensor]](), dict[str, dict[str, Tensor]]()
-    for name, plan in plans.items():
-        tensors = {f"scratch{i}": tensor for i, tensor in enumerate(wanted.get(name, ()))}
-        targets = {unpack.target for unpack in plan.once}
-        made[name] = {label: t for label, t in tensors.items() if label in targets}
-        used[name] = {label: t for label, t in tensors.items() if label not in targets}
-    places, kept = dict[str, dict[str, int]](), 0
-    for name in plans:
-        places[name], kept = _placed(made[name], kept)
-    size = kept
-    for name in plans:
-        others, end = _placed(used[name], kept)
-        places[name] |= others
-        size = max(size, end)
-    memory = torch.empty(size, dtype=torch.uint8, device=device)
-    return {
-        name: {
-            label: _view(memory[places[name][label] :], tensor)
-            for label, tensor in {**made[name], **used[name]}.items()
-        }
-        for name in plans
-    }
+def _scratch(tensors: Iterable[Tensor], memory: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``tensors``, one behind the other in ``memory``, by the names that plans give them."""
+    found, start = dict[str, torch.Tensor](), 0
+    for i, tensor in enumerate(tensors):
+        found[f"scratch{i}"] = _view(memory[start:], tensor)
+        start += _place(tensor)
+    return found
 
 
-def _placed(tensors: Mapping[str, Tensor], start: int) -> tuple[dict[str, int], int]:
-    """Where each of ``tensors`` begins, one behind the other from ``start`` on, and their end."""
-    places = {}
-    for label, tensor in tensors.items():
-        places[label] = start
-        start += -(-_bytes(tensor) // SCRATCH_ALIGNED) * SCRATCH_ALIGNED
-    return places, start
+def _place(tensor: Tensor) -> int:
+    """The bytes of ``tensor`` up to where the next one may begin."""
+    return -(-_bytes(tensor) // SCRATCH_ALIGNED) * SCRATCH_ALIGNED
 
 
 def _view(memory: torch.Tensor, tensor: Tensor) -> torch.Tensor:

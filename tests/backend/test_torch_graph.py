@@ -19,6 +19,7 @@ from butterflyc.compiler.ir import Graph, Node, Type, constant, input_node, make
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.compiler.run.torch_graph import TorchGraph, float32_sums
 from butterflyc.compiler.run.torch_ops import evaluate, tensor_of
+from butterflyc.compiler.run.torch_types import TORCH
 from butterflyc.kernels.gpu.launch import Plan, Unpack
 from butterflyc.kernels.layout import pack
 from butterflyc.kernels.record import Tensor
@@ -194,20 +195,20 @@ class Recorder:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.loaded: dict[str, Mapping[str, torch.Tensor]] = {}
-        self.given: dict[str, Mapping[str, torch.Tensor]] = {}
-        self.kept: set[int] = set()  # addresses of what `load` made
+        self.loaded: dict[str, dict[str, torch.Tensor]] = {}
+        self.given: dict[str, dict[str, torch.Tensor]] = {}
 
-    def load(self, name: str, buffers: Mapping[str, torch.Tensor]) -> None:
+    def load(self, name: str, buffers: dict[str, torch.Tensor]) -> None:
         assert name not in self.loaded, "done once"
         self.loaded[name] = dict(buffers)
+        buffers["dense"] = torch.full((12, 8), len(self.loaded), dtype=torch.int8)
 
-    def run(self, name: str, buffers: Mapping[str, torch.Tensor]) -> None:
+    def run(self, name: str, buffers: dict[str, torch.Tensor]) -> None:
         self.given[name] = dict(buffers)
         for label, buffer in buffers.items():
             assert buffer.is_contiguous()
             assert buffer.data_ptr() % 16 == 0
-            if label.startswith("scratch") and buffer.data_ptr() not in self.kept:
+            if label.startswith("scratch"):
                 buffer.view(torch.uint8).fill_(255)  # NaN, for whoever relies on its contents
         node = self.graph.find(name)
         operands = [buffers[label] for label in LABELS]
@@ -256,22 +257,34 @@ def test_planned_nodes_are_run_by_the_launcher() -> None:
 
 
 def test_what_is_made_once_stays() -> None:
-    """`load` gets constants and scratch once; no other scratch lies over what it made."""
+    """`load` gets constants and scratch, once; every run finds what it added, for its own node."""
     graph = layers(2)
-    unpack = Plan((), (Unpack("w", "scratch1", (12, 8), "i8"),))
+    unpack = Plan((), (Unpack("w", "dense", (12, 8), "i8"),))
     recorder, program = planned(graph, {"layer0": unpack, "layer1": unpack})
+    for _ in range(2):
+        program(*tensors(graph, given_inputs()))
     assert list(recorder.loaded) == ["layer0", "layer1"]
-    made = [recorder.loaded[name]["scratch1"] for name in recorder.loaded]
-    assert {"w", "bias", "scratch0"} < set(recorder.loaded["layer0"])
-    assert "x" not in recorder.loaded["layer0"]
-    for i, buffer in enumerate(made):
-        buffer.fill_(i + 1)
-        recorder.kept.add(buffer.data_ptr())
-    program(*tensors(graph, given_inputs()))
-    program(*tensors(graph, given_inputs()))
-    for i, buffer in enumerate(made):
-        assert (buffer == i + 1).all()
-        assert recorder.given[f"layer{i}"]["scratch1"].data_ptr() == buffer.data_ptr()
+    constants = set(LABELS) - {"x", "gates", "experts"}
+    assert set(recorder.loaded["layer0"]) == constants | {"scratch0", "scratch1", "scratch2"}
+    for i, buffers in enumerate(recorder.given.values()):
+        assert (buffers["dense"] == i + 1).all()
+
+
+def test_scratch_of_one_node_does_not_overlap() -> None:
+    """Tensors of one plan lie apart; nodes share memory for as much as the largest needs."""
+    graph = layers(2)
+    recorder = Recorder(graph)
+    scratch = {"layer0": SCRATCH, "layer1": SCRATCH[::-1]}
+    plans = dict.fromkeys(scratch, NOTHING)
+    TorchGraph(graph, "cpu", plans, recorder, scratch)(*tensors(graph, given_inputs()))
+    for name, wanted in scratch.items():
+        buffers = [recorder.given[name][f"scratch{i}"] for i in range(len(wanted))]
+        for i, (buffer, tensor) in enumerate(zip(buffers, wanted, strict=True)):
+            assert (buffer.dtype, tuple(buffer.shape)) == (TORCH[tensor.dtype], tensor.shape)
+            buffer.zero_()
+            for other in buffers[:i]:
+                assert (other == 1).all()
+            buffer.fill_(1)
 
 
 def test_one_planned_node_among_others() -> None:
