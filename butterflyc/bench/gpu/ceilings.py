@@ -22,7 +22,7 @@ def ceilings(device: Device, progress: Callable[[str], None]) -> dict[str, Any]:
     copied = REHEARSED_COPY if device.rehearsal else COPIED
     square = REHEARSED_SQUARE if device.rehearsal else SQUARE
     progress("measuring a copy, products and nodes of a graph")
-    found = {
+    found: dict[str, Any] = {
         "copy_bytes_a_second": copied / _median(device, _copy(device, copied)),
         "products_a_second": {},
         "node_seconds": {},

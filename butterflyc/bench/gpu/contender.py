@@ -19,19 +19,22 @@ MOST_COPIES = 512
 MEMORY_PART = 0.4
 # Up to so many tokens calls are so short that weights of the call before are still in the cache.
 FEW_TOKENS = 64
+FEW_CALLS = 20
 
 
 @dataclass(frozen=True)
 class Contender:
     """``call(copy, draw)`` is the layer's result. ``captured``: it can be in a CUDA graph.
 
-    ``routed``: gates and experts are chosen from logits in the call, and sorted where it sorts.
+    ``calls`` are timed together. ``routed``: gates and experts are chosen from logits in the call,
+    and sorted where it sorts.
     """
 
     name: str
     side: Side
     call: Callable[[int, Draw], torch.Tensor]
     copies: int
+    calls: int
     captured: bool = True
     routed: bool = False
     note: str = ""
@@ -47,10 +50,10 @@ class Contender:
             return self.call(0, draws[0])
 
     def all(self, draws: list[Draw]) -> None:
-        """One call on every copy."""
+        """All calls that are timed together, each on the next copy."""
         with torch.no_grad():
-            for copy in range(self.copies):
-                self.call(copy, draws[copy % len(draws)])
+            for number in range(self.calls):
+                self.call(number % self.copies, draws[number % len(draws)])
 
 
 def copies_for(device: Device, shape: Shape, touched: int, whole: int) -> int:
@@ -64,6 +67,13 @@ def copies_for(device: Device, shape: Shape, touched: int, whole: int) -> int:
     return max(1, min(wanted, fitting, MOST_COPIES))
 
 
+def calls_for(device: Device, shape: Shape, copies: int) -> int:
+    """How many calls are in one graph: enough that its start is not what is seen."""
+    if shape.tokens > FEW_TOKENS:
+        return 1
+    return max(copies, 2 if device.rehearsal else FEW_CALLS)
+
+
 def draws_for(device: Device, shape: Shape, routing: Routing) -> list[Draw]:
     """Where tokens go, another way in each of neighbouring calls."""
     count = 1 if shape.tokens > FEW_TOKENS else 2 if device.rehearsal else 64
@@ -72,4 +82,5 @@ def draws_for(device: Device, shape: Shape, routing: Routing) -> list[Draw]:
 
 def active_experts(draws: list[Draw]) -> int:
     """How many experts a call reads, on average."""
-    return round(sum(len(d.experts.unique()) for d in draws) / len(draws))
+    counts = [int((torch.bincount(d.experts.flatten()) > 0).sum()) for d in draws]
+    return round(sum(counts) / len(counts))

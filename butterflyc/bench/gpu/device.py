@@ -62,6 +62,9 @@ class Device(Protocol):
     def captured(self, call: Call) -> Call:
         """``call`` so that it costs the host one launch."""
 
+    def optimised(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` under torch.compile, for tensors of one shape."""
+
     def seconds(self, calls: Mapping[str, Call], rounds: int, cold: bool) -> dict[str, list[float]]:
         """What each of ``calls`` takes, in turns; ``cold``: with nothing of it in the cache."""
 
@@ -141,7 +144,7 @@ class Cuda:
         return Driven(Driver([self.codes.found[symbol] for symbol in symbols]))
 
     def captured(self, call: Call) -> Call:
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             call()  # libraries set up what they need, which cannot be captured
@@ -151,6 +154,9 @@ class Cuda:
             call()
         return graph.replay
 
+    def optimised(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False)
+
     def seconds(self, calls: Mapping[str, Call], rounds: int, cold: bool) -> dict[str, list[float]]:
         names = list(calls)
         events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in names}
@@ -159,7 +165,7 @@ class Cuda:
                 name = names[(number + i) % len(names)]
                 if cold:
                     self._spoil.zero_()
-                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                first, last = _event(), _event()
                 first.record()
                 calls[name]()
                 last.record()
@@ -172,6 +178,10 @@ class Cuda:
 
     def wait(self) -> None:
         torch.cuda.synchronize()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class Rehearsal:
@@ -194,6 +204,10 @@ class Rehearsal:
 
     def captured(self, call: Call) -> Call:
         return call
+
+    def optimised(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        # Traced as on a GPU; code for this CPU would say nothing.
+        return torch.compile(function, dynamic=False, backend="eager")
 
     def seconds(self, calls: Mapping[str, Call], rounds: int, cold: bool) -> dict[str, list[float]]:
         for call in calls.values():

@@ -6,9 +6,7 @@ front of W_down where that is shared, and nothing has a bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from ...kernels.gpu.library import torch_dtype
 from ...models.butterfly import ButterflyConfig, ButterflyMoE
 from ...models.rotation import Rotation
-from .contender import Contender, copies_for
+from .contender import Contender, calls_for, copies_for
 from .device import Device
 from .problem import CHOSEN, Draw, Shape, Weights, tokens_of
 
@@ -58,8 +56,8 @@ def frozen(weights: Weights, experts: int, dtype: str, device: str) -> Frozen:
     )
     up = torch.from_numpy(weights.up).to(device) * weights.scale
     down = moved(torch.from_numpy(weights.down))
-    tables = (moved(t) for t in (theta.cos(), theta.sin(), phi.cos(), phi.sin()))
-    return Frozen(*tables, moved(up), down)
+    tables = theta.cos(), theta.sin(), phi.cos(), phi.sin()
+    return Frozen(*map(moved, tables), up=moved(up), down=down)
 
 
 def mixture(layer: Frozen, x: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
@@ -105,17 +103,16 @@ def contender(
     count = copies_for(device, shape, touched, first.matrices + first.tables) if captured else 1
     layers = [first, *(first.clone() for _ in range(count - 1))]
     x = tokens_of(shape, dtype, device.place)
-    function = torch.compile(mixture, dynamic=False) if compiled else mixture
+    function = device.optimised(mixture) if compiled else mixture
 
     def call(copy: int, draw: Draw) -> Tensor:
         return function(layers[copy], x, draw.gates, draw.experts)
 
-    return Contender(name, "butterfly", call, count, captured)
+    calls = calls_for(device, shape, count) if captured else 1
+    return Contender(name, "butterfly", call, count, calls, captured)
 
 
-def modelled(
-    name: str, weights: Weights, shape: Shape, dtype: str, device: Device
-) -> Contender:
+def modelled(name: str, weights: Weights, shape: Shape, dtype: str, device: Device) -> Contender:
     """The module of models/, called as Python calls it."""
     module = as_modelled(weights, shape, dtype, device.place)
     x = tokens_of(shape, dtype, device.place)
@@ -123,6 +120,4 @@ def modelled(
     def call(copy: int, draw: Draw) -> Tensor:
         return module.mix(x, draw.gates.to(x.dtype), draw.experts)
 
-    return Contender(name, "butterfly", call, 1, captured=False)
-
-
+    return Contender(name, "butterfly", call, 1, 1, captured=False)

@@ -17,7 +17,7 @@ from ...kernels.gpu.layer import OPERANDS
 from ...kernels.gpu.library import torch_dtype
 from ...kernels.layout import pack
 from ...kernels.record import Kernel, Spec, Tensor
-from .contender import Contender, copies_for
+from .contender import Contender, calls_for, copies_for
 from .device import Device
 from .problem import Array, Draw, Shape, gated, tokens_of
 
@@ -137,8 +137,7 @@ def touched_bytes(found: Way, constants: Constants, experts: int) -> int:
     buffers = constants.of(found.spec)
     dense = {copy.source for copy in found.plan.once}
     size = sum(
-        copy.shape[0] * copy.shape[1] * torch_dtype(copy.dtype).itemsize
-        for copy in found.plan.once
+        copy.shape[0] * copy.shape[1] * torch_dtype(copy.dtype).itemsize for copy in found.plan.once
     )
     for name, held in buffers.items():
         if name.startswith("pairs"):
@@ -178,12 +177,12 @@ def contender(
         gates, experts = gated(draw.logits) if routed else (draw.gates, draw.experts)
         return runners[copy].run(gates, experts)
 
-    return Contender(name or found.name, "ours", call, copies, routed=routed)
+    calls = calls_for(device, shape, copies)
+    note = " ".join(f"{key}={value}" for key, value in found.parameters.items())
+    return Contender(name or found.name, "ours", call, copies, calls, routed=routed, note=note)
 
 
 def serving(kernels: Sequence[Kernel], spec: Spec, gpu: Gpu) -> list[Kernel]:
     """Those that compute ``spec`` by default."""
     able = [k for k in kernels if spec.op in k.ops and k.supports(spec, gpu)]
     return [k for k in able if k.supports(spec.with_parameters(k.space(spec, gpu)[0]), gpu)]
-
-

@@ -15,13 +15,13 @@ from ...kernels.gpu.layer import OPERANDS
 from ...kernels.gpu.library import torch_dtype
 from ...kernels.record import Spec, Tensor
 from ...models.rotation import padded_width
-from ...models.routing import choose
+from ...models.routing import GateRule, choose
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Routing = Literal["uniform", "zipf", "one expert"]
 CHOSEN = 2
 # What the gates are of the logits, on both sides.
-RULE = "topk_softmax"
+RULE: GateRule = "topk_softmax"
 # Chance of the expert of rank r, relative to the first: r ** -ZIPF.
 ZIPF = 1.0
 

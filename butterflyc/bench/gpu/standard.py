@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from ...compiler.run.gpu import Driven, Interpreted, Planned
-from ...kernels.gpu import grouped
+from ...kernels.gpu import grouped_product
 from ...kernels.gpu.launch import Plan
 from ...kernels.gpu.library import torch_dtype
-from .contender import FEW_TOKENS, Contender, copies_for
+from .contender import Contender, calls_for, copies_for
 from .device import Device
 from .problem import CHOSEN, Draw, Shape, gated, tokens_of
 
@@ -71,9 +71,7 @@ def route(experts: Tensor, count: int, height: int) -> Route:
     starts = F.pad(ends[:-1], (1, 0))
     tiles = (ends - starts + height - 1) // height
     through = tiles.cumsum(0)
-    number = torch.arange(
-        grouped.most_tiles(len(order), count, height), device=experts.device
-    )
+    number = torch.arange(grouped_product.most_tiles(len(order), count, height), device=experts.device)
     expert = torch.searchsorted(through, number, right=True)
     own = expert.clamp(max=count - 1)
     first = starts[own] + (number - (through - tiles)[own]) * height
@@ -117,7 +115,7 @@ class Tiled:
     ) -> None:
         self._planned = Planned({"layer": found}, how)
         hidden = x.new_empty(len(x) * CHOSEN, weights.up.shape[1])
-        placed = x.new_empty(len(x) * CHOSEN, x.shape[1])
+        placed = x.new_empty(CHOSEN, *x.shape)
         y = x.new_empty(x.shape, dtype=torch.float32 if added else x.dtype)
         held = {"x": x, "up": weights.up, "down": weights.down}
         self._buffers = {**held, "hidden": hidden, "placed": placed, "y": y}
@@ -140,6 +138,7 @@ class Mixtures:
         self.shape, self.dtype, self.device = shape, dtype, device
         each = 2 * shape.channels * shape.outputs * torch_dtype(dtype).itemsize
         copies = copies_for(device, shape, each * active, each * shape.experts)
+        self.calls = calls_for(device, shape, copies)
         self.weights = [standard(shape, dtype, device.place, seed) for seed in range(copies)]
         self.x = tokens_of(shape, dtype, device.place)
 
@@ -151,14 +150,16 @@ class Mixtures:
         def call(copy: int, draw: Draw) -> Tensor:
             return function(self.weights[copy], self.x, draw.gates, draw.experts)
 
-        return Contender(name, "standard", call, copies or len(self.weights), captured)
+        count = copies or len(self.weights)
+        calls = self.calls if captured else 1
+        return Contender(name, "standard", call, count, calls, captured)
 
     def loop(self) -> Contender:
         return self.plain("standard loop", loop, captured=False, copies=1)
 
     def gathered(self, compiled: bool = False) -> Contender:
-        """Raises DoesNotFit-free: call it for few tokens, whose matrices are copied."""
-        function = torch.compile(gathered, dynamic=False) if compiled else gathered
+        """For few tokens: matrices are copied for each row."""
+        function = self.device.optimised(gathered) if compiled else gathered
         name = "standard gathered compiled" if compiled else "standard gathered"
         return self.plain(name, function, captured=True)
 
@@ -169,13 +170,14 @@ class Mixtures:
             gates, found = self._routed(draw, 1, routes, routed)
             return by_library(self.weights[copy], self.x, gates, found)
 
-        count = len(self.weights)
-        return Contender("standard grouped_mm", "standard", call, count, routed=routed)
+        return Contender(
+            "standard grouped_mm", "standard", call, len(self.weights), self.calls, routed=routed
+        )
 
     def plan(self, way: Mapping[str, int]) -> Plan:
         s = self.shape
         sizes = (s.tokens, CHOSEN, s.experts, s.channels, s.outputs)
-        return grouped.plan(way, *sizes, self.dtype)
+        return grouped_product.plan(way, *sizes, self.dtype)
 
     def tiled(self, way: Mapping[str, int], routed: bool = False) -> Contender:
         """By our own kernels; the launches of `plan` are compiled."""
@@ -189,8 +191,9 @@ class Mixtures:
             return copies[copy].run(gates, route_of)
 
         note = " ".join(f"{name}={value}" for name, value in way.items())
-        count = len(copies)
-        return Contender("standard triton", "standard", call, count, routed=routed, note=note)
+        return Contender(
+            "standard triton", "standard", call, len(copies), self.calls, routed=routed, note=note
+        )
 
     def _routed(
         self, draw: Draw, height: int, routes: dict[int, Route], anew: bool
@@ -202,8 +205,3 @@ class Mixtures:
         if id(draw) not in routes:
             routes[id(draw)] = route(draw.experts, self.shape.experts, height)
         return draw.gates, routes[id(draw)]
-
-
-def few(shape: Shape) -> bool:
-    """Whether matrices may be copied for every row."""
-    return shape.tokens <= FEW_TOKENS // 2

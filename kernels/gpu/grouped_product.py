@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .launch import Argument, Fill, Launch, Plan, Step
-from .layer import divided, number, pointer, power_of_two
+from .add_parts import NUMBERS
+from .launch import Argument, Fill, Launch, Plan, Step, Value
+from .layer import divided, number, pointer
 
-# What a product does with its sums: store them in sorted order, or gate them and store them where
-# the row belongs, or gate them and add them to their token.
+# What a product does with its sums: store them in sorted order; or gate them and store them by slot
+# and token; or gate them and add them to their token.
 SORTED, PLACED, ADDED = 0, 1, 2
-NUMBERS = 1024
 
 
 @triton.jit
@@ -32,6 +32,7 @@ def grouped_product(
     gates: tl.tensor,
     out: tl.tensor,
     tiles: tl.tensor,
+    tokens: tl.tensor,
     N: tl.tensor,
     K: tl.tensor,
     E: tl.tensor,
@@ -91,33 +92,12 @@ def grouped_product(
     else:
         sums = sums * tl.load(gates + row, mask=there, other=0.0)[:, None]
         if OUT == 1:
-            at = out + row.to(tl.int64)[:, None] * N + column[None, :]
+            by_slot = row % CHOSEN * tokens + row // CHOSEN
+            at = out + by_slot.to(tl.int64)[:, None] * N + column[None, :]
             tl.store(at, sums.to(out.dtype.element_ty), mask=mask)
         else:
             at = out + (row // CHOSEN).to(tl.int64)[:, None] * N + column[None, :]
             tl.atomic_add(at, sums, mask=mask, sem="relaxed")
-
-
-@triton.jit
-def add_rows(
-    rows: tl.tensor,
-    out: tl.tensor,
-    T: tl.tensor,
-    N: tl.tensor,
-    CHOSEN: tl.constexpr,
-    BT: tl.constexpr,
-    BN: tl.constexpr,
-) -> None:
-    """out [T, N] of rows [T * CHOSEN, N]."""
-    token = tl.program_id(0) * BT + tl.arange(0, BT)
-    column = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (token < T)[:, None] & (column < N)[None, :]
-    sums = tl.full((BT, BN), 0.0, tl.float32)
-    for slot in tl.static_range(CHOSEN):
-        at = (token.to(tl.int64)[:, None] * CHOSEN + slot) * N + column[None, :]
-        sums += tl.load(rows + at, mask=mask, other=0.0).to(tl.float32)
-    at = out + token.to(tl.int64)[:, None] * N + column[None, :]
-    tl.store(at, sums.to(out.dtype.element_ty), mask=mask)
 
 
 def most_tiles(rows: int, experts: int, height: int) -> int:
@@ -140,11 +120,12 @@ def product(
         "gates": pointer("f32", "gates"),
         "out": out,
         "tiles": number(tiles),
+        "tokens": number(count // chosen),
         "N": number(width),
         "K": number(depth),
         "E": number(experts),
     }
-    constants = {
+    constants: dict[str, Value] = {
         "CHOSEN": chosen,
         "GATHER": rows == "x",
         "ACTIVATION": activation,
@@ -159,7 +140,7 @@ def product(
         "ASM": True,
     }
     return Launch(
-        "grouped",
+        "grouped_product",
         "grouped_product",
         tuple(arguments.items()),
         tuple(constants.items()),
@@ -173,7 +154,7 @@ def plan(
     way: Mapping[str, int], tokens: int, chosen: int, experts: int, channels: int, outputs: int,
     dtype: str,
 ) -> Plan:  # fmt: skip
-    """The mixture of x [T, d] in ``hidden`` and ``placed`` [R, d], or in y [T, d] of float32.
+    """The mixture of x [T, d] in ``hidden`` [R, F] and ``placed`` [k, T, d], or in y [T, d] of float32.
 
     ``way`` has ``split``: 0 to place rows and add them in order, else into how many parts K of the
     second product is cut, which are added as they come.
@@ -184,9 +165,7 @@ def plan(
         way, dtype, "x", "up", pointer(dtype, "hidden"), SORTED, sizes[0], chosen, "gelu", 1
     )
     out, mode = (pointer("f32", "y"), ADDED) if split else (pointer(dtype, "placed"), PLACED)
-    down = product(
-        way, dtype, "hidden", "down", out, mode, sizes[1], chosen, "none", max(split, 1)
-    )
+    down = product(way, dtype, "hidden", "down", out, mode, sizes[1], chosen, "none", max(split, 1))
     if split:
         return Plan((Fill("y"), up, down))
     steps: tuple[Step, ...] = (up, down, _add(tokens, chosen, channels, dtype))
@@ -194,17 +173,18 @@ def plan(
 
 
 def _add(tokens: int, chosen: int, channels: int, dtype: str) -> Launch:
-    width = min(power_of_two(channels), NUMBERS)
-    height = min(NUMBERS // width, power_of_two(tokens))
+    """The rows of each token, which lie by slot."""
+    numbers = tokens * channels
     arguments = {
-        "rows": pointer(dtype, "placed"),
+        "parts": pointer(dtype, "placed"),
         "out": pointer(dtype, "y"),
-        "T": number(tokens),
-        "N": number(channels),
+        "N": number(numbers),
     }
-    constants = {"CHOSEN": chosen, "BT": height, "BN": width}
-    grid = (divided(tokens, height), divided(channels, width), 1)
-    return Launch("grouped", "add_rows", tuple(arguments.items()), tuple(constants.items()), grid)
+    constants: dict[str, Value] = {"COUNT": chosen, "BN": NUMBERS}
+    grid = (divided(numbers, NUMBERS), 1, 1)
+    return Launch(
+        "add_parts", "add_parts", tuple(arguments.items()), tuple(constants.items()), grid
+    )
 
 
 def space(tokens: int) -> tuple[Mapping[str, int], ...]:
