@@ -38,12 +38,13 @@ def loaded(
             help='pip install "butterflyc[gpu]"',
         ) from error
     from .compiler.lower.cubin import from_files
-    from .compiler.run.cuda_driver import Driver
     from .compiler.run.gpu import Driven, GpuModel, Interpreted, check_device
 
     plans = unpack_plans(sections[PATH])
     if interpret:
         return GpuModel(graph, plans, Interpreted(), "cpu")
+    from .compiler.run.cuda_driver import Driver
+
     check_device(core["name"], name)
     major, minor = torch.cuda.get_device_capability()
     codes = from_files(sections)

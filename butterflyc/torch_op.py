@@ -1,4 +1,4 @@
-"""Compiled models inside PyTorch: one custom op, which torch.compile and torch.export keep whole."""
+"""Compiled models inside PyTorch: one custom op, which torch.compile keeps whole."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from ..compiler.ir.ops.layer import IN_ORDER, turn
 from .base import Walk, is_constant, rewrite
 
 TOLERANCE = 1e-6
+ROUNDING = 1e-13
 TINY = 1e-30
 # Which channels of a group may be turned with each other first, and which two of them next.
 TAKEN = ((0, 1, 2, 3), (0, 1, 3, 2), (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2), (0, 3, 2, 1))
@@ -39,9 +40,12 @@ def pairs_of(blocks: np.ndarray) -> Pairs | None:
     if size == 2:
         return _of_twos(blocks)
     orders = [taken + given for taken in TAKEN for given in permutations(range(4))]
-    # Of a sample, since there are many orders. Small angles fit several of them, but one best.
+    # Of a sample, since there are many orders. Small angles fit several of them nearly, one best;
+    # orders that say the same in other words fit alike, and the first of them is taken.
     sample = blocks[:4, :16]
-    best = min(orders, key=lambda order: _error(sample, _of_fours(sample, order), order))
+    errors = {order: _error(sample, _of_fours(sample, order), order) for order in orders}
+    least = min(errors.values())
+    best = next(order for order, error in errors.items() if error <= least + ROUNDING)
     pairs = _of_fours(blocks, best)
     return (pairs, best) if _error(blocks, pairs, best) <= TOLERANCE else None
 

@@ -6,8 +6,13 @@
     %y.f16 = linear(%x.f16, %w, %b) : f16[T, N]
     %y = cast(%y.f16) {dtype = "f32"}
 
-A product that reads another's result, or a move of it, reads it without the two casts between: they
-would keep its value. The ops for experts are left alone; a whole layer has a dtype of its own.
+    %y = butterfly_layer(%x, %pairs, %w, .., %pairs_out, %w_down) {dtype = "f32"}
+    ->
+    %y = butterfly_layer(%x, %pairs, %w, .., %pairs_out, %w_down) {dtype = "f16"}
+
+A layer holds w_down in the dtype, and its pairs as f16, which has more digits. Other ops for
+experts are left alone. A product that reads the result of another, or a move of it, reads it
+without the two casts between: they would keep its value.
 
 Some products stay float32: those that something is ranked by with no other product on the way,
 which are routers, for a choice has no budget of errors; and those with a weight that is larger than
@@ -123,6 +128,25 @@ def halving(dtype: str, kept: frozenset[str]) -> Rule:
     return halve
 
 
+def halving_layers(dtype: str) -> Rule:
+    """The rule for whole layers, whose rows and results stay as they are."""
+    halves, pairs = Halves(dtype), Halves("f16")
+
+    def halve(node: Node, walk: Walk) -> Node | None:
+        if node.op != "butterfly_layer" or node["dtype"] != "f32" or node.type.dtype != "f32":
+            return None
+        operands = list(node.operands)
+        turned, down = [operands[1], operands[7]], operands[8:]
+        if not (fits(turned, walk, "f16") and fits(down, walk, dtype)):
+            return None
+        operands[1], operands[7] = (pairs.of(x, walk) for x in turned)
+        operands[8:] = [halves.of(x, walk) for x in down]
+        halved = replace(node, operands=tuple(operands))
+        return replace(halved, attributes={**node.attributes, "dtype": dtype})
+
+    return halve
+
+
 @dataclass(frozen=True)
 class HalfProducts:
     """``dtype``: f16, or bf16, which has the range of float32 and fewer digits."""
@@ -138,5 +162,6 @@ class HalfProducts:
             raise UsageError(f"products of {self.dtype}", help=f"half_products takes {known}")
 
     def __call__(self, graph: Graph) -> Graph:
-        halved = walk_once(graph, halving(self.dtype, ranked_by(graph)))
+        rules = halving(self.dtype, ranked_by(graph)), halving_layers(self.dtype)
+        halved = walk_once(graph, *rules)
         return graph if halved is None else halved

@@ -1,4 +1,4 @@
-"""How the layers of a graph are computed on a GPU, as a file: `Plan`s with what memory they need."""
+"""How the layers of a graph are computed on a GPU, as a file: plans, with the memory they need."""
 
 from __future__ import annotations
 

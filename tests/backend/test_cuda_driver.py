@@ -5,7 +5,6 @@ The stand-in reads what a kernel takes from its machine code, as the driver does
 
 from __future__ import annotations
 
-import ctypes
 import struct
 import subprocess
 import sys
@@ -28,52 +27,16 @@ from butterflyc.compiler.errors import (
 from butterflyc.compiler.run.cuda_driver import Driver, runs_on
 
 from . import tiny
+from .stand_in import StandIn, built, passed
 
 pytest.importorskip("triton")
 
-SOURCE = Path(__file__).with_name("stand_in_libcuda.c")
 BUFFERS = {"x": 0x7F0000001000, "w": 0x7F0000002000, "y": 0x7F0000003000}
-
-
-class StandIn:
-    """The stand-in's machine, which a test changes, and the calls that it has noted."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self._loaded = ctypes.CDLL(self.path)
-        self._loaded.stand_in_reset()
-
-    def set(self, **values: int) -> None:
-        for name, value in values.items():
-            kind = ctypes.c_void_p if name == "current" else ctypes.c_int
-            kind.in_dll(self._loaded, f"stand_in_{name}").value = value
-
-    def fail(self, function: str, status: int) -> None:
-        """That function fails with that status from now on."""
-        name = ctypes.create_string_buffer(function.encode(), 64)
-        ctypes.memmove(
-            ctypes.addressof(ctypes.c_char.in_dll(self._loaded, "stand_in_failing")), name, 64
-        )
-        self.set(status=status)
-
-    @property
-    def current(self) -> int | None:
-        return ctypes.c_void_p.in_dll(self._loaded, "stand_in_current").value
-
-    def calls(self) -> list[str]:
-        """The calls since the last time."""
-        text = (ctypes.c_char * (1 << 16)).in_dll(self._loaded, "stand_in_calls")
-        lines = text.value.decode().splitlines()
-        text[0] = b"\0"
-        return lines
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory, needs_tool) -> Path:
-    path = tmp_path_factory.mktemp("driver") / "libcuda.so"
-    command = [needs_tool("cc", "gcc"), "-Wall", "-Werror", "-shared", "-fPIC", SOURCE, "-o", path]
-    subprocess.run(command, check=True)
-    return path
+    return built(tmp_path_factory.mktemp("driver"), needs_tool("cc", "gcc"))
 
 
 @pytest.fixture
@@ -84,12 +47,6 @@ def machine(library) -> StandIn:
 def driver(machine: StandIn, *launches, capability: int = 90) -> Driver:
     codes = [tiny.code(launch, capability) for launch in launches]
     return Driver(codes, machine.path)
-
-
-def passed(call: str) -> list[bytes]:
-    """The parameters of a launch, each as it lies in memory."""
-    words = call.partition(" parameters ")[2].split()
-    return [bytes.fromhex(word)[::-1] for word in words]
 
 
 @given(

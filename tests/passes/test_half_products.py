@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,14 @@ from butterflyc.compiler.ir import (
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.kernels.layout import pack
 from butterflyc.passes.force_routing import ForceRouting
+from butterflyc.passes.fuse_layers import FuseLayers
 from butterflyc.passes.half_products import HALVED, LARGEST, HalfProducts
+from butterflyc.passes.narrow_constants import NarrowConstants
 
 from ..digits import digits_model
 from .graphs import Builder, Mixture, Rotation, build, mixtures, some
 from .meaning import Golden, check_golden, count, inputs_of
+from .test_fuse_layers import fused
 
 Array = np.ndarray
 BUDGETS = {"f16": 2e-3, "bf16": 1.6e-2}
@@ -289,3 +293,22 @@ def test_other_dtypes_are_refused() -> None:
     with pytest.raises(UsageError, match=r"products of f8(.|\n)*half_products takes f16 or bf16"):
         HalfProducts("f8")
     assert not HalfProducts().exact
+
+
+@some
+@given(DTYPES, st.integers(0, 99))
+def test_layers_compute_in_the_dtype(dtype: str, seed: int) -> None:
+    """A whole layer has its dtype, pairs of f16 and w_down of the dtype, and means nearly the same.
+
+    The error is of the norm of a result whose terms add up as random numbers do.
+    """
+    mixture = Mixture(tokens=8, width=16, hidden=32, rotation_in=Rotation(16), down="float")
+    mixture = replace(mixture, rotation_out=Rotation(32))
+    graph = fused(build(mixture, np.random.default_rng(seed)))
+    before = NarrowConstants()(FuseLayers()(graph))
+    after = halved(before, dtype)
+    (layer,) = (node for node in after.nodes if node.op == "butterfly_layer")
+    assert layer["dtype"] == dtype
+    assert [layer.operands[i].type.dtype for i in (1, 7, 8)] == ["f16", "f16", dtype]
+    (wanted,), (got,) = (interpret(g, *inputs_of(before, seed)) for g in (before, after))
+    assert np.linalg.norm(got - wanted) <= BUDGETS[dtype] * np.linalg.norm(wanted)
