@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = f"{__package__}_interpreted"
+# What constants are for the interpreter, which has no inline assembly.
+INTERPRETED = {"ASM": False}
 DTYPES = {triton: name for name, triton in TRITON.items()}
 
 
@@ -46,8 +48,7 @@ def _launch(step: Launch, buffers: dict[str, torch.Tensor]) -> None:
             arguments[name] = buffers[str(argument.value)].reshape(-1).view(dtype)
         else:
             arguments[name] = argument.value
-    if "ASM" in arguments:
-        arguments["ASM"] = False  # the interpreter has no inline assembly
+    arguments |= {name: value for name, value in INTERPRETED.items() if name in arguments}
     with _unpatched():
         interpreted(step.module, step.function)[step.grid](**arguments)
 
@@ -69,9 +70,27 @@ def interpreted(module: str, function: str) -> Any:
     before = triton.knobs.runtime.interpret
     triton.knobs.runtime.interpret = True
     try:
-        return getattr(import_module(f"{PACKAGE}.{module}"), function)
+        kernel = getattr(import_module(f"{PACKAGE}.{module}"), function)
     finally:
         triton.knobs.runtime.interpret = before
+    _plain_device_functions()
+    return kernel
+
+
+def _plain_device_functions() -> None:
+    """Leaves only kernels, which are named as their files, to Triton's interpreter.
+
+    What they call is plain Python by then; as it is, each call would patch all of Triton again.
+    """
+    from triton.runtime.interpreter import InterpretedFunction
+
+    for name in [name for name in sys.modules if name.startswith(f"{PACKAGE}.")]:
+        module = sys.modules[name]
+        for key, value in list(vars(module).items()):
+            if isinstance(value, InterpretedFunction):
+                home = value.fn.__module__.rpartition(".")[2]
+                if value.fn.__name__ != home:
+                    setattr(module, key, value.rewrite())
 
 
 @contextmanager

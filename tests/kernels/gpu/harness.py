@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from butterflyc.compiler.ir.ops import OPS
 from butterflyc.compiler.ir.ops.elementwise import cast
+from butterflyc.kernels.gpu import all_kernels
 from butterflyc.kernels.gpu.interpreted import interpret
 from butterflyc.kernels.gpu.launch import Gpu
 from butterflyc.kernels.gpu.layer import OPERANDS
@@ -21,6 +23,11 @@ from butterflyc.kernels.record import Kernel, Spec, Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NAME = "butterfly_layer"
+GPU = Gpu()
+# The relative errors allowed, by dtype of rows.
+LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2}
+KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -130,3 +137,18 @@ def error(result: Array, wanted: Array) -> float:
     """The norm of the difference, relative to that of what is wanted."""
     wanted = wanted.astype(np.float64)
     return float(np.linalg.norm(result - wanted) / np.linalg.norm(wanted))
+
+
+def check(
+    kernel: Kernel,
+    call: Call,
+    parameters: Mapping[str, int] = NONE,
+    limit: float | None = None,
+) -> Array:
+    """What the kernel makes of the call, which agrees with the op."""
+    if kernel.name == "gpu_fused" and "w_down" not in call.arrays:
+        assert not kernel.supports(call.spec(), GPU)
+        pytest.skip("the fused kernel is for layers with w_down")
+    result = run(kernel, call, GPU, parameters)
+    assert error(result, call.wanted()) < (limit or LIMITS[call.attributes["dtype"]])
+    return result

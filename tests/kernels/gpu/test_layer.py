@@ -6,27 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
-from butterflyc.kernels.gpu import all_kernels
 from butterflyc.kernels.gpu.activations import NAMES
-from butterflyc.kernels.gpu.launch import Gpu
 
-from .harness import Call, error, run
+from .harness import GPU, LIMITS, Call, check, error, kernels, run
 
-GPU = Gpu()
-LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2}
-KERNELS = {kernel.name: kernel for kernel in all_kernels()}
-kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 dtypes = pytest.mark.parametrize("dtype", LIMITS)
-
-
-def check(kernel, call, parameters=None, limit=None):
-    """The kernel agrees with the op, and does so twice with the same bits."""
-    result = run(kernel, call, GPU, parameters or {})
-    assert error(result, call.wanted()) < (limit or LIMITS[call.attributes["dtype"]])
-    return result
 
 
 @kernels
@@ -95,47 +80,6 @@ def test_the_same_again(kernel, bits):
     call = Call(tokens=13, outputs=100, activation="gelu", activation_bits=bits)
     first, second = (run(kernel, call, GPU) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-
-
-@kernels
-def test_every_way_agrees(kernel):
-    """Every choice of parameters computes the op, and the first is the default."""
-    call = Call(tokens=7, channels=100, outputs=140, down=36, activation="gelu")
-    ways = kernel.space(call.spec(), GPU)
-    assert 1 <= len(ways) <= 24
-    default = run(kernel, call, GPU)
-    np.testing.assert_array_equal(run(kernel, call, GPU, ways[0]), default)
-    for parameters in ways[1:]:
-        check(kernel, call, parameters)
-
-
-@kernels
-@given(
-    st.integers(1, 40),
-    st.integers(1, 6),
-    st.integers(1, 40),
-    st.integers(1, 60),
-    st.integers(0, 80),
-    st.booleans(),
-    st.sampled_from(list(LIMITS)),
-    st.integers(0, 99),
-)
-@settings(max_examples=12, deadline=None)
-def test_any_shape(kernel, tokens, chosen, groups_in, groups_out, down, codes, dtype, seed):
-    """Numbers of tokens, experts and channels that are no multiples of anything but four."""
-    call = Call(
-        seed,
-        tokens=tokens,
-        chosen=chosen,
-        channels=4 * groups_in,
-        outputs=4 * groups_out,
-        down=down,
-        dtype=dtype,
-        activation="gelu",
-        activation_bits=8 if codes else 0,
-    )
-    assume(kernel.supports(call.spec(), GPU))
-    check(kernel, call, limit=max(LIMITS[dtype], 2e-3 if codes else 0))
 
 
 @kernels
