@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .activations import activate
 from .add_parts import NUMBERS
+from .common import add_product
 from .launch import Argument, Fill, Launch, Plan, Step, Value
 from .layer import divided, number, pointer
 
@@ -81,7 +82,7 @@ def grouped_product(
             deep = depth + done < K
             left = tl.load(left_at, mask=there[:, None] & deep[None, :], other=0.0)
             right = tl.load(right_at, mask=within[None, :] & deep[:, None], other=0.0)
-        sums = tl.dot(left, right, sums, input_precision="ieee")
+        sums = add_product(left, right, sums, ASM)
         left_at += BK
         right_at += BK
     sums = activate(sums, ACTIVATION, FAST, ASM)
@@ -154,10 +155,10 @@ def plan(
     way: Mapping[str, int], tokens: int, chosen: int, experts: int, channels: int, outputs: int,
     dtype: str,
 ) -> Plan:  # fmt: skip
-    """The mixture of x [T, d] in ``hidden`` [R, F] and ``placed`` [k, T, d], or in y [T, d] of float32.
+    """The mixture of x [T, d], by ``hidden`` [R, F] and ``placed`` [k, T, d].
 
     ``way`` has ``split``: 0 to place rows and add them in order, else into how many parts K of the
-    second product is cut, which are added as they come.
+    second product is cut, which are added as they come, to y of float32.
     """
     count, split = tokens * chosen, way["split"]
     sizes = (count, experts, outputs, channels), (count, experts, channels, outputs)

@@ -31,7 +31,7 @@ LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2, "i8": 2e-3}
 # Modes: rows of what, and whether they become codes.
 MODES = {"f16": ("f16", False), "bf16": ("bf16", False), "f32": ("f32", False), "i8": ("f16", True)}
 SIZES = (256, 1024)
-REHEARSED_SIZES = (32, 64)
+REHEARSED_SIZES = (16, 32)
 TOKENS = (1, 7, 32, 257)
 EXPERTS = (8, 64)
 
@@ -68,7 +68,7 @@ class Check:
 def problems(rehearsal: bool) -> list[tuple[Shape, Routing]]:
     """The sizes and routings to check: with idle experts, and with all tokens on one."""
     d, f = REHEARSED_SIZES if rehearsal else SIZES
-    tokens, experts = ((1, 7), (8,)) if rehearsal else (TOKENS, EXPERTS)
+    tokens, experts = ((3,), (8,)) if rehearsal else (TOKENS, EXPERTS)
     found: list[tuple[Shape, Routing]] = [
         (Shape(d, f, e, t), "uniform") for e in experts for t in tokens
     ]
@@ -85,7 +85,10 @@ def checks(kernels: Sequence[Kernel], device: Device) -> list[Check]:
             for kernel in serving(kernels, asked, device.gpu):
                 default = way(kernel, asked, device.gpu)
                 found.append(Check(default, mode, shape, routing, asm=True))
-                if (plain := without_asm(default)) != default:
+                plain = without_asm(default)
+                # Without it products of bfloat16 are of float32, for the interpreter: others.
+                # A rehearsal has none in any case.
+                if mode != "bf16" and plain != default and not device.rehearsal:
                     found.append(Check(plain, mode, shape, routing, asm=False))
     return found
 
@@ -132,7 +135,7 @@ def run(
     todo = list(asked)
     progress(f"compiling the kernels of {len(todo)} checks")
     launches = [launch for check in todo for launch in launches_of(check.found.plan)]
-    failed = device.compile(launches, clock)
+    failed = device.compile(launches, clock, spilling=True)
     for check in todo:
         progress(f"checking {check.found.name} {check.mode} {check.shape}")
         if clock.left <= 0:

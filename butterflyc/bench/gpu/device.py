@@ -53,8 +53,13 @@ class Device(Protocol):
     # Whether times mean nothing.
     rehearsal: bool
 
-    def compile(self, launches: Iterable[Launch], clock: Clock) -> dict[str, str]:
-        """Makes code of launches; by symbol, why there is none."""
+    def compile(
+        self, launches: Iterable[Launch], clock: Clock, spilling: bool = False
+    ) -> dict[str, str]:
+        """Makes code of launches; by symbol, why there is none.
+
+        ``spilling``: code that spills registers is good enough.
+        """
 
     def how(self, plan: Plan) -> Interpreted | Driven:
         """What does the launches of ``plan``, which are compiled."""
@@ -84,21 +89,19 @@ class Codes:
     folder: Path
     found: dict[str, Code] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    spilled: dict[str, str] = field(default_factory=dict)
 
-    def add(self, launches: Iterable[Launch], clock: Clock) -> dict[str, str]:
-        """Compiles what is new. Of what fails, or spills registers, there is no code."""
+    def add(self, launches: Iterable[Launch], clock: Clock, spilling: bool) -> dict[str, str]:
+        """Compiles what is new; by symbol, why there is no code that will do."""
         wanted = {launch.symbol: launch for launch in launches}
-        new = [
-            launch
-            for symbol, launch in wanted.items()
-            if symbol not in self.found and symbol not in self.failed
-        ]
+        known = {*self.found, *self.failed}
+        new = [launch for symbol, launch in wanted.items() if symbol not in known]
         for start in range(0, len(new), BATCH):
             if clock.left > 0:
                 self._compile(new[start : start + BATCH])
-        return {
-            symbol: self.failed.get(symbol, LATE) for symbol in wanted if symbol not in self.found
-        }
+        late = {symbol: LATE for symbol in wanted if symbol not in self.found}
+        refused = self.failed if spilling else {**self.failed, **self.spilled}
+        return {**late, **{symbol: why for symbol, why in refused.items() if symbol in wanted}}
 
     def _compile(self, launches: Sequence[Launch]) -> None:
         """All at once; where one fails, the halves, since Triton keeps what it has compiled."""
@@ -115,10 +118,9 @@ class Codes:
         with ThreadPoolExecutor() as pool:
             used = pool.map(resources, (code.cubin for code in made.values()))
             for (symbol, code), use in zip(made.items(), used, strict=True):
+                self.found[symbol] = code
                 if use.spills:
-                    self.failed[symbol] = f"{SPILLS}: {use.spills} loads and stores of them"
-                else:
-                    self.found[symbol] = code
+                    self.spilled[symbol] = f"{SPILLS}: {use.spills} loads and stores of them"
 
 
 class Cuda:
@@ -136,8 +138,10 @@ class Cuda:
         # Written over before a call that is to find nothing in the cache.
         self._spoil = torch.empty(2 * self.cache_bytes, dtype=torch.int8, device="cuda")
 
-    def compile(self, launches: Iterable[Launch], clock: Clock) -> dict[str, str]:
-        return self.codes.add(launches, clock)
+    def compile(
+        self, launches: Iterable[Launch], clock: Clock, spilling: bool = False
+    ) -> dict[str, str]:
+        return self.codes.add(launches, clock, spilling)
 
     def how(self, plan: Plan) -> Driven:
         symbols = {launch.symbol for launch in launches_of(plan)}
@@ -196,7 +200,9 @@ class Rehearsal:
     def __init__(self) -> None:
         self.gpu = Gpu()
 
-    def compile(self, launches: Iterable[Launch], clock: Clock) -> dict[str, str]:
+    def compile(
+        self, launches: Iterable[Launch], clock: Clock, spilling: bool = False
+    ) -> dict[str, str]:
         return {}
 
     def how(self, plan: Plan) -> Interpreted:

@@ -57,7 +57,7 @@ def frozen(weights: Weights, experts: int, dtype: str, device: str) -> Frozen:
     up = torch.from_numpy(weights.up).to(device) * weights.scale
     down = moved(torch.from_numpy(weights.down))
     tables = theta.cos(), theta.sin(), phi.cos(), phi.sin()
-    return Frozen(*map(moved, tables), up=moved(up), down=down)
+    return Frozen(*(moved(held) for held in (*tables, up)), down)
 
 
 def mixture(layer: Frozen, x: Tensor, gates: Tensor, experts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .problem import Routing, Shape
 
 OUTPUTS = {256: 1024, 1024: 4096, 4096: 14336}
-REHEARSED_OUTPUTS = {32: 64}
+REHEARSED_OUTPUTS = {16: 32}
 # Of the fastest eager Butterfly layer.
 EAGER = 5.0
 LARGEST = Shape(4096, 14336, 8, 65536)
@@ -66,7 +66,7 @@ def points() -> list[Point]:
 def rehearsed_points() -> list[Point]:
     """One of each kind, tiny."""
     d, f = next(iter(REHEARSED_OUTPUTS.items()))
-    few, many = Shape(d, f, 8, 3), Shape(d, f, 8, 80)
+    few, many = Shape(d, f, 8, 3), Shape(d, f, 8, 65)
     return [Point(few), Point(many), Point(few, "zipf"), Point(few, compiled=True)]
 
 

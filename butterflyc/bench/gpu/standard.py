@@ -71,7 +71,9 @@ def route(experts: Tensor, count: int, height: int) -> Route:
     starts = F.pad(ends[:-1], (1, 0))
     tiles = (ends - starts + height - 1) // height
     through = tiles.cumsum(0)
-    number = torch.arange(grouped_product.most_tiles(len(order), count, height), device=experts.device)
+    number = torch.arange(
+        grouped_product.most_tiles(len(order), count, height), device=experts.device
+    )
     expert = torch.searchsorted(through, number, right=True)
     own = expert.clamp(max=count - 1)
     first = starts[own] + (number - (through - tiles)[own]) * height
