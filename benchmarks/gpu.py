@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from butterflyc.bench.gpu.checks import DeviceLost
+from butterflyc.bench.gpu.device import Clock, DeviceLost
 from butterflyc.bench.gpu.session import SECONDS, Options, run
 from butterflyc.cli._progress import progress
 from butterflyc.compiler.errors import ButterflycError
@@ -26,6 +26,7 @@ def main(words: list[str]) -> int:
     options = Options(
         given.out, given.dtype, given.seconds, given.dry_run, not given.no_tune, tuple(given.skip)
     )
+    clock = Clock(options.seconds)
     with progress() as report:
         try:
             return run(options, report)
@@ -35,8 +36,8 @@ def main(words: list[str]) -> int:
         except DeviceLost as lost:
             # A GPU that a kernel left unusable can be used again by another process only.
             print(f"{lost}; starting again without it", file=sys.stderr)
-            again = [sys.executable, __file__, *words, "--skip", lost.kernel]
-            os.execv(sys.executable, again)
+            rest = ["--seconds", str(max(clock.left, 0)), "--skip", lost.kernel]
+            os.execv(sys.executable, [sys.executable, __file__, *words, *rest])
 
 
 def arguments(words: list[str]) -> argparse.Namespace:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ...compiler.errors import ButterflycError
 from ...kernels.gpu.layer import OPERANDS
 from ...kernels.record import Kernel
-from .device import Clock, Device, launches_of
+from .device import Clock, Device, check_alive, launches_of
+from .measure import ERRORS, reason
 from .ours import Constants, Runner, Way, serving, tensor, way, without_asm
 from .problem import (
     Array,
@@ -34,14 +34,7 @@ SIZES = (256, 1024)
 REHEARSED_SIZES = (16, 32)
 TOKENS = (1, 7, 32, 257)
 EXPERTS = (8, 64)
-
-
-class DeviceLost(Exception):
-    """The device answers no more, in this process, since ``kernel`` ran."""
-
-    def __init__(self, kernel: str, why: str) -> None:
-        super().__init__(f"{kernel} left the GPU unusable: {why}")
-        self.kernel = kernel
+NOT_RUN = "not run: the time was over"
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ def run(
     for check in todo:
         progress(f"checking {check.found.name} {check.mode} {check.shape}")
         if clock.left <= 0:
-            yield {**check.as_dict(), "error": None, "fault": "not run: the time was over"}
+            yield {**check.as_dict(), "error": None, "fault": NOT_RUN}
             continue
         reasons = [failed[s.symbol] for s in launches_of(check.found.plan) if s.symbol in failed]
         if reasons:
@@ -153,12 +146,9 @@ def guarded(check: Check, device: Device, meanings: Meanings) -> tuple[float | N
     """`one`, and what it raises as a fault. Raises DeviceLost."""
     try:
         return one(check, device, meanings)
-    except (ButterflycError, RuntimeError, ValueError) as error:
-        try:
-            device.wait()
-        except RuntimeError as lost:
-            raise DeviceLost(check.found.name, str(lost)) from error
-        return None, f"{type(error).__name__}: {error}"
+    except ERRORS as error:
+        check_alive(device, check.found.name, error)
+        return None, reason(error)
 
 
 def one(check: Check, device: Device, meanings: Meanings) -> tuple[float, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,9 +21,19 @@ from ...kernels.gpu.launch import Gpu, Launch, Plan
 
 # Launches that are compiled between two looks at the clock.
 BATCH = 64
+# Of memory: what PyTorch may hold when a graph is captured.
+CACHED_PART = 0.4
 Call = Callable[[], Any]
 LATE = "not compiled: the time for it was over"
 SPILLS = "registers spill"
+
+
+class DeviceLost(Exception):
+    """The device answers no more, in this process, since ``kernel`` ran."""
+
+    def __init__(self, kernel: str, why: str) -> None:
+        super().__init__(f"{kernel} left the GPU unusable: {why}")
+        self.kernel = kernel
 
 
 class Clock:
@@ -75,6 +86,9 @@ class Device(Protocol):
 
     def wait(self) -> None:
         """Until all is done that was begun."""
+
+    def release(self) -> None:
+        """Gives memory back that nothing uses."""
 
 
 def launches_of(plan: Plan) -> list[Launch]:
@@ -148,6 +162,9 @@ class Cuda:
         return Driven(Driver([self.codes.found[symbol] for symbol in symbols]))
 
     def captured(self, call: Call) -> Call:
+        # What is cached cannot be given back while a graph is captured.
+        if torch.cuda.memory_reserved() > CACHED_PART * self.memory_bytes:
+            torch.cuda.empty_cache()
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
@@ -182,6 +199,10 @@ class Cuda:
 
     def wait(self) -> None:
         torch.cuda.synchronize()
+
+    def release(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _event() -> torch.cuda.Event:
@@ -222,6 +243,17 @@ class Rehearsal:
 
     def wait(self) -> None:
         pass
+
+    def release(self) -> None:
+        pass
+
+
+def check_alive(device: Device, kernel: str, error: BaseException) -> None:
+    """Raises DeviceLost if ``kernel``, after which ``error`` came, left nothing that works."""
+    try:
+        device.wait()
+    except RuntimeError as lost:
+        raise DeviceLost(kernel, str(lost)) from error
 
 
 def find(folder: Path, rehearsal: bool) -> Device:

@@ -86,12 +86,6 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A document as it was written."""
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
-
-
 def rows_of(data: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """The rows of all points."""
     return (row for point in data["points"] for row in point["rows"])

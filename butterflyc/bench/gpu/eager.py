@@ -56,8 +56,9 @@ def frozen(weights: Weights, experts: int, dtype: str, device: str) -> Frozen:
     )
     up = torch.from_numpy(weights.up).to(device) * weights.scale
     down = moved(torch.from_numpy(weights.down))
-    tables = theta.cos(), theta.sin(), phi.cos(), phi.sin()
-    return Frozen(*(moved(held) for held in (*tables, up)), down)
+    cosines, sines = (theta.cos(), phi.cos()), (theta.sin(), phi.sin())
+    (cos_in, cos_out), (sin_in, sin_out) = map(moved, cosines), map(moved, sines)
+    return Frozen(cos_in, sin_in, cos_out, sin_out, moved(up), down)
 
 
 def mixture(layer: Frozen, x: Tensor, gates: Tensor, experts: Tensor) -> Tensor:

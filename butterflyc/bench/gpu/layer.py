@@ -114,10 +114,12 @@ class Bench:
             )
         else:
             makers["butterfly eager"] = lambda: eager.modelled("butterfly eager", *both)
-            makers["butterfly sum-first graph"] = lambda: eager.contender(
-                "butterfly sum-first graph", *both, found.active
-            )
             makers["standard loop"] = mixtures.loop
+            if few:
+                # With more tokens launches cost nothing, and a graph holds as much memory again.
+                makers["butterfly sum-first graph"] = lambda: eager.contender(
+                    "butterfly sum-first graph", *both, found.active
+                )
         makers["standard grouped_mm"] = mixtures.library
         if few:
             makers["standard gathered"] = lambda: mixtures.gathered(point.compiled)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from ...compiler.errors import unknown_name
 from ...compiler.files import write_whole
 from ...kernels.record import Kernel
@@ -17,8 +15,7 @@ from ...targets.tuned import Entry, Tuned, file_name, to_json
 from . import checks as checking
 from . import report
 from .ceilings import ceilings
-from .checks import DeviceLost
-from .device import Clock, Device
+from .device import Clock, Device, DeviceLost
 from .device import find as find_device
 from .document import Document, now
 from .layer import Bench
@@ -30,6 +27,8 @@ from .tuning import MOST_EXPERTS, Layers, tune
 SECONDS, CHECK_SECONDS, TUNE_SECONDS = 540.0, 100.0, 150.0
 # Of a point's measuring, at most; and what is left for tables and files at the end.
 POINT_SECONDS, END_SECONDS = 2.0, 10.0
+# What torch.compile may take for a point.
+COMPILE_SECONDS = 60.0
 REHEARSED_EXPERTS = 8
 FAILED = 1
 Progress = Callable[[str], None]
@@ -119,15 +118,23 @@ def _check(
     clock: Clock,
     progress: Progress,
 ) -> set[str]:
-    """The kernels that failed a check, which are not timed."""
+    """The kernels that failed a check of what is timed."""
     faulty = set()
     found = []
+    mode = document.data["dtype"]
     for result in checking.run(checking.checks(kernels, device), device, clock, progress):
         found.append(result)
-        if result["fault"]:
+        if not result["fault"]:
+            continue
+        where = f"{result['kernel']} {result['mode']} {result['shape']} {result['routing']}"
+        line = f"{where} asm={result['asm']}: {result['fault']}"
+        if result["fault"] == checking.NOT_RUN:
+            document.add("not_measured", line)
+            continue
+        document.add("faults", line)
+        # What is timed is in one mode, with inline assembly.
+        if result["mode"] == mode and result["asm"]:
             faulty.add(result["kernel"])
-            where = f"{result['kernel']} {result['mode']} {result['shape']} {result['routing']}"
-            document.add("faults", f"{where} asm={result['asm']}: {result['fault']}")
     document.put(checks=found)
     return faulty
 
@@ -136,6 +143,9 @@ def _time(
     todo: Sequence[Point], bench: Bench, document: Document, clock: Clock, progress: Progress
 ) -> None:
     for done, point in enumerate(todo):
+        if point.compiled and clock.left < COMPILE_SECONDS:
+            document.add("not_measured", str(point))
+            continue
         if clock.left < END_SECONDS:
             document.add("not_measured", *map(str, todo[done:]))
             return
@@ -148,9 +158,12 @@ def _time(
             document.add("points", found.as_dict())
             document.add("faults", *(f"{point} {n}: {why}" for n, why in found.faults.items()))
             del found
-        if not bench.device.rehearsal:
-            bench.device.wait()
-            torch.cuda.empty_cache()
+        try:
+            bench.device.release()
+        except RuntimeError as lost:
+            document.add("faults", f"the GPU is unusable since {point}: {reason(lost)}")
+            document.add("not_measured", *map(str, todo[done + 1 :]))
+            return
 
 
 def _tuned(entries: tuple[Entry, ...], device: Device, document: Document) -> Tuned:

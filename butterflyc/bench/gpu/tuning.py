@@ -12,7 +12,7 @@ import torch
 from ...kernels.record import Kernel, Spec
 from ...targets.tuned import Entry, Sizes, sizes_of
 from .contender import Contender, active_experts, draws_for
-from .device import Clock, Device, launches_of
+from .device import Clock, Device, check_alive, launches_of
 from .measure import ALIKE, ERRORS, interleaved, reason
 from .ours import Constants, Way, contender, serving, way
 from .problem import Shape, Weights, difference, spec, weights
@@ -123,6 +123,7 @@ def _at(
             wanted = result if wanted is None else wanted
             seconds, fault = _seconds(made, draws, device, difference(result, wanted), layers.dtype)
         except ERRORS as error:
+            check_alive(device, each.name, error)
             seconds, fault = None, reason(error)
         found.tried.append(_tried(each, shape, seconds, fault))
         key = sizes_of(each.spec), each.name
