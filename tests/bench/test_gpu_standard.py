@@ -21,7 +21,7 @@ SMALL = {"rows": 16, "outputs": 32, "depth": 16, "warps": 4, "stages": 2}
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("routing", ["uniform", "zipf", "one expert"])
 def test_all_ways_agree(dtype, routing):
-    """The loop, gathered matrices, the library's grouped product and our kernels, on any routing."""
+    """The loop, gathered matrices, the library's product and our kernels, on any routing."""
     shape = Shape(32, 48, 6, 7)
     draws = draws_for(DEVICE, shape, routing)
     mixtures = Mixtures(shape, dtype, DEVICE, 6)

@@ -32,6 +32,8 @@ LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2, "i8": 2e-3}
 MODES = {"f16": ("f16", False), "bf16": ("bf16", False), "f32": ("f32", False), "i8": ("f16", True)}
 SIZES = (256, 1024)
 REHEARSED_SIZES = (16, 32)
+# Widths that no tile divides, small enough for every kernel in every mode.
+UNEVEN = Shape(100, 140, 8, 32)
 TOKENS = (1, 7, 32, 257)
 EXPERTS = (8, 64)
 NOT_RUN = "not run: the time was over"
@@ -65,8 +67,10 @@ def problems(rehearsal: bool) -> list[tuple[Shape, Routing]]:
     found: list[tuple[Shape, Routing]] = [
         (Shape(d, f, e, t), "uniform") for e in experts for t in tokens
     ]
-    crowded = Shape(d, f, experts[0], tokens[-1])
-    return [*found, (crowded, "one expert")]
+    # The most tokens that kernels for few serve, and that those for many do.
+    crowded = [Shape(d, f, experts[0], t) for t in tokens[-2:]]
+    uneven: list[tuple[Shape, Routing]] = [] if rehearsal else [(UNEVEN, "uniform")]
+    return [*found, *((shape, "one expert") for shape in crowded), *uneven]
 
 
 def checks(kernels: Sequence[Kernel], device: Device) -> list[Check]:

@@ -112,12 +112,12 @@ class Codes:
         new = [launch for symbol, launch in wanted.items() if symbol not in known]
         for start in range(0, len(new), BATCH):
             if clock.left > 0:
-                self._compile(new[start : start + BATCH])
+                self._compile(new[start : start + BATCH], clock)
         late = {symbol: LATE for symbol in wanted if symbol not in self.found}
         refused = self.failed if spilling else {**self.failed, **self.spilled}
         return {**late, **{symbol: why for symbol, why in refused.items() if symbol in wanted}}
 
-    def _compile(self, launches: Sequence[Launch]) -> None:
+    def _compile(self, launches: Sequence[Launch], clock: Clock) -> None:
         """All at once; where one fails, the halves, since Triton keeps what it has compiled."""
         try:
             made = compile_all(launches, self.capability, cache=self.folder)
@@ -126,8 +126,9 @@ class Codes:
                 self.failed[launches[0].symbol] = str(error)
                 return
             middle = len(launches) // 2
-            self._compile(launches[:middle])
-            self._compile(launches[middle:])
+            for half in (launches[:middle], launches[middle:]):
+                if clock.left > 0:
+                    self._compile(half, clock)
             return
         with ThreadPoolExecutor() as pool:
             used = pool.map(resources, (code.cubin for code in made.values()))

@@ -47,7 +47,7 @@ def _show_ceilings(found: Mapping[str, Any]) -> None:
     nodes = ", ".join(f"{n}: {s * 1e6:.2f}" for n, s in found["node_seconds"].items())
     print_line(
         f"copy {found['copy_bytes_a_second'] / 1e12:.2f} TB/s; products {products} "
-        f"T multiply-adds/s; us of graph nodes {nodes}"
+        f"T multiply-adds/s; us of graphs by nodes {nodes}"
     )
 
 
