@@ -28,7 +28,7 @@ from .verify import Case, Verification, golden, golden_cases, verify, verify_sta
 
 Progress = Callable[[str], None]
 # Lossy passes may change the result of a model by this much, relative: their stated budgets.
-BUDGETS = {"quantize_activations": 0.05, "quantize": 0.3}
+BUDGETS = {"quantize_activations": 0.05, "quantize": 0.3, "half_products": 0.05}
 # Of codes of 7 bits, whose steps are twice as large.
 SEVEN_BITS = {"quantize_activations": 0.1}
 BISECT_SAMPLES = 4

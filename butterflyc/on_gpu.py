@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .compiler.errors import Incompatible, ToolMissing
@@ -30,22 +31,18 @@ def loaded(
             f"{name} was compiled for {core['name']}, which is no GPU",
             help="leave --interpret out; --on qemu emulates ARM and microcontrollers",
         )
-    try:
-        import torch
-    except ImportError as error:
+    if find_spec("torch") is None:
         raise ToolMissing(
             "torch is not installed, whose library computes what our kernels leave",
-            help='pip install "butterflyc[gpu]"',
-        ) from error
-    from .compiler.lower.cubin import from_files
+            help="install torch, as https://pytorch.org says for your GPU",
+        )
     from .compiler.run.gpu import Driven, GpuModel, Interpreted, check_device
 
     plans = unpack_plans(sections[PATH])
     if interpret:
         return GpuModel(graph, plans, Interpreted(), "cpu")
+    from .compiler.lower.cubin import from_files
     from .compiler.run.cuda_driver import Driver
 
     check_device(core["name"], name)
-    major, minor = torch.cuda.get_device_capability()
-    codes = from_files(sections)
-    return GpuModel(graph, plans, Driven(Driver(codes, 10 * major + minor)), "cuda")
+    return GpuModel(graph, plans, Driven(Driver(from_files(sections))), "cuda")

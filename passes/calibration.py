@@ -34,6 +34,8 @@ class Seen:
 def calibrate(graph: Graph, samples: Sequence[tuple[Array, ...]]) -> dict[Node, Seen]:
     """What every float value of ``graph`` is on ``samples``: each one array an input.
 
+    In double precision, and the largest rounded to float32: on every machine the same, though
+    libraries add up products in different orders.
     Raises BadInput for no samples, and for those on which something is not finite; Unsupported for
     a constant that is not.
     """
@@ -51,7 +53,8 @@ def calibrate(graph: Graph, samples: Sequence[tuple[Array, ...]]) -> dict[Node, 
     def observe(node: Node, value: object) -> None:
         if not isinstance(value, np.ndarray) or not node.type.is_float or not value.size:
             return
-        largest = float(np.abs(value).max())
+        with np.errstate(over="ignore"):
+            largest = float(np.float32(np.abs(value).max()))
         if not np.isfinite(largest) and node.op == "constant":
             raise Unsupported(
                 f"mode int8 has no codes for the constant '{node.name}', which holds numbers that "
@@ -71,7 +74,7 @@ def calibrate(graph: Graph, samples: Sequence[tuple[Array, ...]]) -> dict[Node, 
         kept.some.append(flat if flat.size <= each else rng.choice(flat, each))
 
     for sample in samples:
-        interpret(graph, *sample, observe=observe)
+        interpret(graph, *sample, precision="f64", observe=observe)
         number += 1
     return seen
 

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("-t", "--target", default="host", show_default=True, help="See `targets`.")
-@click.option("-m", "--mode", help="f32, a8 or int8; by default the target's first.")
+@click.option(
+    "-m",
+    "--mode",
+    help="f32, a8 or int8; f16, bf16, f32 or i8 of a GPU. By default the target's first.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option(
@@ -210,6 +214,8 @@ def next_commands(program: Program, artefact: Path) -> str:
     core = program.manifest["core"]
     runner, inspect = core["runner"], f"butterflyc inspect {artefact}"
     here = runner in EMULATORS and architecture(core["triple"]) == this_architecture()
+    if program.is_for_gpu:
+        return f"butterflyc verify {artefact} --interpret   {inspect}"
     if runner not in ("native", *EMULATORS, *machine_names()):
         return inspect
     on = "" if runner == "native" or here else " --on qemu"

@@ -56,21 +56,17 @@ class Planned:
 
     def __init__(self, plans: Mapping[str, Plan], how: Interpreted | Driven) -> None:
         self._plans, self._how = plans, how
-        self._made: dict[str, dict[str, torch.Tensor]] = {}
 
-    def load(self, name: str, buffers: Buffers) -> None:
+    def load(self, name: str, buffers: dict[str, torch.Tensor]) -> None:
         """Makes the plan's dense copies of packed weights."""
-        held = dict(buffers)
         for unpack in self._plans[name].once:
-            library.unpack(unpack, held)
-        self._made[name] = {u.target: held[u.target] for u in self._plans[name].once}
+            library.unpack(unpack, buffers)
 
     def run(self, name: str, buffers: Buffers) -> None:
-        held = {**buffers, **self._made.get(name, {})}
         for step in self._plans[name].steps:
-            self._step(step, held)
+            self._step(step, buffers)
 
-    def _step(self, step: Step, buffers: dict[str, torch.Tensor]) -> None:
+    def _step(self, step: Step, buffers: Buffers) -> None:
         if isinstance(step, Launch):
             self._how.launch(step, buffers)
         else:
@@ -82,7 +78,7 @@ class Captured:
 
     def __init__(self, model: TorchGraph, inputs: Tensors) -> None:
         self._inputs = tuple(x.clone() for x in inputs)
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             model(*self._inputs)  # libraries set up what they need, which cannot be captured

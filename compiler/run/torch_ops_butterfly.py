@@ -38,7 +38,8 @@ def number(like: Tensor, value: float) -> Tensor:
 
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # torch.topk promises no order of equals.
-    order = torch.sort(-x, dim=-1, stable=True).indices[..., :k]
+    keys = x if x.is_floating_point() else x.long()
+    order = torch.sort(-keys, dim=-1, stable=True).indices[..., :k]
     return x.gather(-1, order), order
 
 

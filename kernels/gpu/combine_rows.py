@@ -14,7 +14,7 @@ from ..lanes import Lanes
 from ..record import Kernel, Spec, Tensor
 from . import rotate_rows
 from .common import join_members
-from .cost import down_seconds, moved_seconds, product_seconds, rotation_seconds
+from .cost import down_seconds, library_seconds, moved_seconds, rotation_seconds
 from .epilogue import chosen_of, combined, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import Layer, divided, layer_of, number, pointer, power_of_two, serves
@@ -137,7 +137,7 @@ def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
     width, outputs = padded(layer.channels), padded(layer.outputs)
     out = "scratch3" if layer.down else "y"
     steps: list[Step] = [
-        rotate_rows.launch(layer, gpu, "scratch0", "scratch1", width, planar=False),
+        rotate_rows.launch(layer, "scratch0", "scratch1", width, planar=False),
         Product("scratch0", "dense", "scratch2"),
         launch(layer, "scratch2", "scratch1", outputs, out),
     ]
@@ -151,7 +151,7 @@ def cost(spec: Spec, gpu: Lanes) -> float:
     layer = layer_of(spec)
     return rotation_seconds(layer, gpu) + sum(
         (
-            product_seconds(gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype),
+            library_seconds(gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype),
             moved_seconds(gpu, layer.rows * layer.outputs * 4 + layer.last_bytes),
             down_seconds(layer, gpu),
         )

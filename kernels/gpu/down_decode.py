@@ -5,10 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..record import Tensor
 from . import add_parts
 from .common import add_product
 from .launch import Fill, Gpu, Launch, Step
-from .layer import Layer, divided, number, pointer, power_of_two
+from .layer import Layer, Way, divided, number, pointer, power_of_two
 
 # Parts of the depth, at most.
 MOST_PARTS = 16
@@ -52,21 +53,35 @@ def down_decode(
         tl.store(out + place, sums.to(out.dtype.element_ty), mask=mask)
 
 
-def parts_of(layer: Layer, gpu: Gpu, wanted: int) -> int:
-    """How many parts the depth is split into: so many, or 0 for enough to fill the GPU."""
+def parts_of(layer: Layer, way: Way, gpu: Gpu) -> int:
+    """How many parts the depth is split into: by default, enough to fill the GPU."""
     blocks = divided(layer.down, OUTPUTS)
     most = min(MOST_PARTS, power_of_two(divided(layer.outputs, DEPTH)))
     enough = power_of_two(divided(gpu.multiprocessors, blocks))
-    return max(1, min(wanted or enough, most))
+    return max(1, min(way["parts"] or enough, most))
 
 
-def launches(layer: Layer, rows: str, scratch: str, parts: int, atomic: bool) -> tuple[Step, ...]:
-    """From the buffer ``rows`` [T, F] into the result, by way of ``scratch`` [parts, T, d]."""
+def is_atomic(layer: Layer, way: Way) -> bool:
+    """Whether parts are added as they come, which only float32 can: faster, in no fixed order."""
+    return bool(way["atomic"]) and layer.outer == "f32"
+
+
+def scratch(layer: Layer, way: Way, gpu: Gpu) -> tuple[Tensor, ...]:
+    """Parts of the result, where they are added after all are there."""
+    parts = parts_of(layer, way, gpu)
+    if parts == 1 or is_atomic(layer, way):
+        return ()
+    return (Tensor("f32", (parts, layer.tokens, layer.down)),)
+
+
+def steps(layer: Layer, way: Way, gpu: Gpu, rows: str, parts_name: str) -> tuple[Step, ...]:
+    """From the buffer ``rows`` [T, F] into the result, by way of parts of it."""
+    parts, atomic = parts_of(layer, way, gpu), is_atomic(layer, way)
     direct = parts == 1 or atomic
     arguments = {
         "rows": pointer(layer.dtype, rows),
         "w": layer.buffer("w_down"),
-        "out": pointer(layer.outer, "y") if direct else pointer("f32", scratch),
+        "out": pointer(layer.outer, "y") if direct else pointer("f32", parts_name),
         "T": number(layer.tokens),
         "F": number(layer.outputs),
         "D": number(layer.down),
@@ -85,4 +100,4 @@ def launches(layer: Layer, rows: str, scratch: str, parts: int, atomic: bool) ->
     )
     if atomic:
         return Fill("y"), down
-    return (down,) if parts == 1 else (down, add_parts.launch(layer, scratch, parts))
+    return (down,) if parts == 1 else (down, add_parts.launch(layer, parts_name, parts))

@@ -24,10 +24,21 @@ from .common import (
     split_members,
     turn,
 )
-from .cost import TRITON, epilogue_seconds, product_seconds
+from .cost import epilogue_seconds, fused_seconds
 from .epilogue import chosen_of, combined, row_of
 from .launch import Gpu, Launch, Plan, Step, Unpack
-from .layer import BYTES, Layer, divided, layer_of, number, pointer, power_of_two, serves
+from .layer import (
+    BYTES,
+    Layer,
+    Way,
+    divided,
+    layer_of,
+    number,
+    pointer,
+    power_of_two,
+    serves,
+    way_of,
+)
 
 MOST_CHANNELS = 512
 MOST_CHOSEN = 8
@@ -131,47 +142,76 @@ def fused_layer(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
 
 
-def sizes(spec: Spec, layer: Layer) -> dict[str, int]:
+def ways(layer: Layer) -> list[Way]:
+    """Tiles of 32 tokens first, of 16 where there are no more; smaller where channels are many."""
+    tiles = [(32, 64, 8, 2), (32, 32, 8, 2), (16, 64, 8, 2), (16, 32, 4, 2), (16, 16, 4, 2)]
+    tiles = tiles[2:] + tiles[:2] if layer.tokens <= 16 else tiles
+    tiles += [(64, 32, 8, 2), (32, 64, 8, 3)]
+    outputs = max(power_of_two(layer.outputs), 16)
+    found = [
+        {
+            "tokens": tokens,
+            "outputs": min(width, outputs),
+            "warps": warps,
+            "stages": stages,
+            "packed": packed,
+            "parts": 0,
+        }
+        for packed in (1, 0)
+        for tokens, width, warps, stages in tiles
+    ]
+    return [way for i, way in enumerate(found) if way not in found[:i]]
+
+
+def sizes(layer: Layer, way: Way) -> dict[str, int]:
     """Rows, channels, outputs and results of a tile, by the names that the kernel has for them."""
-    slots = power_of_two(layer.chosen)
-    tokens = max(spec.parameter("tokens", 32), 16)
-    outputs = min(spec.parameter("outputs", 64), power_of_two(layer.outputs))
     return {
-        "BM": tokens * slots,
+        "BM": way["tokens"] * power_of_two(layer.chosen),
         "BD": max(power_of_two(layer.channels), 128 if layer.codes else 64),
-        "BF": max(outputs, 16),
+        "BF": way["outputs"],
         "BO": max(power_of_two(layer.down), 16),
     }
 
 
-def layout(spec: Spec, layer: Layer) -> str:
-    tile = sizes(spec, layer)
+def shared_bytes(way: Way, layer: Layer) -> int:
+    """What rows take, weights in flight, and what goes to other threads on its way to w_down."""
+    tile = sizes(layer, way)
+    item, row_item = BYTES[layer.dtype], BYTES[layer.row_dtype]
+    up = tile["BF"] * tile["BD"] * row_item
+    flight = (up + tile["BF"] * tile["BO"] * item) * way["stages"]
+    return tile["BM"] * (tile["BD"] * row_item + tile["BF"] * item) + flight
+
+
+def fitting(spec: Spec, layer: Layer, gpu: Gpu) -> Way:
+    """The parameters of a call."""
+    return way_of(spec, ways(layer), lambda way: shared_bytes(way, layer) <= gpu.shared_bytes)
+
+
+def layout(layer: Layer, way: Way) -> str:
+    tile = sizes(layer, way)
     return f"crumbs{tile['BF']}x{tile['BD']}x1"
 
 
-def stored(spec: Spec, layer: Layer) -> tuple[int, int]:
+def stored(layer: Layer, way: Way) -> tuple[int, int]:
     """Rows of W_hat and their length, with padding."""
-    tile = sizes(spec, layer)
+    tile = sizes(layer, way)
     return divided(layer.outputs, tile["BF"]) * tile["BF"], tile["BD"]
 
 
-def parts_of(spec: Spec, layer: Layer, gpu: Gpu) -> int:
+def parts_of(layer: Layer, way: Way, gpu: Gpu) -> int:
     """How many parts the outputs of W_hat are split into: by default, enough to fill the GPU."""
-    tile = sizes(spec, layer)
-    blocks = divided(layer.tokens, tile["BM"] // power_of_two(layer.chosen))
+    blocks = divided(layer.tokens, way["tokens"])
     enough = power_of_two(divided(gpu.multiprocessors, blocks) // 2)
-    steps = divided(layer.outputs, tile["BF"])
-    return max(1, min(spec.parameter("parts", 0) or enough, MOST_PARTS, steps))
+    steps = divided(layer.outputs, way["outputs"])
+    return max(1, min(way["parts"] or enough, MOST_PARTS, steps))
 
 
-def launch(spec: Spec, layer: Layer, gpu: Gpu) -> Launch:
+def launch(layer: Layer, way: Way, gpu: Gpu) -> Launch:
     """Into the result, or into parts of it in ``scratch0``."""
-    tile, parts = sizes(spec, layer), parts_of(spec, layer, gpu)
-    slots, rows = power_of_two(layer.chosen), stored(spec, layer)[0]
-    packed = bool(spec.parameter("packed", 1))
+    tile, parts, rows = sizes(layer, way), parts_of(layer, way, gpu), stored(layer, way)[0]
     arguments = {
         "x": layer.buffer("x"),
-        "w": pointer("u8", "w") if packed else pointer(layer.row_dtype, "dense"),
+        "w": pointer("u8", "w") if way["packed"] else pointer(layer.row_dtype, "dense"),
         **{name: layer.buffer(name) for name in ("scale", "bias", "gates", "experts", "pairs_in")},
         "pairs": layer.buffer("pairs_out"),
         "w_down": layer.buffer("w_down"),
@@ -184,10 +224,10 @@ def launch(spec: Spec, layer: Layer, gpu: Gpu) -> Launch:
     constants = {
         "ROWS": rows,
         "PART": divided(rows, parts * tile["BF"]) * tile["BF"],
-        "PACKED": packed,
+        "PACKED": bool(way["packed"]),
         "ORDER_IN": layer.order_in,
         "CHOSEN": layer.chosen,
-        "SLOTS": slots,
+        "SLOTS": power_of_two(layer.chosen),
         "CODES": layer.codes,
         **layer.flags,
         **tile,
@@ -197,9 +237,9 @@ def launch(spec: Spec, layer: Layer, gpu: Gpu) -> Launch:
         "fused_layer",
         tuple(arguments.items()),
         tuple(constants.items()),
-        (divided(layer.tokens, tile["BM"] // slots), parts, 1),
-        spec.parameter("warps", 8),
-        spec.parameter("stages", 2),
+        (divided(layer.tokens, way["tokens"]), parts, 1),
+        way["warps"],
+        way["stages"],
     )
 
 
@@ -207,77 +247,59 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
     if not (isinstance(gpu, Gpu) and spec.op == "butterfly_layer" and gpu.has_tensor_cores):
         return False
     layer = layer_of(spec)
+    way = fitting(spec, layer, gpu)
     return (
         0 < layer.down <= MOST_CHANNELS
         and layer.channels <= MOST_CHANNELS
         and layer.chosen <= MOST_CHOSEN
-        and serves(spec, gpu, layout(spec, layer))
-        and shared_bytes(spec, layer) <= gpu.shared_bytes
+        and serves(spec, gpu, layout(layer, way))
+        and shared_bytes(way, layer) <= gpu.shared_bytes
     )
 
 
-def shared_bytes(spec: Spec, layer: Layer) -> int:
-    """What rows take, weights in flight, and what goes to other threads on its way to w_down."""
-    tile = sizes(spec, layer)
-    item, row_item = BYTES[layer.dtype], BYTES[layer.row_dtype]
-    up = tile["BF"] * tile["BD"] * row_item
-    flight = (up + tile["BF"] * tile["BO"] * item) * spec.parameter("stages", 2)
-    return tile["BM"] * (tile["BD"] * row_item + tile["BF"] * item) + flight
-
-
 def layouts(spec: Spec, gpu: Lanes) -> Mapping[int, str]:
-    return {2: layout(spec, layer_of(spec))}
+    assert isinstance(gpu, Gpu), "layouts are for GPUs"
+    layer = layer_of(spec)
+    return {2: layout(layer, fitting(spec, layer, gpu))}
 
 
 def scratch(spec: Spec, gpu: Lanes) -> tuple[Tensor, ...]:
     """Parts of the result."""
     assert isinstance(gpu, Gpu), "buffers are for GPUs"
     layer = layer_of(spec)
-    parts = parts_of(spec, layer, gpu)
+    parts = parts_of(layer, fitting(spec, layer, gpu), gpu)
     return (Tensor("f32", (parts, layer.tokens, layer.down)),) if parts > 1 else ()
 
 
-def space(spec: Spec, gpu: Lanes) -> tuple[Mapping[str, int], ...]:
-    """Tiles, and for few tokens how many parts."""
+def space(spec: Spec, gpu: Lanes) -> tuple[Way, ...]:
+    """Tiles, with codes and with a dense copy; and of the first one, how many parts."""
     assert isinstance(gpu, Gpu), "the bound is a GPU's"
     layer = layer_of(spec)
-    tiles = [(32, 64, 8), (32, 32, 4), (16, 64, 4), (16, 32, 4), (64, 32, 8)]
-    ways = [
-        {"tokens": tokens, "outputs": outputs, "warps": warps, "packed": packed}
-        for tokens, outputs, warps in tiles
-        for packed in (1, 0)
-    ]
-    ways += [{**ways[0], "stages": 3}]
-    ways += [{**ways[6], "parts": parts} for parts in (1, 2, 4, 8, 16)]
-    fits = [w for w in ways if shared_bytes(spec.with_parameters(w), layer) <= gpu.shared_bytes]
-    return tuple(fits or ways[:1])
+    fits = [way for way in ways(layer) if shared_bytes(way, layer) <= gpu.shared_bytes]
+    fits = fits or ways(layer)[:1]
+    return (*fits, *(fits[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)))
 
 
 def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
     assert isinstance(gpu, Gpu), "plans are for GPUs"
     layer = layer_of(spec)
-    parts = parts_of(spec, layer, gpu)
-    steps: list[Step] = [launch(spec, layer, gpu)]
+    way = fitting(spec, layer, gpu)
+    parts = parts_of(layer, way, gpu)
+    steps: list[Step] = [launch(layer, way, gpu)]
     if parts > 1:
         steps.append(add_parts.launch(layer, "scratch0", parts))
-    shape = stored(spec, layer)
-    dense = Unpack("w", "dense", shape, layer.row_dtype, planar=True)
-    return Plan(tuple(steps), () if spec.parameter("packed", 1) else (dense,))
+    dense = Unpack("w", "dense", stored(layer, way), layer.row_dtype, planar=True)
+    return Plan(tuple(steps), () if way["packed"] else (dense,))
 
 
 def cost(spec: Spec, gpu: Lanes) -> float:
     assert isinstance(gpu, Gpu), "costs are of GPUs"
     layer = layer_of(spec)
-    parts = parts_of(spec, layer, gpu)
-    up = product_seconds(
-        gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype, TRITON, kept=True
-    )
-    down = product_seconds(
-        gpu, layer.tokens, layer.down, layer.outputs, layer.dtype, TRITON, kept=True
-    )
-    # Both products are in one launch.
-    launches = 1 + (parts > 1) - 2
-    return up + down + epilogue_seconds(layer, gpu) + launches * gpu.launch_seconds
+    way = fitting(spec, layer, gpu)
+    parts = parts_of(layer, way, gpu)
+    blocks = divided(layer.tokens, way["tokens"]) * parts
+    adding = gpu.launch_seconds if parts > 1 else 0.0
+    return fused_seconds(layer, gpu, blocks) + epilogue_seconds(layer, gpu) + adding
 
 
 KERNEL = Kernel("gpu_fused", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -155,3 +156,12 @@ def serves(spec: Spec, gpu: Gpu, layout: str) -> bool:
         and layer.rows < COUNTED
         and counted
     )
+
+
+Way = dict[str, int]
+
+
+def way_of(spec: Spec, ways: Sequence[Way], fits: Callable[[Way], bool]) -> Way:
+    """The parameters of ``spec``; those it leaves open as in the first of ``ways`` that fits."""
+    base = next((way for way in ways if fits(way)), ways[-1])
+    return {**base, **dict(spec.parameters)}

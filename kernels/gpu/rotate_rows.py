@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .common import code, inverse_of, join_members, row_maximum, split_members, turn
-from .launch import Gpu, Launch
+from .launch import Launch
 from .layer import Layer, divided, number, pointer, power_of_two
 
 # Channels of a program, at most; one of codes has the whole row, for its largest magnitude.
@@ -76,7 +76,7 @@ def supports(layer: Layer) -> bool:
     return not layer.codes or layer.channels <= MOST_CODES
 
 
-def launch(layer: Layer, gpu: Gpu, rows: str, scales: str, width: int, planar: bool) -> Launch:
+def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> Launch:
     """Into the buffers ``rows`` [R, width] and ``scales`` [R]."""
     columns = power_of_two(width) if layer.codes else min(power_of_two(width), MOST_COLUMNS)
     height = max(1, min(NUMBERS // columns, power_of_two(layer.rows)))

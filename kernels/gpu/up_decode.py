@@ -14,15 +14,24 @@ from ..lanes import Lanes
 from ..record import Kernel, Spec, Tensor
 from . import down_decode, rotate_rows
 from .common import add_product, crumbs, join_members
-from .cost import down_decode_seconds, read_seconds, rotation_seconds
+from .cost import down_decode_seconds, rotation_seconds, up_decode_seconds
 from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Step
-from .layer import BYTES, Layer, divided, layer_of, number, pointer, power_of_two, serves
+from .layer import (
+    BYTES,
+    Layer,
+    Way,
+    divided,
+    layer_of,
+    number,
+    pointer,
+    power_of_two,
+    serves,
+    way_of,
+)
 
 # Rows that one tile holds: all of them, eight tokens at a time.
 MOST_ROWS = 128
-# Outputs, and groups of four channels, of a step.
-OUTPUTS, GROUPS = 64, 64
 
 
 @triton.jit
@@ -88,21 +97,48 @@ def up_decode(
     tl.store(out + token[:, None] * F + column[None, :], y, mask=mask)
 
 
-def sizes(spec: Spec, layer: Layer) -> tuple[int, int]:
-    """Outputs and groups of a step: no more than there are, and no less than a tensor core has."""
-    outputs = min(spec.parameter("outputs", OUTPUTS), max(power_of_two(layer.outputs), 16))
-    groups = min(spec.parameter("groups", GROUPS), power_of_two(divided(layer.channels, 4)))
-    return outputs, max(groups, 32 if layer.codes else 16)
+def ways(layer: Layer) -> list[Way]:
+    """Steps of 64 outputs and 64 groups first, and smaller ones for GPUs and rows that need them.
+
+    No more than there are, and no less than a tensor core has.
+    """
+    outputs = max(power_of_two(layer.outputs), 16)
+    groups = power_of_two(divided(layer.channels, 4))
+    least = 32 if layer.codes else 16
+    steps = [(64, 64, 4), (64, 64, 3), (64, 64, 2), (64, 32, 4), (64, 32, 2), (64, 16, 2)]
+    steps += [(32, 64, 4), (128, 64, 4), (64, 128, 4), (128, 128, 3), (64, 64, 5)]
+    found = [
+        {
+            "outputs": min(width, outputs),
+            "groups": max(min(depth, groups), least),
+            "stages": stages,
+            "parts": 0,
+            "atomic": 0,
+        }
+        for width, depth, stages in steps
+    ]
+    return [way for i, way in enumerate(found) if way not in found[:i]]
 
 
-def layout(spec: Spec, layer: Layer) -> str:
-    outputs, groups = sizes(spec, layer)
-    return f"crumbs{outputs}x{4 * groups}x0"
+def shared_bytes(way: Way, layer: Layer) -> int:
+    """What codes and the four planes of rows take in flight, or the sums on their way."""
+    rows, item = tile_rows(layer), BYTES[layer.row_dtype]
+    flight = (way["outputs"] + 4 * rows * item) * way["groups"] * way["stages"]
+    return max(flight + way["outputs"] * way["groups"] * item, way["outputs"] * rows * 4)
 
 
-def width(spec: Spec, layer: Layer) -> int:
+def fitting(spec: Spec, layer: Layer, gpu: Gpu) -> Way:
+    """The parameters of a call."""
+    return way_of(spec, ways(layer), lambda way: shared_bytes(way, layer) <= gpu.shared_bytes)
+
+
+def layout(way: Way) -> str:
+    return f"crumbs{way['outputs']}x{4 * way['groups']}x0"
+
+
+def width_of(way: Way, layer: Layer) -> int:
     """Channels of a row with its padding."""
-    depth = 4 * sizes(spec, layer)[1]
+    depth = 4 * way["groups"]
     return divided(layer.channels, depth) * depth
 
 
@@ -111,9 +147,8 @@ def tile_rows(layer: Layer) -> int:
     return max(power_of_two(rows), 16)
 
 
-def launch(spec: Spec, layer: Layer, rows: str, scales: str, out: str) -> Launch:
-    """From the buffers ``rows`` and ``scales`` into ``out``, by the parameters of ``spec``."""
-    outputs, groups = sizes(spec, layer)
+def launch(layer: Layer, way: Way, rows: str, scales: str, out: str) -> Launch:
+    """From the buffers ``rows`` and ``scales`` into ``out``."""
     arguments = {
         "rows": pointer(layer.row_dtype, rows),
         "row_scales": layer.row_scales(scales),
@@ -125,23 +160,23 @@ def launch(spec: Spec, layer: Layer, rows: str, scales: str, out: str) -> Launch
         "F": number(layer.outputs),
     }
     constants = {
-        "K": width(spec, layer),
+        "K": width_of(way, layer),
         "CHOSEN": layer.chosen,
         "SLOTS": power_of_two(layer.chosen),
         "CODES": layer.codes,
         **layer.flags,
         "BM": tile_rows(layer),
-        "BF": outputs,
-        "BG": groups,
+        "BF": way["outputs"],
+        "BG": way["groups"],
     }
     return Launch(
         "up_decode",
         "up_decode",
         tuple(arguments.items()),
         tuple(constants.items()),
-        (divided(layer.outputs, outputs), 1, 1),
+        (divided(layer.outputs, way["outputs"]), 1, 1),
         4,
-        spec.parameter("stages", 4),
+        way["stages"],
     )
 
 
@@ -149,81 +184,63 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
     if not (isinstance(gpu, Gpu) and spec.op == "butterfly_layer" and gpu.has_tensor_cores):
         return False
     layer = layer_of(spec)
+    way = fitting(spec, layer, gpu)
     return (
-        serves(spec, gpu, layout(spec, layer))
+        serves(spec, gpu, layout(way))
         and rotate_rows.supports(layer)
         and tile_rows(layer) <= MOST_ROWS
-        and shared_bytes(spec, layer) <= gpu.shared_bytes
+        and shared_bytes(way, layer) <= gpu.shared_bytes
     )
 
 
-def shared_bytes(spec: Spec, layer: Layer) -> int:
-    """What codes and the four planes of rows take in flight, or the sums on their way."""
-    outputs, groups = sizes(spec, layer)
-    rows, item = tile_rows(layer), BYTES[layer.row_dtype]
-    flight = (outputs + 4 * rows * item) * groups * spec.parameter("stages", 4)
-    return max(flight + outputs * groups * item, outputs * rows * 4)
-
-
 def layouts(spec: Spec, gpu: Lanes) -> Mapping[int, str]:
-    return {2: layout(spec, layer_of(spec))}
+    assert isinstance(gpu, Gpu), "layouts are for GPUs"
+    return {2: layout(fitting(spec, layer_of(spec), gpu))}
 
 
 def scratch(spec: Spec, gpu: Lanes) -> tuple[Tensor, ...]:
     """Rotated rows, their scales, what w_down gets, and parts of what it gives."""
     assert isinstance(gpu, Gpu), "buffers are for GPUs"
     layer = layer_of(spec)
-    rows = Tensor(layer.row_dtype, (layer.rows, width(spec, layer)))
+    way = fitting(spec, layer, gpu)
+    rows = Tensor(layer.row_dtype, (layer.rows, width_of(way, layer)))
     tensors = (rows, Tensor("f32", (layer.rows,)))
     if not layer.down:
         return tensors
-    parts = down_decode.parts_of(layer, gpu, spec.parameter("parts", 0))
-    alone = parts == 1 or _atomic(spec, layer)
-    split = () if alone else (Tensor("f32", (parts, layer.tokens, layer.down)),)
-    return (*tensors, layer.last, *split)
+    return (*tensors, layer.last, *down_decode.scratch(layer, way, gpu))
 
 
-def _atomic(spec: Spec, layer: Layer) -> bool:
-    """Whether parts are added as they come, which only float32 can: faster, in no fixed order."""
-    return bool(spec.parameter("atomic", 0)) and layer.outer == "f32"
-
-
-def space(spec: Spec, gpu: Lanes) -> tuple[Mapping[str, int], ...]:
-    """The default, then changes of it; the same bits each time, so without atomics."""
-    changes: list[dict[str, int]] = [{}]
-    changes += [{"outputs": outputs} for outputs in (32, 128)]
-    changes += [{"groups": 128}, {"groups": 128, "outputs": 128}]
-    changes += [{"stages": stages} for stages in (3, 5)]
-    changes += [{"parts": parts} for parts in (1, 2, 4, 8, 16)]
+def space(spec: Spec, gpu: Lanes) -> tuple[Way, ...]:
+    """Steps, and parts of w_down. Without atomics: a tuner keeps what gives the same bits again."""
     assert isinstance(gpu, Gpu), "the bound is a GPU's"
     layer = layer_of(spec)
-    fits = [c for c in changes if shared_bytes(spec.with_parameters(c), layer) <= gpu.shared_bytes]
-    return tuple(fits or changes[:1])
+    fits = [way for way in ways(layer) if shared_bytes(way, layer) <= gpu.shared_bytes]
+    fits = fits or ways(layer)[:1]
+    parts = [fits[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)] if layer.down else []
+    return (*fits, *parts)
 
 
 def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
     assert isinstance(gpu, Gpu), "plans are for GPUs"
     layer = layer_of(spec)
+    way = fitting(spec, layer, gpu)
     out = "scratch2" if layer.down else "y"
+    width = width_of(way, layer)
     steps: list[Step] = [
-        rotate_rows.launch(layer, gpu, "scratch0", "scratch1", width(spec, layer), planar=True),
-        launch(spec, layer, "scratch0", "scratch1", out),
+        rotate_rows.launch(layer, "scratch0", "scratch1", width, planar=True),
+        launch(layer, way, "scratch0", "scratch1", out),
     ]
     if layer.down:
-        parts = down_decode.parts_of(layer, gpu, spec.parameter("parts", 0))
-        steps += down_decode.launches(layer, out, "scratch3", parts, _atomic(spec, layer))
+        steps += down_decode.steps(layer, way, gpu, out, "scratch3")
     return Plan(tuple(steps))
 
 
 def cost(spec: Spec, gpu: Lanes) -> float:
     assert isinstance(gpu, Gpu), "costs are of GPUs"
     layer = layer_of(spec)
-    blocks = divided(layer.outputs, sizes(spec, layer)[0])
-    return (
-        rotation_seconds(layer, gpu)
-        + read_seconds(gpu, layer.outputs * layer.channels / 4, blocks)
-        + down_decode_seconds(layer, gpu)
-    )
+    blocks = divided(layer.outputs, fitting(spec, layer, gpu)["outputs"])
+    up = up_decode_seconds(layer, gpu, tile_rows(layer), blocks)
+    return rotation_seconds(layer, gpu) + up + down_decode_seconds(layer, gpu)
 
 
 KERNEL = Kernel("gpu_decode", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)

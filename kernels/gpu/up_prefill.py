@@ -15,10 +15,21 @@ from ..lanes import Lanes
 from ..record import Kernel, Spec, Tensor
 from . import rotate_rows
 from .common import add_product, join_members
-from .cost import TRITON, down_seconds, epilogue_seconds, product_seconds, rotation_seconds
+from .cost import down_seconds, epilogue_seconds, rotation_seconds, up_seconds
 from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
-from .layer import BYTES, Layer, divided, layer_of, number, pointer, power_of_two, serves
+from .layer import (
+    BYTES,
+    Layer,
+    Way,
+    divided,
+    layer_of,
+    number,
+    pointer,
+    power_of_two,
+    serves,
+    way_of,
+)
 
 # Chosen experts, at most: a token's rows are in one tile.
 MOST_CHOSEN = 8
@@ -89,15 +100,10 @@ def up_prefill(
 
 
 def sizes(layer: Layer) -> tuple[int, int]:
-    """The multiples of outputs and of depth that weights are padded to."""
+    """The multiples of outputs and of depth that weights are padded to, for all ways."""
     deepest = DEPTH_CODES if layer.codes else DEPTH
     depth = max(min(deepest, power_of_two(layer.channels)), 32 if layer.codes else 16)
     return max(min(OUTPUTS, power_of_two(layer.outputs)), 16), depth
-
-
-def layout(layer: Layer) -> str:
-    outputs, depth = sizes(layer)
-    return f"crumbs{outputs}x{depth}x1"
 
 
 def padded(layer: Layer) -> tuple[int, int]:
@@ -105,12 +111,45 @@ def padded(layer: Layer) -> tuple[int, int]:
     return divided(layer.outputs, outputs) * outputs, divided(layer.channels, depth) * depth
 
 
-def launch(spec: Spec, layer: Layer, dense: str, rows: str, scales: str, out: str) -> Launch:
-    """From the buffers ``rows`` and ``scales`` into ``out``, by the parameters of ``spec``."""
+def layout(layer: Layer) -> str:
     outputs, depth = sizes(layer)
+    return f"crumbs{outputs}x{depth}x1"
+
+
+def ways(layer: Layer) -> list[Way]:
+    """Tiles of 64 rows and 128 outputs first: three of them fit a multiprocessor and overlap."""
+    outputs, _ = sizes(layer)
+    least = 8 * power_of_two(layer.chosen)
+    tiles = [(64, 128, 4), (128, 64, 4), (128, 128, 8), (64, 64, 4)]
+    found = [
+        {
+            "rows": max(rows, least),
+            "outputs": min(width, outputs),
+            "warps": warps,
+            "stages": stages,
+            "group": group,
+        }
+        for rows, width, warps in tiles
+        for stages in (3, 4, 2)
+        for group in (8, 4)
+    ]
+    return [way for i, way in enumerate(found) if way not in found[:i]]
+
+
+def shared_bytes(way: Way, layer: Layer) -> int:
+    """What the tiles of both operands take in flight, or the sums on their way to other threads."""
+    tiles = (way["rows"] + way["outputs"]) * sizes(layer)[1] * BYTES[layer.row_dtype]
+    return max(tiles * way["stages"], way["rows"] * way["outputs"] * 4)
+
+
+def fitting(spec: Spec, layer: Layer, gpu: Gpu) -> Way:
+    """The parameters of a call."""
+    return way_of(spec, ways(layer), lambda way: shared_bytes(way, layer) <= gpu.shared_bytes)
+
+
+def launch(layer: Layer, way: Way, dense: str, rows: str, scales: str, out: str) -> Launch:
+    """From the buffers ``rows`` and ``scales`` into ``out``."""
     slots = power_of_two(layer.chosen)
-    height = max(spec.parameter("rows", 64), 8 * slots)
-    width = min(spec.parameter("outputs", 128), outputs)
     arguments = {
         "rows": pointer(layer.row_dtype, rows),
         "row_scales": layer.row_scales(scales),
@@ -127,21 +166,26 @@ def launch(spec: Spec, layer: Layer, dense: str, rows: str, scales: str, out: st
         "SLOTS": slots,
         "CODES": layer.codes,
         **layer.flags,
-        "BM": height,
-        "BF": width,
-        "BK": depth,
-        "GROUP": spec.parameter("group", 8),
+        "BM": way["rows"],
+        "BF": way["outputs"],
+        "BK": sizes(layer)[1],
+        "GROUP": way["group"],
     }
-    tiles = divided(layer.tokens, height // slots) * divided(layer.outputs, width)
+    grid = (tiles_of(layer, way), 1, 1)
     return Launch(
         "up_prefill",
         "up_prefill",
         tuple(arguments.items()),
         tuple(constants.items()),
-        (tiles, 1, 1),
-        spec.parameter("warps", 4),
-        spec.parameter("stages", 3),
+        grid,
+        way["warps"],
+        way["stages"],
     )
+
+
+def tiles_of(layer: Layer, way: Way) -> int:
+    tokens = way["rows"] // power_of_two(layer.chosen)
+    return divided(layer.tokens, tokens) * divided(layer.outputs, way["outputs"])
 
 
 def supports(spec: Spec, gpu: Lanes) -> bool:
@@ -152,16 +196,8 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
         serves(spec, gpu, layout(layer))
         and rotate_rows.supports(layer)
         and layer.chosen <= MOST_CHOSEN
-        and shared_bytes(spec, layer) <= gpu.shared_bytes
+        and shared_bytes(fitting(spec, layer, gpu), layer) <= gpu.shared_bytes
     )
-
-
-def shared_bytes(spec: Spec, layer: Layer) -> int:
-    """What the tiles of both operands take in flight, or the sums on their way to other threads."""
-    constants = dict(launch(spec, layer, "", "", "", "").constants)
-    height, width, depth = (int(constants[name]) for name in ("BM", "BF", "BK"))
-    tiles = (height + width) * depth * BYTES[layer.row_dtype]
-    return max(tiles * spec.parameter("stages", 3), height * width * 4)
 
 
 def layouts(spec: Spec, gpu: Lanes) -> Mapping[int, str]:
@@ -176,23 +212,11 @@ def scratch(spec: Spec, gpu: Lanes) -> tuple[Tensor, ...]:
     return (*tensors, layer.last) if layer.down else tensors
 
 
-def space(spec: Spec, gpu: Lanes) -> tuple[Mapping[str, int], ...]:
-    """Tiles of 64 rows and 128 outputs first: three of them fit a multiprocessor and overlap."""
-    tiles = [(64, 128, 4), (128, 64, 4), (128, 128, 8), (64, 64, 4)]
-    ways = [
-        {"rows": rows, "outputs": outputs, "warps": warps, "stages": stages, "group": group}
-        for rows, outputs, warps in tiles
-        for stages in (3, 4)
-        for group in (8, 4)
-    ]
+def space(spec: Spec, gpu: Lanes) -> tuple[Way, ...]:
     assert isinstance(gpu, Gpu), "the bound is a GPU's"
     layer = layer_of(spec)
-    fitting = [w for w in ways if _fits(spec.with_parameters(w), layer, gpu)]
-    return tuple(fitting or ways[:1])
-
-
-def _fits(spec: Spec, layer: Layer, gpu: Gpu) -> bool:
-    return shared_bytes(spec, layer) <= gpu.shared_bytes
+    fits = [way for way in ways(layer) if shared_bytes(way, layer) <= gpu.shared_bytes]
+    return tuple(fits or ways(layer)[:1])
 
 
 def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
@@ -201,8 +225,8 @@ def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
     outputs, width = padded(layer)
     out = "scratch2" if layer.down else "y"
     steps: list[Step] = [
-        rotate_rows.launch(layer, gpu, "scratch0", "scratch1", width, planar=False),
-        launch(spec, layer, "dense", "scratch0", "scratch1", out),
+        rotate_rows.launch(layer, "scratch0", "scratch1", width, planar=False),
+        launch(layer, fitting(spec, layer, gpu), "dense", "scratch0", "scratch1", out),
     ]
     if layer.down:
         steps.append(Product(out, "w_down", "y"))
@@ -212,15 +236,9 @@ def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
 def cost(spec: Spec, gpu: Lanes) -> float:
     assert isinstance(gpu, Gpu), "costs are of GPUs"
     layer = layer_of(spec)
-    sums = product_seconds(
-        gpu, layer.rows, layer.outputs, layer.channels, layer.row_dtype, TRITON, kept=True
-    )
-    return (
-        rotation_seconds(layer, gpu)
-        + sums
-        + epilogue_seconds(layer, gpu)
-        + down_seconds(layer, gpu)
-    )
+    blocks = tiles_of(layer, fitting(spec, layer, gpu))
+    rotation, down = rotation_seconds(layer, gpu), down_seconds(layer, gpu)
+    return rotation + up_seconds(layer, gpu, blocks) + epilogue_seconds(layer, gpu) + down
 
 
 KERNEL = Kernel("gpu_prefill", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)

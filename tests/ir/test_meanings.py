@@ -138,3 +138,18 @@ def test_erf_is_the_error_function() -> None:
     """erf agrees with the C library's."""
     x = np.linspace(-6, 6, 101)
     np.testing.assert_array_equal(erf(x), [math.erf(v) for v in x])
+
+
+def test_nan_stays_nan_as_bf16() -> None:
+    """Also one whose bits are all ones, which the hardware of GPUs makes."""
+    ones = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)
+    assert np.isnan(cast(ones, "bf16")).all()
+
+
+def test_top_k_ranks_the_ends_of_integers() -> None:
+    """0 of what has no sign, and the least of what has one, come last."""
+    for dtype, least in ((np.uint8, 0), (np.int8, -128)):
+        x = np.array([3, least, 7], dtype)
+        values, order = OPS["top_k"].meaning(x, k=3)
+        assert values.tolist() == [7, 3, least]
+        assert order.tolist() == [2, 0, 1]

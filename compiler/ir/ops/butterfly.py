@@ -26,7 +26,9 @@ def top_k(x: Type, k: int) -> tuple[Type, Type]:
 
 
 def top_k_meaning(x: Array, k: int) -> tuple[Array, Array]:
-    order = np.argsort(-x, axis=-1, kind="stable")[..., :k].astype(np.int64)
+    # The least of a type of integers has no negative, nor has anything unsigned.
+    keys = x.astype(np.int64) if np.issubdtype(x.dtype, np.integer) else x
+    order = np.argsort(-keys, axis=-1, kind="stable")[..., :k].astype(np.int64)
     return np.take_along_axis(x, order, -1), order
 
 

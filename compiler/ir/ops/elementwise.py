@@ -104,7 +104,10 @@ def cast(x: Array, dtype: str) -> Array:
     if dtype == "bf16":  # round to nearest even on the upper half of a float32
         bits = np.asarray(x, np.float32).view(np.uint32)
         rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+        # A NaN of ones would be carried over to a zero.
+        return np.where(
+            np.isnan(x), np.float32(np.nan), (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+        )
     return x.astype(STORAGE[dtype])
 
 

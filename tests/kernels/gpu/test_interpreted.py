@@ -79,7 +79,8 @@ def test_kernels_compile_after_being_interpreted(kernel, dtype, bits):
 @kernels
 def test_every_way_compiles(kernel):
     """Every choice of parameters, and every form of operands, becomes Triton's IR."""
-    forms = {"per_output": True, "activate_last": True, "order_in": "far", "order_out": "far"}
+    order = (0, 2, 1, 3, 3, 1, 0, 2)
+    forms = {"per_output": True, "activate_last": True, "order_in": order, "order_out": order}
     call = Call(channels=256, outputs=512, down=128, activation="silu", numbers="i32", **forms)
     for parameters in kernel.space(call.spec(), GPU):
         for launch in launches(kernel, call, parameters):
