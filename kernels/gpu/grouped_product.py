@@ -32,11 +32,9 @@ def grouped_product(
     weights: tl.tensor,
     gates: tl.tensor,
     out: tl.tensor,
-    tiles: tl.tensor,
-    tokens: tl.tensor,
     N: tl.tensor,
     K: tl.tensor,
-    E: tl.tensor,
+    TOKENS: tl.constexpr,
     CHOSEN: tl.constexpr,
     GATHER: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -55,14 +53,15 @@ def grouped_product(
     GATHER: rows are of tokens [T, K]; else sorted [R, K]. EVEN: all parts of K are whole tiles.
     """
     # GROUP tiles of rows pass all columns together, so that both stay in the cache.
-    in_group = GROUP * ((N + BN - 1) // BN)
+    columns = (N + BN - 1) // BN
+    in_group = GROUP * columns
     before = tl.program_id(0) // in_group * GROUP
-    height = tl.minimum(tiles - before, GROUP)
+    height = tl.minimum(tl.num_programs(0) // columns - before, GROUP)
     tile = before + tl.program_id(0) % in_group % height
     column = tl.program_id(0) % in_group // height * BN + tl.arange(0, BN)
     expert = tl.load(tile_expert + tile)
     # There are tiles for the worst case of rows and experts; most are not needed.
-    if expert >= E:
+    if expert < 0:
         return
     place = tl.load(tile_first + tile) + tl.arange(0, BM)
     there = place < tl.load(tile_end + tile)
@@ -93,7 +92,7 @@ def grouped_product(
     else:
         sums = sums * tl.load(gates + row, mask=there, other=0.0)[:, None]
         if OUT == 1:
-            by_slot = row % CHOSEN * tokens + row // CHOSEN
+            by_slot = row % CHOSEN * TOKENS + row // CHOSEN
             at = out + by_slot.to(tl.int64)[:, None] * N + column[None, :]
             tl.store(at, sums.to(out.dtype.element_ty), mask=mask)
         else:
@@ -120,13 +119,12 @@ def product(
         "weights": pointer(dtype, weights),
         "gates": pointer("f32", "gates"),
         "out": out,
-        "tiles": number(tiles),
-        "tokens": number(count // chosen),
         "N": number(width),
         "K": number(depth),
-        "E": number(experts),
     }
     constants: dict[str, Value] = {
+        # Where nothing depends on it one compiled kernel serves all numbers of tokens.
+        "TOKENS": count // chosen if mode == PLACED else 0,
         "CHOSEN": chosen,
         "GATHER": rows == "x",
         "ACTIVATION": activation,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from butterflyc.bench.gpu.contender import draws_for
 from butterflyc.bench.gpu.device import Rehearsal, launches_of
 from butterflyc.bench.gpu.problem import Shape, difference
-from butterflyc.bench.gpu.standard import Mixtures, route
+from butterflyc.bench.gpu.standard import Mixtures, route, tiled_plan
 from butterflyc.kernels.gpu.grouped_product import most_tiles, plan, space
 
 DEVICE = Rehearsal()
@@ -70,7 +70,7 @@ def test_tiles_hold_every_row_once(chosen, count, height):
     found = route(experts, count, height)
     held = []
     for expert, first, end in zip(found.expert, found.first, found.end, strict=True):
-        if expert < count:
+        if expert >= 0:
             rows = found.order[first:end]
             assert 0 < len(rows) <= height
             assert bool((experts.flatten()[rows.long()] == expert).all())
@@ -96,3 +96,15 @@ def test_what_is_compiled_by_torch_is_the_same():
     made = mixtures.gathered(compiled=True)
     assert difference(made.once(draws), mixtures.loop().once(draws)) < 1e-5
     assert made.name.endswith("compiled")
+
+
+def test_one_compiled_kernel_serves_many_shapes():
+    """Symbols depend neither on experts nor, but where rows are placed, on tokens."""
+
+    def symbols(split, tokens, experts):
+        shape = Shape(1024, 4096, experts, tokens)
+        way = {"rows": 16, "outputs": 64, "depth": 64, "warps": 4, "stages": 4, "split": split}
+        return [launch.symbol for launch in launches_of(tiled_plan(way, shape, "bf16"))]
+
+    assert symbols(4, 1, 8) == symbols(4, 32, 64) == symbols(4, 7, 9)
+    assert symbols(0, 32, 8) == symbols(0, 32, 64) != symbols(0, 1, 64)

@@ -29,7 +29,7 @@ from .problem import (
 # Differences that are allowed, relative to what is wanted.
 LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2, "i8": 2e-3}
 # Modes: rows of what, and whether they become codes.
-MODES = {"f16": ("f16", False), "bf16": ("bf16", False), "f32": ("f32", False), "i8": ("f16", True)}
+MODES = {"bf16": ("bf16", False), "f16": ("f16", False), "f32": ("f32", False), "i8": ("f16", True)}
 SIZES = (256, 1024)
 REHEARSED_SIZES = (16, 32)
 # Widths that no tile divides, small enough for every kernel in every mode.

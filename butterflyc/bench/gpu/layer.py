@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ...kernels.gpu import grouped_product
+from ...kernels.gpu.launch import Launch, Plan
 from ...kernels.record import Kernel
 from ..timing import Row
 from . import eager, ours
@@ -14,8 +16,8 @@ from .contender import FEW_TOKENS, Contender, active_experts, draws_for
 from .device import Clock, Device, launches_of
 from .measure import ERRORS, Figure, disagreeing, fastest, interleaved, ratio, reason
 from .points import EAGER, Point, wanted
-from .problem import Draw, spec
-from .standard import Mixtures
+from .problem import Draw, Shape, spec
+from .standard import Mixtures, tiled_plan
 from .tuning import Layers, Tuning
 
 SUITE = "gpu"
@@ -24,6 +26,8 @@ TRIAL_SECONDS, FIXED_PART, ROUTED_PART = 0.02, 0.6, 0.3
 # Names of our fastest way the second time, for the spread, and with routing in the call.
 AGAIN, ROUTED = "ours again", "ours routed"
 REHEARSED_WAYS = 1
+# That compiling what a point needs may take.
+COMPILE_SECONDS = 60.0
 
 
 @dataclass
@@ -64,6 +68,15 @@ class Bench:
         self, kernels: Sequence[Kernel], layers: Layers, tuning: Tuning, device: Device
     ) -> None:
         self.kernels, self.layers, self.tuning, self.device = kernels, layers, tuning, device
+
+    def compile(self, points: Sequence[Point], clock: Clock) -> None:
+        """Compiles what the points need together, which is faster than for one after another."""
+        launches: list[Launch] = []
+        for point in points:
+            launches += self._tiled_launches(point.shape)
+            for found in self._ways(point):
+                launches += launches_of(found.plan)
+        self.device.compile(launches, clock)
 
     def measure(self, point: Point, seconds: float, progress: Callable[[str], None]) -> Measured:
         """The figures of one point, in about ``seconds`` beside what it takes to prepare."""
@@ -135,41 +148,48 @@ class Bench:
 
     def _ours(self, point: Point, active: int) -> dict[str, Callable[[], Contender]]:
         """Each of our kernels, with the parameters that were fastest."""
-        shape, device = point.shape, self.device
-        asked = spec(shape, self.layers.dtype)
+        shape = point.shape
         constants = self.layers.constants(shape.channels, shape.outputs)
-        makers: dict[str, Callable[[], Contender]] = {}
-        for kernel in ours.serving(self.kernels, asked, device.gpu):
-            parameters = self._parameters(kernel, point)
-            found = ours.way(kernel, asked, device.gpu, parameters)
-            makers[kernel.name] = lambda found=found: self._compiled_way(  # type: ignore[misc]
-                found, lambda: ours.contender(found, device, constants, shape, active)
-            )
-        return makers
+
+        def make(found: ours.Way) -> Contender:
+            self._compile(found.plan)
+            return ours.contender(found, self.device, constants, shape, active)
+
+        return {found.name: partial(make, found) for found in self._ways(point)}
+
+    def _ways(self, point: Point) -> list[ours.Way]:
+        asked, gpu = spec(point.shape, self.layers.dtype), self.device.gpu
+        return [
+            ours.way(kernel, asked, gpu, self._parameters(kernel, point))
+            for kernel in ours.serving(self.kernels, asked, gpu)
+        ]
 
     def _parameters(self, kernel: Kernel, point: Point) -> Mapping[str, int] | None:
         return self.tuning.parameters(kernel, spec(point.shape, self.layers.dtype))
 
-    def _compiled_way(self, found: ours.Way, make: Callable[[], Contender]) -> Contender:
-        self._compile(found.plan)
-        return make()
-
-    def _compile(self, *plans: Any) -> None:
+    def _compile(self, plan: Plan) -> None:
         """Raises ValueError with the reason if a plan has no code."""
-        launches = [launch for plan in plans for launch in launches_of(plan)]
-        for symbol, why in self.device.compile(launches, Clock(60)).items():
+        launches = launches_of(plan)
+        for symbol, why in self.device.compile(launches, Clock(COMPILE_SECONDS)).items():
             raise ValueError(f"{symbol}: {why}")
+
+    def _tiled_space(self, shape: Shape) -> Sequence[Mapping[str, int]]:
+        space = grouped_product.space(shape.tokens)
+        return space[:REHEARSED_WAYS] if self.device.rehearsal else space
+
+    def _tiled_launches(self, shape: Shape) -> list[Launch]:
+        plans = (tiled_plan(way, shape, self.layers.dtype) for way in self._tiled_space(shape))
+        return [launch for plan in plans for launch in launches_of(plan)]
 
     def _tiled(self, mixtures: Mixtures, draws: list[Draw]) -> Contender:
         """Our grouped kernels with the parameters that are fastest here."""
-        space = grouped_product.space(mixtures.shape.tokens)
-        if self.device.rehearsal:
-            space = space[:REHEARSED_WAYS]
-        launches = [s for each in space for s in launches_of(mixtures.plan(each))]
-        failed = self.device.compile(launches, Clock(60))
+        space = self._tiled_space(mixtures.shape)
+        launches = self._tiled_launches(mixtures.shape)
+        failed = self.device.compile(launches, Clock(COMPILE_SECONDS))
         best: Figure | None = None
         for each in space:
-            if any(s.symbol in failed for s in launches_of(mixtures.plan(each))):
+            found = tiled_plan(each, mixtures.shape, mixtures.dtype)
+            if any(step.symbol in failed for step in launches_of(found)):
                 continue
             figures, _ = interleaved(self.device, [mixtures.tiled(each)], draws, TRIAL_SECONDS)
             # Only the best is kept, since each has buffers as large as all hidden rows.

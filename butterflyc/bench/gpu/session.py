@@ -142,6 +142,8 @@ def _check(
 def _time(
     todo: Sequence[Point], bench: Bench, document: Document, clock: Clock, progress: Progress
 ) -> None:
+    progress("compiling what the points need")
+    bench.compile(todo, clock.part(TUNE_SECONDS / 2))
     for done, point in enumerate(todo):
         if point.compiled and clock.left < COMPILE_SECONDS:
             document.add("not_measured", str(point))

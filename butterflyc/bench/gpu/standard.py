@@ -40,7 +40,7 @@ class Route:
     """Rows (token, slot) sorted by expert, where each expert's end, and their tiles.
 
     A tile is of one expert: the rows from ``first`` to ``end``. Tiles that are not needed are of
-    expert E.
+    expert -1.
     """
 
     order: Tensor
@@ -78,6 +78,7 @@ def route(experts: Tensor, count: int, height: int) -> Route:
     own = expert.clamp(max=count - 1)
     first = starts[own] + (number - (through - tiles)[own]) * height
     end = torch.minimum(first + height, ends[own])
+    expert = torch.where(expert < count, expert, -1)
     return Route(*(value.to(torch.int32) for value in (order, ends, expert, first, end)))
 
 
@@ -133,6 +134,12 @@ class Tiled:
         return self._buffers["y"]
 
 
+def tiled_plan(way: Mapping[str, int], shape: Shape, dtype: str) -> Plan:
+    """The plan of our own grouped kernels."""
+    s = shape
+    return grouped_product.plan(way, s.tokens, CHOSEN, s.experts, s.channels, s.outputs, dtype)
+
+
 class Mixtures:
     """The standard mixture of a shape on a device, in as many copies as it takes."""
 
@@ -176,14 +183,9 @@ class Mixtures:
             "standard grouped_mm", "standard", call, len(self.weights), self.calls, routed=routed
         )
 
-    def plan(self, way: Mapping[str, int]) -> Plan:
-        s = self.shape
-        sizes = (s.tokens, CHOSEN, s.experts, s.channels, s.outputs)
-        return grouped_product.plan(way, *sizes, self.dtype)
-
     def tiled(self, way: Mapping[str, int], routed: bool = False) -> Contender:
-        """By our own kernels; the launches of `plan` are compiled."""
-        found, added = self.plan(way), bool(way["split"])
+        """By our own kernels; the launches of `tiled_plan` are compiled."""
+        found, added = tiled_plan(way, self.shape, self.dtype), bool(way["split"])
         how = self.device.how(found)
         copies = [Tiled(found, how, weights, self.x, added) for weights in self.weights]
         routes: dict[int, Route] = {}
