@@ -16,7 +16,7 @@ from butterflyc.bench.gpu.device import Clock, DeviceLost, Rehearsal
 from butterflyc.bench.gpu.document import SCHEMA, Document, now
 from butterflyc.bench.gpu.layer import Bench, Measured, rows
 from butterflyc.bench.gpu.measure import Figure, fastest
-from butterflyc.bench.gpu.points import Point
+from butterflyc.bench.gpu.points import Point, points
 from butterflyc.bench.gpu.problem import Shape
 from butterflyc.bench.gpu.session import Options, chosen, run
 from butterflyc.bench.gpu.tuning import Layers, Tuning
@@ -184,26 +184,26 @@ def test_points_without_time_are_listed(bench, tmp_path):
 
 def test_a_point_that_fails_does_not_end_the_others(bench, tmp_path):
     """It is listed with its reason; after a device is lost nothing else is tried."""
-    points = [Point(Shape(16, 32, 8, tokens)) for tokens in (1, 2, 3)]
+    three = [Point(Shape(16, 32, 8, tokens)) for tokens in (1, 2, 3)]
 
     def measure(point, *_):
-        if point is points[0]:
+        if point is three[0]:
             raise RuntimeError("CUDA out of memory")
         return Measured(point, 1, left_out={"gpu_fused": "differs from eager by 1"})
 
     bench.measure = measure
-    data = timed(bench, points, tmp_path)
-    assert data["not_measured"] == [f"{points[0]}: RuntimeError: CUDA out of memory"]
+    data = timed(bench, three, tmp_path)
+    assert data["not_measured"] == [f"{three[0]}: RuntimeError: CUDA out of memory"]
     assert [point["T"] for point in data["points"]] == [2, 3]
-    assert data["faults"][0] == f"{points[1]} gpu_fused: differs from eager by 1"
+    assert data["faults"][0] == f"{three[1]} gpu_fused: differs from eager by 1"
 
     def gone():
         raise RuntimeError("illegal memory access")
 
     bench.device.release = gone
-    data = timed(bench, points[1:], tmp_path)
+    data = timed(bench, three[1:], tmp_path)
     assert "unusable" in data["faults"][-1]
-    assert data["not_measured"] == [str(points[2])]
+    assert data["not_measured"] == [str(three[2])]
 
 
 def figure(name, side, us, **kinds):
@@ -275,3 +275,41 @@ def test_the_plot_needs_points_and_matplotlib(tmp_path, monkeypatch):
     assert not path.exists()
     assert report.plot(data, path)
     assert path.exists()
+
+
+def test_all_that_the_points_need_is_compiled_at_once():
+    """The launches of all points are few, since one kernel serves many shapes."""
+    asked = []
+
+    class Large(Rehearsal):
+        rehearsal = False
+
+        def compile(self, launches, clock, spilling=False):
+            asked.append({launch.symbol: launch.function for launch in launches})
+            return {}
+
+    device = Large()
+    Bench(chosen(()), Layers(device, "bf16"), Tuning(), device).compile(points(), Clock(60))
+    (symbols,) = asked
+    functions = list(symbols.values())
+    assert 0 < len(functions) < 120
+    assert functions.count("grouped_product") < 50
+    assert {"up_prefill", "up_decode", "fused_layer", "combine_rows"} <= set(functions)
+
+
+def test_a_kernel_without_code_is_left_out(bench):
+    """Its reason is the compiler's; the other contenders of the point are timed."""
+
+    class Partly(Rehearsal):
+        def compile(self, launches, clock, spilling=False):
+            names = {"combine_rows", "grouped_product"}
+            return {each.symbol: "no code" for each in launches if each.function in names}
+
+    bench.device = Partly()
+    bench.kernels = tuple(k for k in bench.kernels if k.name in ("gpu_library", "gpu_prefill"))
+    found = bench.measure(Point(Shape(16, 32, 8, 3)), 1.0, lambda _: None)
+    assert set(found.left_out) == {"gpu_library", "standard triton"}
+    assert found.left_out["gpu_library"].endswith("no code")
+    assert "no way of 1 works" in found.left_out["standard triton"]
+    assert "gpu_prefill" in found.figures
+    assert found.faults == {}

@@ -202,6 +202,7 @@ class Cuda:
         torch.cuda.synchronize()
 
     def release(self) -> None:
+        self.wait()
         gc.collect()
         torch.cuda.empty_cache()
 

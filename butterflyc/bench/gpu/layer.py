@@ -76,7 +76,7 @@ class Bench:
             launches += self._tiled_launches(point.shape)
             for found in self._ways(point):
                 launches += launches_of(found.plan)
-        self.device.compile(launches, clock)
+        self.device.compile(launches, clock, spilling=True)
 
     def measure(self, point: Point, seconds: float, progress: Callable[[str], None]) -> Measured:
         """The figures of one point, in about ``seconds`` beside what it takes to prepare."""
@@ -170,7 +170,8 @@ class Bench:
     def _compile(self, plan: Plan) -> None:
         """Raises ValueError with the reason if a plan has no code."""
         launches = launches_of(plan)
-        for symbol, why in self.device.compile(launches, Clock(COMPILE_SECONDS)).items():
+        clock = Clock(COMPILE_SECONDS)
+        for symbol, why in self.device.compile(launches, clock, spilling=True).items():
             raise ValueError(f"{symbol}: {why}")
 
     def _tiled_space(self, shape: Shape) -> Sequence[Mapping[str, int]]:
