@@ -78,21 +78,27 @@ def turn(
     first: tl.tensor,
     mask: tl.tensor,
     ORDER: tl.constexpr,
+    M: tl.constexpr,
+    G: tl.constexpr,
 ) -> tl.tensor:
     """The channels of groups, rotated by the four words at ``pairs + first``.
 
     ``ORDER`` says in two bits each which channel the members are, then which member each channel
     becomes (`layer.order_bits`): names of registers, so any order costs the same.
     """
-    words = pairs + first
+    place = first[:, :, None] + tl.arange(0, 4)[None, None, :]
+    words = tl.load(pairs + place, mask=mask[:, :, None], other=0)
+    even, odd = tl.split(tl.reshape(words, (M, G, 2, 2)))
+    w0, w2 = tl.split(even)
+    w1, w3 = tl.split(odd)
     y0 = member(x0, x1, x2, x3, ORDER & 3)
     y1 = member(x0, x1, x2, x3, (ORDER >> 2) & 3)
     y2 = member(x0, x1, x2, x3, (ORDER >> 4) & 3)
     y3 = member(x0, x1, x2, x3, (ORDER >> 6) & 3)
-    y0, y1 = turn_pair(y0, y1, tl.load(words, mask=mask, other=0))
-    y2, y3 = turn_pair(y2, y3, tl.load(words + 1, mask=mask, other=0))
-    y0, y2 = turn_pair(y0, y2, tl.load(words + 2, mask=mask, other=0))
-    y1, y3 = turn_pair(y1, y3, tl.load(words + 3, mask=mask, other=0))
+    y0, y1 = turn_pair(y0, y1, w0)
+    y2, y3 = turn_pair(y2, y3, w1)
+    y0, y2 = turn_pair(y0, y2, w2)
+    y1, y3 = turn_pair(y1, y3, w3)
     z0 = member(y0, y1, y2, y3, (ORDER >> 8) & 3)
     z1 = member(y0, y1, y2, y3, (ORDER >> 10) & 3)
     z2 = member(y0, y1, y2, y3, (ORDER >> 12) & 3)

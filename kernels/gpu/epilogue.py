@@ -160,7 +160,7 @@ def combined(
     group = first // 4 + tl.arange(0, N // 4)
     turned = there[:, None] & (group * 4 < F)[None, :]
     words = (expert[:, None] * (F // 4) + group[None, :]) * 4
-    u0, u1, u2, u3 = turn(u0, u1, u2, u3, pairs, words, turned, ORDER)
+    u0, u1, u2, u3 = turn(u0, u1, u2, u3, pairs, words, turned, ORDER, M, N // 4)
     if LAST:
         u0 = activate(u0, ACTIVATION, FAST, ASM)
         u1 = activate(u1, ACTIVATION, FAST, ASM)

@@ -29,6 +29,7 @@ from .epilogue import chosen_of, combined, row_of
 from .launch import Gpu, Launch, Plan, Step, Unpack
 from .layer import (
     BYTES,
+    MOST_CHOSEN,
     Layer,
     Way,
     divided,
@@ -41,8 +42,11 @@ from .layer import (
 )
 
 MOST_CHANNELS = 512
-MOST_CHOSEN = 8
 MOST_PARTS = 16
+# Bytes of shared memory for what changes its layout in passing.
+SPARE = 8192
+# Registers of a thread for what lives in all of the loop; a bit more, and compilers spill.
+MOST_HELD = 137
 
 
 @triton.jit
@@ -97,7 +101,7 @@ def fused_layer(
     x0, x1, x2, x3 = split_members(values, BM, G)
     words = (expert[:, None] * (D // 4) + group[None, :]) * 4
     turned = there[:, None] & (group * 4 < D)[None, :]
-    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs_in, words, turned, ORDER_IN)
+    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs_in, words, turned, ORDER_IN, BM, G)
     largest = row_maximum(x0, x1, x2, x3)
     of_row = largest * 0.007874015748031496
     if CODES:
@@ -144,7 +148,8 @@ def fused_layer(
 
 def ways(layer: Layer) -> list[Way]:
     """Tiles of 32 tokens first, of 16 where there are no more; smaller where channels are many."""
-    tiles = [(32, 64, 8, 2), (32, 32, 8, 2), (16, 64, 8, 2), (16, 32, 4, 2), (16, 16, 4, 2)]
+    few = 4 if layer.channels <= 256 else 8
+    tiles = [(32, 64, 8, 2), (32, 32, 8, 2), (16, 64, 8, 2), (16, 32, few, 2), (16, 16, few, 2)]
     tiles = tiles[2:] + tiles[:2] if layer.tokens <= 16 else tiles
     tiles += [(64, 32, 8, 2), (32, 64, 8, 3)]
     outputs = max(power_of_two(layer.outputs), 16)
@@ -173,18 +178,37 @@ def sizes(layer: Layer, way: Way) -> dict[str, int]:
     }
 
 
-def shared_bytes(way: Way, layer: Layer) -> int:
-    """What rows take, weights in flight, and what goes to other threads on its way to w_down."""
+def shared_bytes(way: Way, layer: Layer, gpu: Gpu) -> int:
+    """At most what rows take, weights in flight, and what goes to other threads on its way.
+
+    Tensor cores from Hopper on read 64 rows at a time where they lie, so one buffer more is held.
+    """
     tile = sizes(layer, way)
     item, row_item = BYTES[layer.dtype], BYTES[layer.row_dtype]
-    up = tile["BF"] * tile["BD"] * row_item
-    flight = (up + tile["BF"] * tile["BO"] * item) * way["stages"]
-    return tile["BM"] * (tile["BD"] * row_item + tile["BF"] * item) + flight
+    up = tile["BF"] * tile["BD"] // 4 if way["packed"] else tile["BF"] * tile["BD"] * row_item
+    down = tile["BF"] * tile["BO"] * item
+    hopper = gpu.capability >= 90
+    flight = up * (way["stages"] - (not (hopper and tile["BM"] >= 64)))
+    flight += down * (way["stages"] - (not (hopper and way["tokens"] >= 64)))
+    passed = tile["BM"] * tile["BF"] * 4 + way["tokens"] * tile["BF"] * item
+    return tile["BM"] * tile["BD"] * row_item + flight + passed + SPARE
+
+
+def held(way: Way, layer: Layer) -> int:
+    """Registers of rows, of sums and of the result, which all live at once."""
+    tile = sizes(layer, way)
+    rows = tile["BM"] * tile["BD"] * BYTES[layer.row_dtype] // 4
+    return rows + tile["BM"] * tile["BF"] + way["tokens"] * tile["BO"]
+
+
+def fits(way: Way, layer: Layer, gpu: Gpu) -> bool:
+    small = held(way, layer) <= MOST_HELD * 32 * way["warps"]
+    return small and shared_bytes(way, layer, gpu) <= gpu.shared_bytes
 
 
 def fitting(spec: Spec, layer: Layer, gpu: Gpu) -> Way:
     """The parameters of a call."""
-    return way_of(spec, ways(layer), lambda way: shared_bytes(way, layer) <= gpu.shared_bytes)
+    return way_of(spec, ways(layer), lambda way: fits(way, layer, gpu))
 
 
 def layout(layer: Layer, way: Way) -> str:
@@ -253,7 +277,7 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
         and layer.channels <= MOST_CHANNELS
         and layer.chosen <= MOST_CHOSEN
         and serves(spec, gpu, layout(layer, way))
-        and shared_bytes(way, layer) <= gpu.shared_bytes
+        and fits(way, layer, gpu)
     )
 
 
@@ -275,9 +299,8 @@ def space(spec: Spec, gpu: Lanes) -> tuple[Way, ...]:
     """Tiles, with codes and with a dense copy; and of the first one, how many parts."""
     assert isinstance(gpu, Gpu), "the bound is a GPU's"
     layer = layer_of(spec)
-    fits = [way for way in ways(layer) if shared_bytes(way, layer) <= gpu.shared_bytes]
-    fits = fits or ways(layer)[:1]
-    return (*fits, *(fits[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)))
+    fitting = [way for way in ways(layer) if fits(way, layer, gpu)] or ways(layer)[:1]
+    return (*fitting, *(fitting[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)))
 
 
 def build(spec: Spec, gpu: Lanes, name: str) -> Plan:

@@ -17,6 +17,8 @@ OPERANDS = (
 WORDS = {"f16": "i32", "f32": "i64"}
 HALVES = ("f16", "bf16")
 BYTES = {"f16": 2, "bf16": 2, "f32": 4, "i8": 1, "i32": 4}
+# Chosen experts whose rows a tile can add up (`epilogue.gated`).
+MOST_CHOSEN = 8
 # Numbers of a buffer that int32 can count, with room for a tile behind the last.
 COUNTED = 2**31 - 2**20
 
@@ -150,6 +152,8 @@ def serves(spec: Spec, gpu: Gpu, layout: str) -> bool:
         and tensors["experts"].dtype in ("i32", "i64")
         and (not layer.down or tensors["w_down"].dtype == layer.dtype)
         and layer.activation in NAMES
+        # A polynomial of its own: GELU is near enough where results are rounded more.
+        and (layer.activation != "gelu_poly" or layer.dtype in HALVES)
         and tensors["w"].layout in (None, layout)
         and all(t.layout is None for name, t in tensors.items() if name != "w")
         and all(0 not in t.shape for t in tensors.values())

@@ -49,7 +49,7 @@ def rotate_rows(
     # Behind the last group cosines and sines are 0, and so is what they give.
     first = (expert[:, None] * (D // 4) + group[None, :]) * 4
     turned = there[:, None] & (group * 4 < D)[None, :]
-    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs, first, turned, ORDER)
+    x0, x1, x2, x3 = turn(x0, x1, x2, x3, pairs, first, turned, ORDER, BM, BG)
     if CODES:
         largest = row_maximum(x0, x1, x2, x3)
         tl.store(row_scales + row, largest * 0.007874015748031496, mask=there)

@@ -19,6 +19,7 @@ from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Step
 from .layer import (
     BYTES,
+    MOST_CHOSEN,
     Layer,
     Way,
     divided,
@@ -188,6 +189,7 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
     return (
         serves(spec, gpu, layout(way))
         and rotate_rows.supports(layer)
+        and layer.chosen <= MOST_CHOSEN
         and tile_rows(layer) <= MOST_ROWS
         and shared_bytes(way, layer) <= gpu.shared_bytes
     )

@@ -20,6 +20,7 @@ from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import (
     BYTES,
+    MOST_CHOSEN,
     Layer,
     Way,
     divided,
@@ -31,8 +32,6 @@ from .layer import (
     way_of,
 )
 
-# Chosen experts, at most: a token's rows are in one tile.
-MOST_CHOSEN = 8
 # Outputs and depth that all ways divide, if there are so many.
 OUTPUTS, DEPTH, DEPTH_CODES = 128, 64, 128
 

@@ -114,6 +114,18 @@ class Call:
         return tensors | {name: poison(tensor) for name, tensor in written.items()}
 
 
+def layer_spec(tokens: int, channels: int, outputs: int, **options: Any) -> Spec:
+    """A layer of any size with two experts a token, for which there are no numbers."""
+    spec = Call(channels=4, outputs=4, down=4, activation="gelu", **options).spec()
+    shapes = (
+        (tokens, channels), (3, channels // 4, 4, 2), (outputs, channels), (), (outputs,),
+        (tokens, 2), (tokens, 2), (3, outputs // 4, 4, 2), (channels, outputs),
+    )  # fmt: skip
+    operands = [replace(t, shape=s) for t, s in zip(spec.operands, shapes, strict=True)]
+    result = Tensor(spec.results[0].dtype, (tokens, channels))
+    return replace(spec, operands=tuple(operands), results=(result,))
+
+
 def poison(tensor: Tensor) -> torch.Tensor:
     """NaN, or the integers whose bits are all ones but the sign."""
     dtype = torch_dtype(tensor.dtype)

@@ -7,23 +7,15 @@ from dataclasses import replace
 import pytest
 
 from butterflyc.kernels.gpu.launch import Gpu
-from butterflyc.kernels.record import Tensor
 
-from .harness import GPU, KERNELS, Call
+from .harness import GPU, KERNELS, layer_spec
 
 TURING = replace(GPU, name="sm75", capability=75, multiprocessors=40, shared_bytes=65536)
 
 
 def cheapest(tokens, channels, outputs, gpu: Gpu = GPU, **options):
     """The kernel with the least cost for two experts a token."""
-    spec = Call(channels=4, outputs=4, down=4, activation="gelu", **options).spec()
-    shapes = (
-        (tokens, channels), (3, channels // 4, 4, 2), (outputs, channels), (), (outputs,),
-        (tokens, 2), (tokens, 2), (3, outputs // 4, 4, 2), (channels, outputs),
-    )  # fmt: skip
-    operands = [replace(t, shape=s) for t, s in zip(spec.operands, shapes, strict=True)]
-    result = Tensor(spec.results[0].dtype, (tokens, channels))
-    spec = replace(spec, operands=tuple(operands), results=(result,))
+    spec = layer_spec(tokens, channels, outputs, **options)
     serving = [kernel for kernel in KERNELS.values() if kernel.supports(spec, gpu)]
     return min(serving, key=lambda kernel: kernel.cost(spec, gpu)).name
 
