@@ -52,7 +52,7 @@ def test_a_rehearsal_goes_through_every_step(command, tmp_path, capsys):
     kernels = {check["kernel"] for check in data["checks"]}
     assert kernels == {kernel.name for kernel in chosen(())}
     assert set(data["ceilings"]) == {"copy_bytes_a_second", "products_a_second", "node_seconds"}
-    assert [len(p["left_out"]) for p in data["points"]] == [0] * 4
+    assert [len(p["left_out"]) for p in data["points"]] == [0] * 3
     named = {name for p in data["points"] for name in p["figures"]}
     assert named >= {
         *("butterfly eager", "butterfly sum-first", "butterfly sum-first graph"),
