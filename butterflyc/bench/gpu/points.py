@@ -66,7 +66,7 @@ def points() -> list[Point]:
 def rehearsed_points() -> list[Point]:
     """One of each kind, tiny."""
     d, f = next(iter(REHEARSED_OUTPUTS.items()))
-    few, many = Shape(d, f, 8, 3), Shape(d, f, 8, 65)
+    few, many = Shape(d, f, 4, 3), Shape(d, f, 4, 65)
     return [Point(few, "zipf"), Point(many), Point(few, compiled=True)]
 
 

@@ -29,7 +29,7 @@ SECONDS, CHECK_SECONDS, TUNE_SECONDS = 540.0, 100.0, 150.0
 POINT_SECONDS, END_SECONDS = 2.0, 10.0
 # What torch.compile may take for a point.
 COMPILE_SECONDS = 60.0
-REHEARSED_EXPERTS = 8
+REHEARSED_EXPERTS = 4
 FAILED = 1
 Progress = Callable[[str], None]
 
