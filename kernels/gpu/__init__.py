@@ -1,6 +1,7 @@
 """GPU kernels in Triton, one file each. A file takes part by exporting KERNEL or KERNELS.
 
-Importing a kernel imports Triton. `launch.py` is what they are described by, and imports nothing.
+Importing a kernel imports Triton. `launch.py` is what they are described by, and imports nothing;
+`library.py` executes what is no launch, `interpreted.py` whole plans on a CPU.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from ..record import Tensor
 from . import add_parts
 from .common import add_product
 from .launch import Fill, Gpu, Launch, Step
-from .layer import Layer, Way, divided, number, pointer, power_of_two
+from .layer import BYTES, Layer, Way, divided, number, pointer, power_of_two
 
 # Parts of the depth, at most.
 MOST_PARTS = 16
-# Outputs and depth of a step.
-OUTPUTS, DEPTH = 32, 128
+# Outputs of a block, its depth of a step at most, and steps in flight.
+OUTPUTS, DEPTH, STAGES = 32, 128, 4
+# Bytes that the steps in flight take at most: what every GPU with tensor cores has.
+FLIGHT = 96 * 1024
 
 
 @triton.jit
@@ -53,10 +55,20 @@ def down_decode(
         tl.store(out + place, sums.to(out.dtype.element_ty), mask=mask)
 
 
+def token_tile(layer: Layer) -> int:
+    return max(16, power_of_two(layer.tokens))
+
+
+def depth_of(layer: Layer) -> int:
+    """The depth of a step: less for many tokens, whose rows are in flight too."""
+    most = FLIGHT // ((OUTPUTS + token_tile(layer)) * BYTES[layer.dtype] * STAGES)
+    return min(DEPTH, power_of_two(most + 1) // 2)
+
+
 def parts_of(layer: Layer, way: Way, gpu: Gpu) -> int:
     """How many parts the depth is split into: by default, enough to fill the GPU."""
     blocks = divided(layer.down, OUTPUTS)
-    most = min(MOST_PARTS, power_of_two(divided(layer.outputs, DEPTH)))
+    most = min(MOST_PARTS, power_of_two(divided(layer.outputs, depth_of(layer))))
     enough = power_of_two(divided(gpu.multiprocessors, blocks))
     return max(1, min(way["parts"] or enough, most))
 
@@ -77,7 +89,7 @@ def scratch(layer: Layer, way: Way, gpu: Gpu) -> tuple[Tensor, ...]:
 def steps(layer: Layer, way: Way, gpu: Gpu, rows: str, parts_name: str) -> tuple[Step, ...]:
     """From the buffer ``rows`` [T, F] into the result, by way of parts of it."""
     parts, atomic = parts_of(layer, way, gpu), is_atomic(layer, way)
-    direct = parts == 1 or atomic
+    direct, depth = parts == 1 or atomic, depth_of(layer)
     arguments = {
         "rows": pointer(layer.dtype, rows),
         "w": layer.buffer("w_down"),
@@ -87,16 +99,22 @@ def steps(layer: Layer, way: Way, gpu: Gpu, rows: str, parts_name: str) -> tuple
         "D": number(layer.down),
     }
     constants = {
-        "PART": divided(layer.outputs, parts * DEPTH) * DEPTH,
+        "PART": divided(layer.outputs, parts * depth) * depth,
         "ATOMIC": atomic,
         "ASM": True,
-        "BT": max(16, power_of_two(layer.tokens)),
+        "BT": token_tile(layer),
         "BD": OUTPUTS,
-        "BK": DEPTH,
+        "BK": depth,
     }
     grid = (divided(layer.down, OUTPUTS), parts, 1)
     down = Launch(
-        "down_decode", "down_decode", tuple(arguments.items()), tuple(constants.items()), grid, 4, 4
+        "down_decode",
+        "down_decode",
+        tuple(arguments.items()),
+        tuple(constants.items()),
+        grid,
+        4,
+        STAGES,
     )
     if atomic:
         return Fill("y"), down

@@ -15,6 +15,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .launch import TRITON, Launch, Plan
 from .library import execute, torch_dtype, unpack
 
@@ -48,7 +50,8 @@ def launch(step: Launch, buffers: Mapping[str, torch.Tensor]) -> None:
         else:
             arguments[name] = argument.value
     arguments |= {name: value for name, value in INTERPRETED.items() if name in arguments}
-    with _unpatched():
+    # A GPU says nothing of infinities on the way to a number.
+    with _unpatched(), np.errstate(all="ignore"):
         interpreted(step.module, step.function)[step.grid](**arguments)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from butterflyc.kernels.gpu.launch import Launch
 
+from .compiled import compiled
 from .harness import GPU, KERNELS, layer_spec
 
 OLD = replace(GPU, name="sm75", capability=75, multiprocessors=40, shared_bytes=65536)
@@ -26,24 +24,10 @@ CASES = [
     ("gpu_library", 4096, 1024, 4096),
     ("gpu_prefill", 4096, 1024, 4096),
     ("gpu_decode", 8, 1024, 4096),
+    ("gpu_decode", 64, 1024, 4096),
     ("gpu_fused", 4096, 256, 1024),
     ("gpu_fused", 8, 512, 2048),
 ]
-
-
-def compiled(launch: Launch, capability: int):
-    module = import_module(f"butterflyc.kernels.gpu.{launch.module}")
-    signature = {name: argument.type for name, argument in launch.arguments}
-    signature |= {name: "constexpr" for name, _ in launch.constants}
-    kernel = getattr(module, launch.function)
-    aligned = {
-        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-        for name, argument in launch.arguments
-        if argument.is_buffer or argument.value % 16 == 0
-    }
-    source = ASTSource(kernel, signature, dict(launch.constants), aligned)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def dump(cubin: Path, flag: str) -> str:
@@ -54,7 +38,7 @@ def dump(cubin: Path, flag: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", [OLD, AMPERE, SMALL, GPU], ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("bits", [0, 8])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}x{case[2]}")
 def test_default_ways_compile_well(case, bits, gpu, tmp_path):
     """With default parameters: products by tensor cores, nothing on the stack, memory that fits."""
     name, tokens, channels, outputs = case

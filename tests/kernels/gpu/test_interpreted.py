@@ -6,36 +6,13 @@ import numpy as np
 import pytest
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
 
 from butterflyc.kernels.gpu.launch import Fill, Launch
 
+from .compiled import triton_ir
 from .harness import GPU, KERNELS, Call, check, kernels, run
 
 PLACES = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
-
-
-def triton_ir(launch: Launch, capability: int) -> str:
-    """The first form that Triton gives a kernel."""
-    from importlib import import_module
-
-    from triton._C.libtriton import ir
-
-    module = import_module(f"butterflyc.kernels.gpu.{launch.module}")
-    signature = {name: argument.type for name, argument in launch.arguments}
-    signature |= {name: "constexpr" for name, _ in launch.constants}
-    kernel = getattr(module, launch.function)
-    assert list(signature) == kernel.arg_names
-    source = ASTSource(kernel, signature, dict(launch.constants))
-    target = GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
-    options = backend.parse_options({"num_warps": launch.warps, "enable_fp_fusion": True})
-    context = ir.context()
-    ir.load_dialects(context)
-    backend.load_dialects(context)
-    functions = backend.get_codegen_implementation(options)
-    return str(source.make_ir(target, options, functions, backend.get_module_map(), context))
 
 
 def launches(kernel, call, parameters=None):
