@@ -25,6 +25,12 @@ class Large(Rehearsal):
     rehearsal = False
 
 
+@pytest.fixture(autouse=True)
+def _two_ways(monkeypatch):
+    """A rehearsal takes one way of each kernel, and there is nothing to choose."""
+    monkeypatch.setattr(tuned, "REHEARSED", 2)
+
+
 def in_ways(kernel, count):
     """``kernel`` with ways that differ in a number that it does not know."""
     return replace(kernel, space=lambda *_: tuple({"number": i} for i in range(count)))
