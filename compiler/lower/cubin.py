@@ -125,10 +125,9 @@ def compile_all(
     wanted = {launch.symbol: launch for launch in launches}
     for launch in wanted.values():
         argument_bytes(launch)
-    workers = min(len(wanted), cores())
-    found: dict[str, Code] = {}
     if not wanted:
-        return found
+        return {}
+    workers, found = min(len(wanted), cores()), {}
     with ExitStack() as stack:
         folder = cache or Path(stack.enter_context(TemporaryDirectory(prefix="butterflyc-triton-")))
         idle: SimpleQueue[_Process] = SimpleQueue()
@@ -336,7 +335,7 @@ def from_files(files: Mapping[str, bytes]) -> tuple[Code, ...]:
         if schema != SCHEMA or set(data) != {"schema", "codes"}:
             raise ValueError(f"schema {schema} and {sorted(data)}, not schema {SCHEMA} and codes")
         return tuple(_from_entry(entry, files) for entry in entries)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Damaged(
             f"{METADATA} does not describe the kernels beside it: {type(error).__name__}: {error}",
             help="compile the model again, or take the butterflyc that made the artefact",

@@ -18,9 +18,9 @@ def add_parts(
     """out [N] of parts [COUNT, N]."""
     place = tl.program_id(0) * BN + tl.arange(0, BN)
     mask = place < N
-    total = tl.load(parts + place, mask=mask, other=0.0)
+    total = tl.load(parts + place, mask=mask, other=0.0).to(tl.float32)
     for part in tl.static_range(1, COUNT):
-        total += tl.load(parts + part * N + place, mask=mask, other=0.0)
+        total += tl.load(parts + part * N + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
 
 

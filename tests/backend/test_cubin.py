@@ -229,7 +229,10 @@ def test_damaged_files_are_named(name):
         from_files(changed(change))
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b'{"schema": 1}'])
+OTHER_TEXTS = [b"", b"[]", b"\xff", b'{"schema": 1}', b'{"schema": 1, "codes": {"a": 1}}']
+
+
+@pytest.mark.parametrize("text", OTHER_TEXTS)
 def test_metadata_that_is_none_is_refused(text):
     """Files without metadata, or with other text there, are damaged."""
     with pytest.raises(Damaged, match=METADATA):
