@@ -193,7 +193,7 @@ def test_inside_torch_compile() -> None:
 
 
 def test_tensors_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is on the model's device goes through no array; a gradient does not go through at all."""
+    """What is on the device of the model goes through no array, and a gradient not at all."""
     on = program().on("interpreter")
     with torch.no_grad():
         wanted = on(IMAGES)
