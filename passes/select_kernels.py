@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,11 +28,17 @@ from ..kernels.record import Kernel, Spec, Tensor
 
 _PARAMETER = "tune_"  # notes that carry a kernel's parameters
 Price = Callable[[Kernel, Spec, Lanes], float | None]
+# What was measured better for a spec: a kernel's name and its parameters, if anything was.
+Tuned = Callable[[Spec], tuple[str, Mapping[str, int]] | None]
 Way = tuple[float, str, int, Mapping[str, int]]  # price, kernel, which of its ways, parameters
 
 
 def unpriced(kernel: Kernel, spec: Spec, lanes: Lanes) -> None:
     """No price is known of anything."""
+
+
+def untuned(spec: Spec) -> None:
+    """Nothing was measured."""
 
 
 def spec_of(node: Node, tile: int | None = None) -> Spec:
@@ -106,7 +112,7 @@ def usable(kernel: Kernel, node: Node, spec: Spec, lanes: Lanes) -> bool:
 
 @dataclass(frozen=True)
 class SelectKernels:
-    """``tuned`` maps a spec's digest to (kernel name, parameters) that were measured better.
+    """``tuned`` says what was measured better, which is taken where it can be.
 
     ``price`` predicts what a call takes, or gives None. Unless ``required``, what no kernel serves
     is left without one: a library computes it.
@@ -114,7 +120,7 @@ class SelectKernels:
 
     kernels: tuple[Kernel, ...]
     lanes: Lanes
-    tuned: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
+    tuned: Tuned = untuned
     price: Price = unpriced
     required: bool = True
 
@@ -132,8 +138,9 @@ class SelectKernels:
             if not able:
                 missing.append(node)
                 return node
-            name, parameters = self.tuned.get(spec.digest, ("", {}))
-            if name not in {kernel.name for kernel in able}:
+            name, parameters = self.tuned(spec) or ("", {})
+            way = spec.with_parameters(parameters)
+            if not any(k.name == name and k.supports(way, self.lanes) for k in able):
                 _, name, _, parameters = min(self._ways(able, spec), key=lambda way: way[:3])
             return with_kernel(node, name, parameters)
 

@@ -30,8 +30,9 @@ from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
 from ..passes.quantize_weights import WEIGHT_SNR
-from ..passes.select_kernels import SelectKernels, kernel_of, spec_of
+from ..passes.select_kernels import SelectKernels, kernel_of, spec_of, untuned
 from ..passes.share_expert_matmul import ShareExpertMatmul
+from . import tuned
 from .parts import check_mode
 from .registry import Core, core_names, load_core
 
@@ -100,6 +101,13 @@ def _capability() -> int | None:
     return 10 * major + minor
 
 
+def _device(capability: int) -> str:
+    """The driver's name of this machine's GPU, if it is of that capability."""
+    import torch
+
+    return torch.cuda.get_device_name() if _capability() == capability else ""
+
+
 def kernels() -> tuple[Kernel, ...]:
     """The records of kernels/gpu. Raises ToolMissing without Triton, in which they are written."""
     try:
@@ -131,6 +139,7 @@ def passes(
     gpu, records = machine(core).lanes, kernels()
     if mode == "bf16" and not gpu.has_bf16:
         check_mode(core.name, mode, [each for each in MODES if each != "bf16"])
+    measured, _ = tuned.find(_device(gpu.capability), gpu.capability)
     return (
         Canonicalize(),
         MergeRotations(),
@@ -143,7 +152,7 @@ def passes(
         FuseLayers(),
         NarrowConstants(),
         *((HalfProducts(HALVES[mode]),) if mode in HALVES else ()),
-        SelectKernels(records, gpu, required=False),
+        SelectKernels(records, gpu, measured.choice if measured else untuned, required=False),
         PackWeights(records, gpu),
     )
 

@@ -20,8 +20,9 @@ from butterflyc.compiler.run import gpu as running
 from butterflyc.compiler.run.plans import launches_of, unpack_plans
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.vit import ViT, ViTConfig
+from butterflyc.passes.select_kernels import spec_of
 from butterflyc.program import Program
-from butterflyc.targets import cuda
+from butterflyc.targets import cuda, tuned
 from butterflyc.targets.registry import core_names, load_core
 
 MODES = ("f16", "bf16", "f32", "i8")
@@ -201,3 +202,21 @@ def test_tensors_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     got = on(IMAGES.clone().requires_grad_())
     assert not got.requires_grad
     torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def test_what_was_measured_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that was fastest on this kind of GPU is chosen, if it serves the layer."""
+    before = program().stages["half_products"]
+    (layer, _) = (node for node in before.nodes if node.op == "butterfly_layer")
+    gpu = cuda.machine(load_core("cuda-sm90")).lanes
+
+    def chosen(kernel: str, parameters: dict[str, int]) -> set[Any]:
+        entry = tuned.Entry(tuned.sizes_of(spec_of(layer)), kernel, parameters, 10.0)
+        held = tuned.Tuned("a GPU", gpu.capability, "3.9", "2.13", (entry,))
+        monkeypatch.setattr(tuned, "find", lambda *_: (held, "as measured"))
+        steps = {step.name: step for step in cuda.passes(load_core("cuda-sm90"), "f16")}
+        after = steps["select_kernels"](before)
+        return {node.notes["kernel"] for node in after.nodes if node.op == "butterfly_layer"}
+
+    assert chosen("gpu_library", {}) == {"gpu_library"}
+    assert chosen("gpu_of_another_release", {}) == {"gpu_fused"}
