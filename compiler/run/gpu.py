@@ -110,9 +110,9 @@ class GpuModel:
         """The outputs for tensors on the device, of the compiled size. Raises BadInput."""
         inputs = tuple(x.detach() for x in inputs)
         if self.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-            return tuple(
-                y.clone() for y in self._graph(*inputs)
-            )  # it may be an input or a constant
+            # What the graph returns may be an input, or a constant.
+            return tuple(y.clone() for y in self._graph(*inputs))
+        self._graph.check(*inputs)  # a replay would cast, or repeat, what does not fit
         if self._captured is None:
             self._captured = Captured(self._graph, inputs)
         return self._captured(*inputs)

@@ -95,13 +95,11 @@ class TorchGraph:
         The value of a node of several results is their tuple. Raises BadInput if an input does not
         fit.
         """
-        if len(inputs) != len(self.graph.inputs):
-            raise BadInput(
-                f"{self.graph.name} takes {len(self.graph.inputs)} inputs, got {len(inputs)}"
-            )
-        values: dict[Node, Any] = dict(self._constants)
-        for node, x in zip(self.graph.inputs, inputs, strict=True):
-            values[node] = self._checked(node, x)
+        self.check(*inputs)
+        values: dict[Node, Any] = {
+            **self._constants,
+            **dict(zip(self.graph.inputs, inputs, strict=True)),
+        }
         remaining, outputs = dict(self._readers), set(self.graph.outputs)
         with float32_sums():
             for node in self.graph.nodes:
@@ -173,11 +171,20 @@ class TorchGraph:
                     help="compile without --mode int8, or run the graph by the interpreter",
                 )
 
-    def _checked(self, node: Node, x: torch.Tensor) -> torch.Tensor:
+    def check(self, *inputs: torch.Tensor) -> None:
+        """Raises BadInput if the graph does not take ``inputs``."""
+        if len(inputs) != len(self.graph.inputs):
+            raise BadInput(
+                f"{self.graph.name} takes {len(self.graph.inputs)} inputs, got {len(inputs)}"
+            )
+        for node, x in zip(self.graph.inputs, inputs, strict=True):
+            self._check_input(node, x)
+
+    def _check_input(self, node: Node, x: torch.Tensor) -> None:
         wanted = TORCH[node.type.dtype]
         here = x.device.type == self.device.type and self.device.index in (None, x.device.index)
         if tuple(x.shape) == node.type.shape and x.dtype == wanted and here:
-            return x
+            return
         raise BadInput(
             f"input '{node.name}' is {x.dtype}{list(x.shape)} on {x.device}, "
             f"the graph wants {wanted}{list(node.type.shape)} on {self.device}",
