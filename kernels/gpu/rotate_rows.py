@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .common import code, inverse_of, join_members, row_maximum, split_members, turn
 from .launch import Launch
-from .layer import Layer, divided, number, pointer, power_of_two
+from .layer import Layer, divided, number, plain, pointer, power_of_two
 
 # Channels of a program, at most; one of codes has the whole row, for its largest magnitude.
 MOST_COLUMNS = 1024
@@ -25,7 +25,7 @@ def rotate_rows(
     row_scales: tl.tensor,
     R: tl.tensor,
     D: tl.tensor,
-    WIDTH: tl.constexpr,
+    GROUPS: tl.tensor,
     CHOSEN: tl.constexpr,
     ORDER: tl.constexpr,
     CODES: tl.constexpr,
@@ -33,7 +33,7 @@ def rotate_rows(
     BM: tl.constexpr,
     BG: tl.constexpr,
 ) -> tl.tensor:
-    """rows [R, WIDTH] of x [R / CHOSEN, D], zero from D on; R = tokens * CHOSEN.
+    """rows [R, 4 GROUPS] of x [R / CHOSEN, D], zero from D on; R = tokens * CHOSEN.
 
     PLANAR: all first members of groups, then all second ones, and so on.
     """
@@ -57,16 +57,16 @@ def rotate_rows(
         x0, x1 = code(x0, inverse), code(x1, inverse)
         x2, x3 = code(x2, inverse), code(x3, inverse)
     dtype = rows.dtype.element_ty
-    start = rows + row.to(tl.int64)[:, None] * WIDTH
+    start = rows + row.to(tl.int64)[:, None] * (4 * GROUPS)
     if PLANAR:
-        inside = there[:, None] & (group * 4 < WIDTH)[None, :]
+        inside = there[:, None] & (group < GROUPS)[None, :]
         start += group[None, :]
         tl.store(start, x0.to(dtype), mask=inside)
-        tl.store(start + WIDTH // 4, x1.to(dtype), mask=inside)
-        tl.store(start + WIDTH // 2, x2.to(dtype), mask=inside)
-        tl.store(start + WIDTH // 4 * 3, x3.to(dtype), mask=inside)
+        tl.store(start + GROUPS, x1.to(dtype), mask=inside)
+        tl.store(start + 2 * GROUPS, x2.to(dtype), mask=inside)
+        tl.store(start + 3 * GROUPS, x3.to(dtype), mask=inside)
     else:
-        inside = there[:, None] & (column < WIDTH)[None, :]
+        inside = there[:, None] & (column < 4 * GROUPS)[None, :]
         joined = join_members(x0.to(dtype), x1.to(dtype), x2.to(dtype), x3.to(dtype), BM, BG)
         tl.store(start + column[None, :], joined, mask=inside)
 
@@ -86,11 +86,11 @@ def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> La
         "pairs": layer.buffer("pairs_in"),
         "rows": pointer(layer.row_dtype, rows),
         "row_scales": layer.row_scales(scales),
-        "R": number(layer.rows),
+        "R": plain(layer.rows),
         "D": number(layer.channels),
+        "GROUPS": number(width // 4),
     }
     constants = {
-        "WIDTH": width,
         "CHOSEN": layer.chosen,
         "ORDER": layer.order_in,
         "CODES": layer.codes,
