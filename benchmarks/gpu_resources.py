@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -40,14 +41,12 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "gpu_resources.json"
 CACHE = Path(gettempdir()) / "butterflyc-gpu-resources"
 PAGE = ROOT / "docs" / "gpu_kernels.md"
+# On the first two every way is compiled, on others the defaults: the instructions of 86, 87 and 89
+# are those of 80, and before 80 only rotations and sums are Triton's.
 CAPABILITIES = (90, 80, 87, 89, 75)
-# (channels, outputs of W_hat) of layers; w_down has as many results as there are channels.
-WIDTHS = ((64, 256), (256, 1024), (512, 2048), (1024, 4096), (4096, 14336))
-TOKENS = (1, 32, 512, 4096, 65536)
-# The sizes at which one and four experts are chosen, too.
-ALSO_ONE_AND_FOUR = (1024,)
+THOROUGH = CAPABILITIES[:2]
 # dtype of rows, and bits of codes. Of the first two every way is compiled, of others the defaults:
-# bfloat16 and float32 differ from them in their instructions, not in their tiles.
+# bfloat16 differs from float16 in its instructions, not in its tiles, and float32 has but defaults.
 ROWS = (("f16", 0), ("f16", 8), ("bf16", 0), ("f32", 0))
 EVERY_WAY = ROWS[:2]
 # Kernels whose work is a product; those of sums and rotations have no use for tensor cores.
@@ -55,6 +54,28 @@ PRODUCTS = ("up_prefill", "up_decode", "down_decode", "fused_layer")
 # Measured at a time, before the cache is written.
 BATCH = 16
 START, END = "<!-- table: benchmarks/gpu_resources.py --table -->\n", "<!-- end of table -->\n"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Layers that are compiled: (channels, outputs of W_hat), and as many results as channels.
+
+    Two experts are chosen; where there are so many channels, one and four, too, in default ways.
+    """
+
+    widths: Sequence[tuple[int, int]] = (
+        (64, 256),
+        (256, 1024),
+        (512, 2048),
+        (1024, 4096),
+        (4096, 14336),
+    )
+    tokens: Sequence[int] = (1, 32, 512, 4096, 65536)
+    rows: Sequence[tuple[str, int]] = ROWS
+    one_and_four: int | None = 1024
+
+
+SIZES = Sizes()
 
 
 @dataclass
@@ -105,36 +126,32 @@ def ways_of(kernel: Kernel, spec: Spec, gpu: Gpu, every: bool) -> Sequence[Mappi
     return ways if every else ways[:1]
 
 
-def asked(gpu: Gpu, quick: bool, widths: Sequence[tuple[int, int]] = WIDTHS) -> dict[str, Asked]:
-    """All launches by their symbols."""
+def asked(gpu: Gpu, quick: bool = False, sizes: Sizes = SIZES) -> dict[str, Asked]:
+    """All launches by their symbols; ``quick``: of ways that are taken without tuning."""
     found: dict[str, Asked] = {}
-    for kernel, way, default, spec, (dtype, bits) in _calls(gpu, quick, widths):
-        for step in kernel.build(spec.with_parameters(way), gpu, "layer").steps:
-            if isinstance(step, Launch):
-                one = found.setdefault(step.symbol, Asked(step, dtype, bits > 0))
-                one.records.add(kernel.name)
-                one.channels.add(spec.operands[0].shape[1])
-                one.tokens.add(spec.operands[0].shape[0])
-                one.chosen.add(spec.operands[5].shape[1])
-                one.default |= default
+    quick = quick or gpu.capability not in THOROUGH
+    for (dtype, bits), spec in calls(sizes):
+        (tokens, channels), chosen = spec.operands[0].shape, spec.operands[5].shape[1]
+        every = (dtype, bits) in EVERY_WAY and chosen == 2 and not quick
+        for kernel in all_kernels():
+            for i, way in enumerate(ways_of(kernel, spec, gpu, every)):
+                for step in kernel.build(spec.with_parameters(way), gpu, "layer").steps:
+                    if isinstance(step, Launch):
+                        one = found.setdefault(step.symbol, Asked(step, dtype, bits > 0))
+                        one.records.add(kernel.name)
+                        one.channels.add(channels)
+                        one.tokens.add(tokens)
+                        one.chosen.add(chosen)
+                        one.default |= i == 0
     return found
 
 
-def _calls(
-    gpu: Gpu, quick: bool, widths: Sequence[tuple[int, int]]
-) -> Iterator[tuple[Kernel, Mapping[str, int], bool, Spec, tuple[str, int]]]:
-    for channels, outputs in widths:
-        for chosen in (2, 1, 4) if channels in ALSO_ONE_AND_FOUR else (2,):
-            for rows in ROWS:
-                every = rows in EVERY_WAY and chosen == 2 and not quick
-                for tokens in TOKENS:
-                    dtype, bits = rows
-                    spec = layer_spec(
-                        tokens, channels, outputs, chosen=chosen, dtype=dtype, bits=bits
-                    )
-                    for kernel in all_kernels():
-                        for i, way in enumerate(ways_of(kernel, spec, gpu, every)):
-                            yield kernel, way, i == 0, spec, rows
+def calls(sizes: Sizes) -> Iterator[tuple[tuple[str, int], Spec]]:
+    """Layers, with the dtype of rows and the bits of codes of each."""
+    for (channels, outputs), rows, tokens in product(sizes.widths, sizes.rows, sizes.tokens):
+        for chosen in (2, 1, 4) if channels == sizes.one_and_four else (2,):
+            dtype, bits = rows
+            yield rows, layer_spec(tokens, channels, outputs, chosen=chosen, dtype=dtype, bits=bits)
 
 
 @cache
@@ -231,8 +248,8 @@ def report(capabilities: Sequence[int], quick: bool, folder: Path) -> tuple[list
             row = row_of(symbol, one)
             rows.setdefault(json.dumps(row), {**row, "on": {}})["on"][capability] = uses[symbol]
             wrong += [
-                f"sm_{capability} {one.launch.function} {tile_of(one.launch)} of {one.dtype}, codes "
-                f"{one.codes}, channels {sorted(one.channels)}, tokens {sorted(one.tokens)}, "
+                f"sm_{capability} {one.launch.function} {tile_of(one.launch)} of {one.dtype}, "
+                f"codes {one.codes}, channels {sorted(one.channels)}, tokens {sorted(one.tokens)}, "
                 f"chosen {sorted(one.chosen)}: {fault}"
                 for fault in faults(one, uses[symbol], gpu)
             ]
@@ -246,6 +263,38 @@ def written(rows: Sequence[Any], capabilities: Sequence[int]) -> bytes:
     return f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n'.encode()
 
 
+def table(results: Mapping[str, Any]) -> str:
+    """What default ways use in float16 and in codes, for 256 and 1024 channels, in Markdown."""
+    columns = [c for c in sorted(results["capabilities"]) if c >= 80]
+    cells: dict[tuple[str, ...], dict[int, list[Any]]] = {}
+    for row in results["rows"]:
+        if row["default"] and row["dtype"] == "f16" and 2 in row["chosen"]:
+            rows = "codes" if row["codes"] else "f16"
+            for channels in {256, 1024} & set(row["channels"]):
+                key = (row["kernel"], str(channels), rows, row["tile"])
+                for capability, use in row["on"].items():
+                    cells.setdefault(key, {}).setdefault(int(capability), []).append(use)
+    names = ["kernel", "d", "rows", "tile", *(f"sm_{c}" for c in columns)]
+    lines = [names, ["---"] * len(names)]
+    lines += [[*key, *(cell(of.get(c, [])) for c in columns)] for key, of in sorted(cells.items())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(uses: Sequence[Mapping[str, Any]]) -> str:
+    """Registers, KiB of shared memory, and instructions: the most of kernels of one tile."""
+    if not uses:
+        return ""
+    names = "+".join(sorted({name for use in uses for name in use["tensor_cores"]}))
+    kib = max(use["shared"] for use in uses) / 1024
+    return f"{max(use['registers'] for use in uses)} / {kib:.0f} {names}".rstrip()
+
+
+def with_table(page: str, results: Mapping[str, Any]) -> str:
+    """The text of the page with the table of ``results`` in its place."""
+    before, _, rest = page.partition(START)
+    return before + START + table(results) + END + rest.partition(END)[2]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
@@ -253,6 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(arguments)
+    if options.table:
+        text = with_table(PAGE.read_text(), json.loads(RESULTS.read_text()))
+        write_whole(PAGE, [text.encode()])
+        return 0
     rows, wrong = report(options.capability, options.quick, options.cache)
     for line in wrong:
         print(line)

@@ -98,7 +98,7 @@ def _plain_device_functions() -> None:
 
 def _range(*bounds: Any) -> range:
     """The loop of a kernel. Triton 3.6 cannot make whole numbers of its numbers with NumPy 2."""
-    return range(*(int(bound.handle.data.item()) if hasattr(bound, "handle") else bound for bound in bounds))
+    return range(*(int(b.handle.data.item()) if hasattr(b, "handle") else b for b in bounds))
 
 
 @contextmanager

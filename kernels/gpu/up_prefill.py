@@ -195,7 +195,7 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
     layer = layer_of(spec)
     return (
         layer.dtype in HALVES
-        and         serves(spec, gpu, layout(layer))
+        and serves(spec, gpu, layout(layer))
         and rotate_rows.supports(layer)
         and layer.chosen <= MOST_CHOSEN
         and shared_bytes(fitting(spec, layer, gpu), layer) <= gpu.shared_bytes
