@@ -48,7 +48,9 @@ THOROUGH = CAPABILITIES[:2]
 # dtype of rows, and bits of codes. Of the first two every way is compiled, of others the defaults:
 # bfloat16 differs from float16 in its instructions, not in its tiles, and float32 has but defaults.
 ROWS = (("f16", 0), ("f16", 8), ("bf16", 0), ("f32", 0))
-EVERY_WAY = ROWS[:2]
+TUNED = ROWS[:2]
+# Channels of which the tiles are those of wider layers, but for fewer groups.
+NARROWEST = 64
 # Kernels whose work is a product; those of sums and rotations have no use for tensor cores.
 PRODUCTS = ("up_prefill", "up_decode", "down_decode", "fused_layer")
 # Measured at a time, before the cache is written.
@@ -60,7 +62,7 @@ START, END = "<!-- table: benchmarks/gpu_resources.py --table -->\n", "<!-- end 
 class Sizes:
     """Layers that are compiled: (channels, outputs of W_hat), and as many results as channels.
 
-    Two experts are chosen; where there are so many channels, one and four, too, in default ways.
+    Two experts are chosen; with so many channels one and four, too, in default ways.
     """
 
     widths: Sequence[tuple[int, int]] = (
@@ -132,7 +134,8 @@ def asked(gpu: Gpu, quick: bool = False, sizes: Sizes = SIZES) -> dict[str, Aske
     quick = quick or gpu.capability not in THOROUGH
     for (dtype, bits), spec in calls(sizes):
         (tokens, channels), chosen = spec.operands[0].shape, spec.operands[5].shape[1]
-        every = (dtype, bits) in EVERY_WAY and chosen == 2 and not quick
+        tunable = (dtype, bits) in TUNED and chosen == 2 and channels > NARROWEST
+        every = tunable and not quick
         for kernel in all_kernels():
             for i, way in enumerate(ways_of(kernel, spec, gpu, every)):
                 for step in kernel.build(spec.with_parameters(way), gpu, "layer").steps:
@@ -149,7 +152,8 @@ def asked(gpu: Gpu, quick: bool = False, sizes: Sizes = SIZES) -> dict[str, Aske
 def calls(sizes: Sizes) -> Iterator[tuple[tuple[str, int], Spec]]:
     """Layers, with the dtype of rows and the bits of codes of each."""
     for (channels, outputs), rows, tokens in product(sizes.widths, sizes.rows, sizes.tokens):
-        for chosen in (2, 1, 4) if channels == sizes.one_and_four else (2,):
+        also = channels == sizes.one_and_four and rows in TUNED
+        for chosen in (2, 1, 4) if also else (2,):
             dtype, bits = rows
             yield rows, layer_spec(tokens, channels, outputs, chosen=chosen, dtype=dtype, bits=bits)
 
@@ -183,6 +187,7 @@ def measured(
     file = folder / f"{sources()}-sm{capability}.json" if folder else None
     known = json.loads(file.read_text()) if file and file.is_file() else {}
     missing = [launch for symbol, launch in launches.items() if symbol not in known]
+    missing.sort(key=lambda launch: launch.function not in PRODUCTS)
     for first in range(0, len(missing), BATCH):
         codes = compile_all(missing[first : first + BATCH], capability)
         with ThreadPoolExecutor(cores()) as pool:

@@ -36,8 +36,8 @@ from .layer import (
 # Rows that one tile holds: all of them, eight tokens at a time. Of float32, whose products have no
 # tensor cores, more would not fit the registers.
 MOST_ROWS, MOST_FLOAT_ROWS = 128, 16
-# Tokens whose sums w_down holds in registers.
-MOST_TOKENS = 64
+# Sums of a tile, and tokens of one of w_down: with more, registers spill.
+MOST_SUMS, MOST_TOKENS = 64 * 128, 64
 
 
 @triton.jit
@@ -132,9 +132,14 @@ def shared_bytes(way: Way, layer: Layer) -> int:
     return max(flight + way["outputs"] * way["groups"] * item, way["outputs"] * rows * 4)
 
 
+def fits(way: Way, layer: Layer, gpu: Gpu) -> bool:
+    small = way["outputs"] * tile_rows(layer) <= MOST_SUMS
+    return small and shared_bytes(way, layer) <= gpu.shared_bytes
+
+
 def fitting(spec: Spec, layer: Layer, gpu: Gpu) -> Way:
     """The parameters of a call."""
-    return way_of(spec, ways(layer), lambda way: shared_bytes(way, layer) <= gpu.shared_bytes)
+    return way_of(spec, ways(layer), lambda way: fits(way, layer, gpu))
 
 
 def layout(way: Way) -> str:
@@ -196,7 +201,7 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
         and layer.chosen <= MOST_CHOSEN
         and layer.tokens <= MOST_TOKENS
         and tile_rows(layer) <= (MOST_ROWS if layer.dtype in HALVES else MOST_FLOAT_ROWS)
-        and shared_bytes(way, layer) <= gpu.shared_bytes
+        and fits(way, layer, gpu)
     )
 
 
@@ -224,10 +229,10 @@ def space(spec: Spec, gpu: Lanes) -> tuple[Way, ...]:
     """
     assert isinstance(gpu, Gpu), "the bound is a GPU's"
     layer = layer_of(spec)
-    fits = [way for way in ways(layer) if shared_bytes(way, layer) <= gpu.shared_bytes]
-    fits = (fits or ways(layer))[: None if layer.dtype in HALVES else 1]
-    parts = [fits[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)] if layer.down else []
-    return (*fits, *parts)
+    found = [way for way in ways(layer) if fits(way, layer, gpu)] or ways(layer)
+    found = found[: None if layer.dtype in HALVES else 1]
+    parts = [found[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)] if layer.down else []
+    return (*found, *parts)
 
 
 def build(spec: Spec, gpu: Lanes, name: str) -> Plan:
