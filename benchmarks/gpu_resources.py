@@ -41,10 +41,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "gpu_resources.json"
 CACHE = Path(gettempdir()) / "butterflyc-gpu-resources"
 PAGE = ROOT / "docs" / "gpu_kernels.md"
-# On the first two every way is compiled, on others the defaults: the instructions of 86, 87 and 89
-# are those of 80, and before 80 only rotations and sums are Triton's.
+# On the first of them every way is compiled, on others the defaults.
 CAPABILITIES = (90, 80, 87, 89, 75)
-THOROUGH = CAPABILITIES[:2]
+THOROUGH = CAPABILITIES[:1]
 # dtype of rows, and bits of codes. Of the first two every way is compiled, of others the defaults:
 # bfloat16 differs from float16 in its instructions, not in its tiles, and float32 has but defaults.
 ROWS = (("f16", 0), ("f16", 8), ("bf16", 0), ("f32", 0))
@@ -131,7 +130,6 @@ def ways_of(kernel: Kernel, spec: Spec, gpu: Gpu, every: bool) -> Sequence[Mappi
 def asked(gpu: Gpu, quick: bool = False, sizes: Sizes = SIZES) -> dict[str, Asked]:
     """All launches by their symbols; ``quick``: of ways that are taken without tuning."""
     found: dict[str, Asked] = {}
-    quick = quick or gpu.capability not in THOROUGH
     for (dtype, bits), spec in calls(sizes):
         (tokens, channels), chosen = spec.operands[0].shape, spec.operands[5].shape[1]
         tunable = (dtype, bits) in TUNED and chosen == 2 and channels > NARROWEST
@@ -246,7 +244,7 @@ def report(capabilities: Sequence[int], quick: bool, folder: Path) -> tuple[list
     wrong = []
     for capability in capabilities:
         gpu = gpu_of(capability)
-        launches = asked(gpu, quick)
+        launches = asked(gpu, quick or capability not in THOROUGH)
         uses = measured({s: one.launch for s, one in launches.items()}, capability, folder)
         for symbol, one in launches.items():
             # A small GPU has other defaults, so the row is one of those that are equal else.

@@ -81,7 +81,7 @@ def combine_rows(
 def launch(layer: Layer, sums: str, scales: str, width: int, out: str) -> Launch:
     """From the buffers ``sums`` [R, width] and ``scales`` [R] into ``out`` [T, F]."""
     columns = min(power_of_two(layer.outputs), MOST_COLUMNS)
-    height = min(NUMBERS // columns, power_of_two(layer.tokens))
+    height = NUMBERS // columns
     arguments = {
         "sums": pointer(layer.sum_dtype, sums),
         "row_scales": layer.row_scales(scales),

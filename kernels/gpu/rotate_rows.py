@@ -79,7 +79,7 @@ def supports(layer: Layer) -> bool:
 def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> Launch:
     """Into the buffers ``rows`` [R, width] and ``scales`` [R]."""
     columns = power_of_two(width) if layer.codes else min(power_of_two(width), MOST_COLUMNS)
-    height = max(1, min(NUMBERS // columns, power_of_two(layer.rows)))
+    height = max(1, NUMBERS // columns)
     arguments = {
         "x": layer.buffer("x"),
         "experts": layer.buffer("experts"),

@@ -33,9 +33,9 @@ from .layer import (
     way_of,
 )
 
-# Rows that one tile holds: all of them, eight tokens at a time. Of float32, whose products have no
-# tensor cores, more would not fit the registers.
-MOST_ROWS, MOST_FLOAT_ROWS = 128, 16
+# Rows that one tile holds: all of them, eight tokens at a time. With more, registers spill; float32
+# has no tensor cores, whose sums lie in fewer.
+MOST_ROWS = {"i8": 128, "f16": 64, "bf16": 64, "f32": 16}
 # Sums of a tile, and tokens of one of w_down: with more, registers spill.
 MOST_SUMS, MOST_TOKENS = 64 * 128, 64
 
@@ -200,7 +200,7 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
         and rotate_rows.supports(layer)
         and layer.chosen <= MOST_CHOSEN
         and layer.tokens <= MOST_TOKENS
-        and tile_rows(layer) <= (MOST_ROWS if layer.dtype in HALVES else MOST_FLOAT_ROWS)
+        and tile_rows(layer) <= MOST_ROWS["f32" if layer.dtype == "f32" else layer.row_dtype]
         and fits(way, layer, gpu)
     )
 

@@ -19,7 +19,7 @@ import pytest
 triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of GPUs whose instructions are those of another one, one kernel of so many is compiled again.
+# Of GPUs whose instructions are those of sm_80, one kernel of so many is compiled.
 SAMPLE = 4
 
 
@@ -62,7 +62,7 @@ def check(capability: int, asked: dict[str, Any]) -> None:
 def test_the_table_has_all_that_is_shipped(capability):
     """No kernel that is shipped is missing from the table, and none in it spills or is too big."""
     gpu, said = script().gpu_of(capability), of(capability)
-    asked = script().asked(gpu)
+    asked = script().asked(gpu, capability not in script().THOROUGH)
     assert said.keys() == asked.keys(), "run benchmarks/gpu_resources.py"
     wrong = {s: script().faults(one, said[s], gpu) for s, one in asked.items()}
     assert {s: found for s, found in wrong.items() if found} == {}
@@ -92,7 +92,7 @@ def products() -> tuple[str, ...]:
 def test_every_way(capability):
     """Every configuration that is shipped neither spills nor leaves tensor cores idle."""
     asked = script().asked(script().gpu_of(capability))
-    if capability not in script().THOROUGH:
+    if capability in (87, 89):
         asked = dict(list(asked.items())[::SAMPLE])
     check(capability, asked)
 
