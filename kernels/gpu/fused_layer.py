@@ -47,8 +47,9 @@ MOST_CHANNELS = 512
 MOST_PARTS = 16
 # Bytes of shared memory for what changes its layout in passing.
 SPARE = 8192
-# Registers of a thread for what lives in all of the loop; a bit more, and compilers spill.
-MOST_HELD = 137
+# Registers of a thread for what lives in all of the loop; a bit more, and compilers spill. The GPUs
+# whose tensor cores read rows where they lie in shared memory can afford more.
+MOST_HELD, MOST_HELD_SHARED = 100, 137
 
 
 @triton.jit
@@ -204,7 +205,8 @@ def held(way: Way, layer: Layer) -> int:
 
 
 def fits(way: Way, layer: Layer, gpu: Gpu) -> bool:
-    small = held(way, layer) <= MOST_HELD * 32 * way["warps"]
+    most = MOST_HELD_SHARED if 90 <= gpu.capability < 120 else MOST_HELD
+    small = held(way, layer) <= most * 32 * way["warps"]
     return small and shared_bytes(way, layer, gpu) <= gpu.shared_bytes
 
 

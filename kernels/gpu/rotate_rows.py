@@ -79,7 +79,9 @@ def supports(layer: Layer) -> bool:
 def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> Launch:
     """Into the buffers ``rows`` [R, width] and ``scales`` [R]."""
     columns = power_of_two(width) if layer.codes else min(power_of_two(width), MOST_COLUMNS)
-    height = max(1, NUMBERS // columns)
+    # Pairs of float32 take twice the registers.
+    numbers = NUMBERS // 2 if layer.operands["pairs_in"].dtype == "f32" else NUMBERS
+    height = max(1, numbers // columns)
     arguments = {
         "x": layer.buffer("x"),
         "experts": layer.buffer("experts"),
@@ -99,7 +101,7 @@ def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> La
         "BG": columns // 4,
     }
     grid = (divided(layer.rows, height), divided(width, columns), 1)
-    warps = 4 if height * columns <= 2 * NUMBERS else 16
+    warps = 4 if height * columns <= 2 * numbers else 16
     return Launch(
         "rotate_rows",
         "rotate_rows",

@@ -111,7 +111,7 @@ def ways(layer: Layer) -> list[Way]:
     outputs = max(power_of_two(layer.outputs), 16)
     groups = power_of_two(divided(layer.channels, 4))
     least = 32 if layer.codes else 16
-    steps = [(64, 64, 4), (64, 64, 2), (64, 32, 2), (32, 64, 4), (128, 64, 4)]
+    steps = [(64, 64, 4), (64, 32, 4), (64, 32, 2), (32, 64, 4), (128, 64, 4)]
     found = [
         {
             "outputs": min(width, outputs),

@@ -58,7 +58,7 @@ def check(capability: int, asked: dict[str, Any]) -> None:
         assert {s: said[s] for s in uses if s in said} == {s: uses[s] for s in uses if s in said}
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [75, 80, 87, 89, 90])
 def test_the_table_has_all_that_is_shipped(capability):
     """No kernel that is shipped is missing from the table, and none in it spills or is too big."""
     gpu, said = script().gpu_of(capability), of(capability)
