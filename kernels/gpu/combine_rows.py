@@ -17,7 +17,7 @@ from .common import join_members
 from .cost import down_seconds, library_seconds, moved_seconds, rotation_seconds
 from .epilogue import chosen_of, combined, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
-from .layer import Layer, divided, layer_of, number, pointer, power_of_two, serves
+from .layer import Layer, divided, layer_of, number, plain, pointer, power_of_two, serves
 
 # Libraries want rows of multiples of 16 bytes.
 MULTIPLE = 16
@@ -39,7 +39,7 @@ def combine_rows(
     out: tl.tensor,
     T: tl.tensor,
     F: tl.tensor,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.tensor,
     CHOSEN: tl.constexpr,
     CODES: tl.constexpr,
     SCALES: tl.constexpr,
@@ -81,18 +81,18 @@ def combine_rows(
 def launch(layer: Layer, sums: str, scales: str, width: int, out: str) -> Launch:
     """From the buffers ``sums`` [R, width] and ``scales`` [R] into ``out`` [T, F]."""
     columns = min(power_of_two(layer.outputs), MOST_COLUMNS)
-    height = min(NUMBERS // columns, power_of_two(layer.tokens))
+    height = NUMBERS // columns
     arguments = {
         "sums": pointer(layer.sum_dtype, sums),
         "row_scales": layer.row_scales(scales),
         **{name: layer.buffer(name) for name in ("scale", "bias", "gates", "experts")},
         "pairs": layer.buffer("pairs_out"),
         "out": pointer(layer.last.dtype, out),
-        "T": number(layer.tokens),
+        "T": plain(layer.tokens),
         "F": number(layer.outputs),
+        "WIDTH": number(width),
     }
     constants = {
-        "WIDTH": width,
         "CHOSEN": layer.chosen,
         "CODES": layer.codes,
         **layer.flags,

@@ -9,7 +9,7 @@ from ..record import Tensor
 from . import add_parts
 from .common import add_product
 from .launch import Fill, Gpu, Launch, Step
-from .layer import BYTES, Layer, Way, divided, number, pointer, power_of_two
+from .layer import BYTES, Layer, Way, divided, number, plain, pointer, power_of_two
 
 # Parts of the depth, at most.
 MOST_PARTS = 16
@@ -27,7 +27,7 @@ def down_decode(
     T: tl.tensor,
     F: tl.tensor,
     D: tl.tensor,
-    PART: tl.constexpr,
+    PART: tl.tensor,
     ATOMIC: tl.constexpr,
     ASM: tl.constexpr,
     BT: tl.constexpr,
@@ -94,12 +94,12 @@ def steps(layer: Layer, way: Way, gpu: Gpu, rows: str, parts_name: str) -> tuple
         "rows": pointer(layer.dtype, rows),
         "w": layer.buffer("w_down"),
         "out": pointer(layer.outer, "y") if direct else pointer("f32", parts_name),
-        "T": number(layer.tokens),
+        "T": plain(layer.tokens),
         "F": number(layer.outputs),
         "D": number(layer.down),
+        "PART": number(divided(layer.outputs, parts * depth) * depth),
     }
     constants = {
-        "PART": divided(layer.outputs, parts * depth) * depth,
         "ATOMIC": atomic,
         "ASM": True,
         "BT": token_tile(layer),

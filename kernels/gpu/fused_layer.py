@@ -29,12 +29,14 @@ from .epilogue import chosen_of, combined, row_of
 from .launch import Gpu, Launch, Plan, Step, Unpack
 from .layer import (
     BYTES,
+    HALVES,
     MOST_CHOSEN,
     Layer,
     Way,
     divided,
     layer_of,
     number,
+    plain,
     pointer,
     power_of_two,
     serves,
@@ -45,8 +47,9 @@ MOST_CHANNELS = 512
 MOST_PARTS = 16
 # Bytes of shared memory for what changes its layout in passing.
 SPARE = 8192
-# Registers of a thread for what lives in all of the loop; a bit more, and compilers spill.
-MOST_HELD = 137
+# Registers of a thread for what lives in all of the loop; a bit more, and compilers spill. The GPUs
+# whose tensor cores read rows where they lie in shared memory can afford more.
+MOST_HELD, MOST_HELD_SHARED = 100, 137
 
 
 @triton.jit
@@ -65,8 +68,8 @@ def fused_layer(
     D: tl.tensor,
     F: tl.tensor,
     O: tl.tensor,  # noqa: E741
-    ROWS: tl.constexpr,
-    PART: tl.constexpr,
+    ROWS: tl.tensor,
+    PART: tl.tensor,
     PACKED: tl.constexpr,
     ORDER_IN: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -151,7 +154,7 @@ def ways(layer: Layer) -> list[Way]:
     few = 4 if layer.channels <= 256 else 8
     tiles = [(32, 64, 8, 2), (32, 32, 8, 2), (16, 64, 8, 2), (16, 32, few, 2), (16, 16, few, 2)]
     tiles = tiles[2:] + tiles[:2] if layer.tokens <= 16 else tiles
-    tiles += [(64, 32, 8, 2), (32, 64, 8, 3)]
+    tiles += [(64, 32, 8, 2)]
     outputs = max(power_of_two(layer.outputs), 16)
     found = [
         {
@@ -163,7 +166,7 @@ def ways(layer: Layer) -> list[Way]:
             "parts": 0,
         }
         for packed in (1, 0)
-        for tokens, width, warps, stages in tiles
+        for tokens, width, warps, stages in (tiles if packed else tiles[:2])
     ]
     return [way for i, way in enumerate(found) if way not in found[:i]]
 
@@ -202,7 +205,8 @@ def held(way: Way, layer: Layer) -> int:
 
 
 def fits(way: Way, layer: Layer, gpu: Gpu) -> bool:
-    small = held(way, layer) <= MOST_HELD * 32 * way["warps"]
+    most = MOST_HELD_SHARED if 90 <= gpu.capability < 120 else MOST_HELD
+    small = held(way, layer) <= most * 32 * way["warps"]
     return small and shared_bytes(way, layer, gpu) <= gpu.shared_bytes
 
 
@@ -240,14 +244,14 @@ def launch(layer: Layer, way: Way, gpu: Gpu) -> Launch:
         "pairs": layer.buffer("pairs_out"),
         "w_down": layer.buffer("w_down"),
         "out": pointer("f32", "scratch0") if parts > 1 else pointer(layer.outer, "y"),
-        "T": number(layer.tokens),
+        "T": plain(layer.tokens),
         "D": number(layer.channels),
         "F": number(layer.outputs),
         "O": number(layer.down),
+        "ROWS": number(rows),
+        "PART": number(divided(rows, parts * tile["BF"]) * tile["BF"]),
     }
     constants = {
-        "ROWS": rows,
-        "PART": divided(rows, parts * tile["BF"]) * tile["BF"],
         "PACKED": bool(way["packed"]),
         "ORDER_IN": layer.order_in,
         "CHOSEN": layer.chosen,
@@ -273,7 +277,8 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
     layer = layer_of(spec)
     way = fitting(spec, layer, gpu)
     return (
-        0 < layer.down <= MOST_CHANNELS
+        layer.dtype in HALVES
+        and 0 < layer.down <= MOST_CHANNELS
         and layer.channels <= MOST_CHANNELS
         and layer.chosen <= MOST_CHOSEN
         and serves(spec, gpu, layout(layer, way))

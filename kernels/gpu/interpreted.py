@@ -88,11 +88,17 @@ def _plain_device_functions() -> None:
 
     for name in [name for name in sys.modules if name.startswith(f"{PACKAGE}.")]:
         module = sys.modules[name]
+        vars(module)["range"] = _range
         for key, value in list(vars(module).items()):
             if isinstance(value, InterpretedFunction):
                 home = value.fn.__module__.rpartition(".")[2]
                 if value.fn.__name__ != home:
                     setattr(module, key, value.rewrite())
+
+
+def _range(*bounds: Any) -> range:
+    """The loop of a kernel. Triton 3.6 cannot make whole numbers of its numbers with NumPy 2."""
+    return range(*(int(b.handle.data.item()) if hasattr(b, "handle") else b for b in bounds))
 
 
 @contextmanager

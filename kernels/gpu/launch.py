@@ -58,11 +58,13 @@ class Argument:
     """One argument of a launch: a buffer by name, or a number.
 
     ``type`` is Triton's: ``*fp16`` and the like for a buffer, which may be another view of its
-    bytes; ``i32`` or ``fp32`` for a number.
+    bytes; ``i32`` or ``fp32`` for a number. Whether a number is a multiple of 16 makes other code,
+    unless it is ``plain``: where no address depends on it, one kernel then serves all numbers.
     """
 
     type: str
     value: str | int | float
+    plain: bool = False
 
     @property
     def is_buffer(self) -> bool:
@@ -99,7 +101,9 @@ class Launch:
 
 def _aligned(argument: Argument) -> bool:
     """Whether Triton may take the address or number for a multiple of 16."""
-    return argument.is_buffer or (isinstance(argument.value, int) and argument.value % 16 == 0)
+    if argument.is_buffer:
+        return True
+    return isinstance(argument.value, int) and argument.value % 16 == 0 and not argument.plain
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ def number(value: int) -> Argument:
     return Argument("i32", value)
 
 
+def plain(value: int) -> Argument:
+    """A number that one kernel serves, whether a multiple of 16 or not (`Argument`)."""
+    return Argument("i32", value, plain=True)
+
+
 def order_bits(order: tuple[int, ...]) -> int:
     """An order of the op as device functions have it: two bits a number (`common.turn`).
 

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .common import code, inverse_of, join_members, row_maximum, split_members, turn
 from .launch import Launch
-from .layer import Layer, divided, number, pointer, power_of_two
+from .layer import Layer, divided, number, plain, pointer, power_of_two
 
 # Channels of a program, at most; one of codes has the whole row, for its largest magnitude.
 MOST_COLUMNS = 1024
@@ -25,7 +25,7 @@ def rotate_rows(
     row_scales: tl.tensor,
     R: tl.tensor,
     D: tl.tensor,
-    WIDTH: tl.constexpr,
+    GROUPS: tl.tensor,
     CHOSEN: tl.constexpr,
     ORDER: tl.constexpr,
     CODES: tl.constexpr,
@@ -33,7 +33,7 @@ def rotate_rows(
     BM: tl.constexpr,
     BG: tl.constexpr,
 ) -> tl.tensor:
-    """rows [R, WIDTH] of x [R / CHOSEN, D], zero from D on; R = tokens * CHOSEN.
+    """rows [R, 4 GROUPS] of x [R / CHOSEN, D], zero from D on; R = tokens * CHOSEN.
 
     PLANAR: all first members of groups, then all second ones, and so on.
     """
@@ -57,16 +57,16 @@ def rotate_rows(
         x0, x1 = code(x0, inverse), code(x1, inverse)
         x2, x3 = code(x2, inverse), code(x3, inverse)
     dtype = rows.dtype.element_ty
-    start = rows + row.to(tl.int64)[:, None] * WIDTH
+    start = rows + row.to(tl.int64)[:, None] * (4 * GROUPS)
     if PLANAR:
-        inside = there[:, None] & (group * 4 < WIDTH)[None, :]
+        inside = there[:, None] & (group < GROUPS)[None, :]
         start += group[None, :]
         tl.store(start, x0.to(dtype), mask=inside)
-        tl.store(start + WIDTH // 4, x1.to(dtype), mask=inside)
-        tl.store(start + WIDTH // 2, x2.to(dtype), mask=inside)
-        tl.store(start + WIDTH // 4 * 3, x3.to(dtype), mask=inside)
+        tl.store(start + GROUPS, x1.to(dtype), mask=inside)
+        tl.store(start + 2 * GROUPS, x2.to(dtype), mask=inside)
+        tl.store(start + 3 * GROUPS, x3.to(dtype), mask=inside)
     else:
-        inside = there[:, None] & (column < WIDTH)[None, :]
+        inside = there[:, None] & (column < 4 * GROUPS)[None, :]
         joined = join_members(x0.to(dtype), x1.to(dtype), x2.to(dtype), x3.to(dtype), BM, BG)
         tl.store(start + column[None, :], joined, mask=inside)
 
@@ -79,18 +79,20 @@ def supports(layer: Layer) -> bool:
 def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> Launch:
     """Into the buffers ``rows`` [R, width] and ``scales`` [R]."""
     columns = power_of_two(width) if layer.codes else min(power_of_two(width), MOST_COLUMNS)
-    height = max(1, min(NUMBERS // columns, power_of_two(layer.rows)))
+    # Pairs of float32 take twice the registers.
+    numbers = NUMBERS // 2 if layer.operands["pairs_in"].dtype == "f32" else NUMBERS
+    height = max(1, numbers // columns)
     arguments = {
         "x": layer.buffer("x"),
         "experts": layer.buffer("experts"),
         "pairs": layer.buffer("pairs_in"),
         "rows": pointer(layer.row_dtype, rows),
         "row_scales": layer.row_scales(scales),
-        "R": number(layer.rows),
+        "R": plain(layer.rows),
         "D": number(layer.channels),
+        "GROUPS": number(width // 4),
     }
     constants = {
-        "WIDTH": width,
         "CHOSEN": layer.chosen,
         "ORDER": layer.order_in,
         "CODES": layer.codes,
@@ -99,7 +101,7 @@ def launch(layer: Layer, rows: str, scales: str, width: int, planar: bool) -> La
         "BG": columns // 4,
     }
     grid = (divided(layer.rows, height), divided(width, columns), 1)
-    warps = 4 if height * columns <= 2 * NUMBERS else 16
+    warps = 4 if height * columns <= 2 * numbers else 16
     return Launch(
         "rotate_rows",
         "rotate_rows",

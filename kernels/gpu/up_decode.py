@@ -19,20 +19,25 @@ from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Step
 from .layer import (
     BYTES,
+    HALVES,
     MOST_CHOSEN,
     Layer,
     Way,
     divided,
     layer_of,
     number,
+    plain,
     pointer,
     power_of_two,
     serves,
     way_of,
 )
 
-# Rows that one tile holds: all of them, eight tokens at a time.
-MOST_ROWS = 128
+# Rows that one tile holds: all of them, eight tokens at a time. With more, registers spill; float32
+# has no tensor cores, whose sums lie in fewer.
+MOST_ROWS = {"i8": 128, "f16": 64, "bf16": 64, "f32": 16}
+# Sums of a tile, and tokens of one of w_down: with more, registers spill.
+MOST_SUMS, MOST_TOKENS = 64 * 128, 64
 
 
 @triton.jit
@@ -48,7 +53,7 @@ def up_decode(
     out: tl.tensor,
     T: tl.tensor,
     F: tl.tensor,
-    K: tl.constexpr,
+    GROUPS: tl.tensor,
     CHOSEN: tl.constexpr,
     SLOTS: tl.constexpr,
     CODES: tl.constexpr,
@@ -63,21 +68,21 @@ def up_decode(
     BF: tl.constexpr,
     BG: tl.constexpr,
 ) -> tl.tensor:
-    """out [T, F] of planar rows [T * CHOSEN, K] and codes w [F padded to BF, K / 4]."""
+    """out [T, F] of planar rows [T * CHOSEN, 4 GROUPS] and codes w [F padded to BF, GROUPS]."""
     dtype: tl.constexpr = rows.dtype.element_ty
     first = tl.program_id(0) * BF
     row, there = row_of(0, T, CHOSEN, SLOTS, BM)
     group = tl.arange(0, BG)
-    codes = w + (first + tl.arange(0, BF))[:, None] * (K // 4) + group[None, :]
-    values = rows + row[None, :] * K + group[:, None]
+    codes = w + (first + tl.arange(0, BF))[:, None] * GROUPS + group[None, :]
+    values = rows + row[None, :] * (4 * GROUPS) + group[:, None]
     here = there[None, :]
     sums = tl.full((BF, BM), 0, tl.int32 if CODES else tl.float32)
-    for _ in range(0, K // 4, BG):
+    for _ in range(0, GROUPS, BG):
         byte = tl.load(codes)
         x0 = tl.load(values, mask=here, other=0)
-        x1 = tl.load(values + K // 4, mask=here, other=0)
-        x2 = tl.load(values + K // 2, mask=here, other=0)
-        x3 = tl.load(values + K // 4 * 3, mask=here, other=0)
+        x1 = tl.load(values + GROUPS, mask=here, other=0)
+        x2 = tl.load(values + 2 * GROUPS, mask=here, other=0)
+        x3 = tl.load(values + 3 * GROUPS, mask=here, other=0)
         sums = add_product(crumbs(byte, 0, dtype, ASM), x0, sums, ASM)
         sums = add_product(crumbs(byte, 1, dtype, ASM), x1, sums, ASM)
         sums = add_product(crumbs(byte, 2, dtype, ASM), x2, sums, ASM)
@@ -106,8 +111,7 @@ def ways(layer: Layer) -> list[Way]:
     outputs = max(power_of_two(layer.outputs), 16)
     groups = power_of_two(divided(layer.channels, 4))
     least = 32 if layer.codes else 16
-    steps = [(64, 64, 4), (64, 64, 3), (64, 64, 2), (64, 32, 4), (64, 32, 2), (64, 16, 2)]
-    steps += [(32, 64, 4), (128, 64, 4), (64, 128, 4), (128, 128, 3), (64, 64, 5)]
+    steps = [(64, 64, 4), (64, 32, 4), (64, 32, 2), (32, 64, 4), (128, 64, 4)]
     found = [
         {
             "outputs": min(width, outputs),
@@ -128,9 +132,14 @@ def shared_bytes(way: Way, layer: Layer) -> int:
     return max(flight + way["outputs"] * way["groups"] * item, way["outputs"] * rows * 4)
 
 
+def fits(way: Way, layer: Layer, gpu: Gpu) -> bool:
+    small = way["outputs"] * tile_rows(layer) <= MOST_SUMS
+    return small and shared_bytes(way, layer) <= gpu.shared_bytes
+
+
 def fitting(spec: Spec, layer: Layer, gpu: Gpu) -> Way:
     """The parameters of a call."""
-    return way_of(spec, ways(layer), lambda way: shared_bytes(way, layer) <= gpu.shared_bytes)
+    return way_of(spec, ways(layer), lambda way: fits(way, layer, gpu))
 
 
 def layout(way: Way) -> str:
@@ -157,11 +166,11 @@ def launch(layer: Layer, way: Way, rows: str, scales: str, out: str) -> Launch:
         **{name: layer.buffer(name) for name in ("scale", "bias", "gates", "experts")},
         "pairs": layer.buffer("pairs_out"),
         "out": pointer(layer.last.dtype, out),
-        "T": number(layer.tokens),
+        "T": plain(layer.tokens),
         "F": number(layer.outputs),
+        "GROUPS": number(width_of(way, layer) // 4),
     }
     constants = {
-        "K": width_of(way, layer),
         "CHOSEN": layer.chosen,
         "SLOTS": power_of_two(layer.chosen),
         "CODES": layer.codes,
@@ -190,8 +199,9 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
         serves(spec, gpu, layout(way))
         and rotate_rows.supports(layer)
         and layer.chosen <= MOST_CHOSEN
-        and tile_rows(layer) <= MOST_ROWS
-        and shared_bytes(way, layer) <= gpu.shared_bytes
+        and layer.tokens <= MOST_TOKENS
+        and tile_rows(layer) <= MOST_ROWS["f32" if layer.dtype == "f32" else layer.row_dtype]
+        and fits(way, layer, gpu)
     )
 
 
@@ -213,13 +223,16 @@ def scratch(spec: Spec, gpu: Lanes) -> tuple[Tensor, ...]:
 
 
 def space(spec: Spec, gpu: Lanes) -> tuple[Way, ...]:
-    """Steps, and parts of w_down. Without atomics: a tuner keeps what gives the same bits again."""
+    """Steps, and parts of w_down; of float32 one step, whose tile fits the registers.
+
+    Without atomics: a tuner keeps what gives the same bits again.
+    """
     assert isinstance(gpu, Gpu), "the bound is a GPU's"
     layer = layer_of(spec)
-    fits = [way for way in ways(layer) if shared_bytes(way, layer) <= gpu.shared_bytes]
-    fits = fits or ways(layer)[:1]
-    parts = [fits[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)] if layer.down else []
-    return (*fits, *parts)
+    found = [way for way in ways(layer) if fits(way, layer, gpu)] or ways(layer)
+    found = found[: None if layer.dtype in HALVES else 1]
+    parts = [found[0] | {"parts": parts} for parts in (1, 2, 4, 8, 16)] if layer.down else []
+    return (*found, *parts)
 
 
 def build(spec: Spec, gpu: Lanes, name: str) -> Plan:

@@ -20,12 +20,14 @@ from .epilogue import chosen_of, combined, row_of, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import (
     BYTES,
+    HALVES,
     MOST_CHOSEN,
     Layer,
     Way,
     divided,
     layer_of,
     number,
+    plain,
     pointer,
     power_of_two,
     serves,
@@ -49,7 +51,8 @@ def up_prefill(
     out: tl.tensor,
     T: tl.tensor,
     F: tl.tensor,
-    K: tl.constexpr,
+    K: tl.tensor,
+    GROUP: tl.tensor,
     CHOSEN: tl.constexpr,
     SLOTS: tl.constexpr,
     CODES: tl.constexpr,
@@ -63,7 +66,6 @@ def up_prefill(
     BM: tl.constexpr,
     BF: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
 ) -> tl.tensor:
     """out [T, F] of rows [T * CHOSEN, K] and w [F padded to BF, K], which is in fragment order."""
     BT: tl.constexpr = BM // SLOTS
@@ -119,7 +121,8 @@ def ways(layer: Layer) -> list[Way]:
     """Tiles of 64 rows and 128 outputs first: three of them fit a multiprocessor and overlap."""
     outputs, _ = sizes(layer)
     least = 8 * power_of_two(layer.chosen)
-    tiles = [(64, 128, 4), (128, 64, 4), (128, 128, 8), (64, 64, 4)]
+    tiles = [(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 2), (128, 64, 4, 3), (128, 128, 8, 3)]
+    tiles += [(64, 64, 4, 3), (64, 64, 4, 2)]
     found = [
         {
             "rows": max(rows, least),
@@ -128,8 +131,7 @@ def ways(layer: Layer) -> list[Way]:
             "stages": stages,
             "group": group,
         }
-        for rows, width, warps in tiles
-        for stages in (3, 4, 2)
+        for rows, width, warps, stages in tiles
         for group in (8, 4)
     ]
     return [way for i, way in enumerate(found) if way not in found[:i]]
@@ -156,11 +158,12 @@ def launch(layer: Layer, way: Way, dense: str, rows: str, scales: str, out: str)
         **{name: layer.buffer(name) for name in ("scale", "bias", "gates", "experts")},
         "pairs": layer.buffer("pairs_out"),
         "out": pointer(layer.last.dtype, out),
-        "T": number(layer.tokens),
+        "T": plain(layer.tokens),
         "F": number(layer.outputs),
+        "K": number(padded(layer)[1]),
+        "GROUP": plain(way["group"]),
     }
     constants = {
-        "K": padded(layer)[1],
         "CHOSEN": layer.chosen,
         "SLOTS": slots,
         "CODES": layer.codes,
@@ -168,7 +171,6 @@ def launch(layer: Layer, way: Way, dense: str, rows: str, scales: str, out: str)
         "BM": way["rows"],
         "BF": way["outputs"],
         "BK": sizes(layer)[1],
-        "GROUP": way["group"],
     }
     grid = (tiles_of(layer, way), 1, 1)
     return Launch(
@@ -192,7 +194,8 @@ def supports(spec: Spec, gpu: Lanes) -> bool:
         return False
     layer = layer_of(spec)
     return (
-        serves(spec, gpu, layout(layer))
+        layer.dtype in HALVES
+        and serves(spec, gpu, layout(layer))
         and rotate_rows.supports(layer)
         and layer.chosen <= MOST_CHOSEN
         and shared_bytes(fitting(spec, layer, gpu), layer) <= gpu.shared_bytes

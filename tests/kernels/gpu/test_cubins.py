@@ -24,7 +24,7 @@ CASES = [
     ("gpu_library", 4096, 1024, 4096),
     ("gpu_prefill", 4096, 1024, 4096),
     ("gpu_decode", 8, 1024, 4096),
-    ("gpu_decode", 64, 1024, 4096),
+    ("gpu_decode", 32, 1024, 4096),
     ("gpu_fused", 4096, 256, 1024),
     ("gpu_fused", 8, 512, 2048),
 ]
