@@ -92,7 +92,7 @@ def test_another_place_is_unknown() -> None:
     """The places are listed, whatever the program is for."""
     with pytest.raises(UnknownName, match="unknown place to run on 'qemo'") as caught:
         compiled("rv32imc").on("qemo")
-    assert "nearest: qemu. known: native, qemu" in str(caught.value.help)
+    assert "nearest: qemu. known: interpreter, native, qemu" in str(caught.value.help)
 
 
 def test_native_is_a_place_as_well() -> None:
