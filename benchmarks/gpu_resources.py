@@ -91,8 +91,8 @@ class Asked:
     channels: set[int] = field(default_factory=set)
     tokens: set[int] = field(default_factory=set)
     chosen: set[int] = field(default_factory=set)
-    # Whether it is part of a way that is taken without tuning.
-    default: bool = False
+    # Those of its channels for which it is part of a way that is taken without tuning.
+    default: set[int] = field(default_factory=set)
 
 
 def gpu_of(capability: int) -> Gpu:
@@ -144,7 +144,7 @@ def asked(gpu: Gpu, quick: bool = False, sizes: Sizes = SIZES) -> dict[str, Aske
                         one.channels.add(channels)
                         one.tokens.add(tokens)
                         one.chosen.add(chosen)
-                        one.default |= i == 0
+                        one.default |= {channels} if i == 0 else set()
     return found
 
 
@@ -235,7 +235,7 @@ def row_of(symbol: str, one: Asked) -> dict[str, Any]:
         "channels": sorted(one.channels),
         "tokens": sorted(one.tokens),
         "chosen": sorted(one.chosen),
-        "default": one.default,
+        "default": sorted(one.default),
     }
 
 
@@ -270,17 +270,20 @@ def written(rows: Sequence[Any], capabilities: Sequence[int]) -> bytes:
 def table(results: Mapping[str, Any]) -> str:
     """What default ways use in float16 and in codes, for 256 and 1024 channels, in Markdown."""
     columns = [c for c in sorted(results["capabilities"]) if c >= 80]
-    cells: dict[tuple[str, ...], dict[int, list[Any]]] = {}
+    found: dict[tuple[str, ...], tuple[set[int], dict[int, list[Any]]]] = {}
     for row in results["rows"]:
-        if row["default"] and row["dtype"] == "f16" and 2 in row["chosen"]:
-            rows = "codes" if row["codes"] else "f16"
-            for channels in {256, 1024} & set(row["channels"]):
-                key = (row["kernel"], str(channels), rows, row["tile"])
-                for capability, use in row["on"].items():
-                    cells.setdefault(key, {}).setdefault(int(capability), []).append(use)
-    names = ["kernel", "d", "rows", "tile", *(f"sm_{c}" for c in columns)]
+        channels = {256, 1024} & set(row["default"])
+        if channels and row["dtype"] == "f16" and 2 in row["chosen"]:
+            key = (row["kernel"], "codes" if row["codes"] else "f16", row["tile"])
+            widths, uses = found.setdefault(key, (set(), {}))
+            widths |= channels
+            for capability, use in row["on"].items():
+                uses.setdefault(int(capability), []).append(use)
+    names = ["kernel", "rows", "tile", "d", *(f"sm_{c}" for c in columns)]
     lines = [names, ["---"] * len(names)]
-    lines += [[*key, *(cell(of.get(c, [])) for c in columns)] for key, of in sorted(cells.items())]
+    for key, (widths, uses) in sorted(found.items()):
+        shown = ", ".join(map(str, sorted(widths)))
+        lines.append([*key, shown, *(cell(uses.get(c, [])) for c in columns)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

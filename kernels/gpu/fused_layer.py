@@ -150,11 +150,20 @@ def fused_layer(
 
 
 def ways(layer: Layer) -> list[Way]:
-    """Tiles of 32 tokens first, of 16 where there are no more; smaller where channels are many."""
-    few = 4 if layer.channels <= 256 else 8
-    tiles = [(32, 64, 8, 2), (32, 32, 8, 2), (16, 64, 8, 2), (16, 32, few, 2), (16, 16, few, 2)]
-    tiles = tiles[2:] + tiles[:2] if layer.tokens <= 16 else tiles
-    tiles += [(64, 32, 8, 2)]
+    """Tiles of 32 tokens first, of 16 where there are no more; smaller where channels are many.
+
+    Of codes, and of many channels, those are left out that some compiler gives a stack.
+    """
+    large, narrow = [(32, 64, 8, 2), (32, 32, 8, 2)], layer.channels <= 256
+    if layer.codes:
+        small = [(16, 32, 8, 2)]
+    elif narrow:
+        small = [(16, 64, 8, 2), (16, 32, 4, 2), (16, 16, 4, 2)]
+    else:
+        small = [(16, 64, 8, 2), (16, 32, 8, 2)]
+    tiles = small + large if layer.tokens <= 16 else large + small
+    tiles.append((64, 32, 8, 2))
+    dense = tiles[: 2 if narrow else 1]
     outputs = max(power_of_two(layer.outputs), 16)
     found = [
         {
@@ -166,7 +175,7 @@ def ways(layer: Layer) -> list[Way]:
             "parts": 0,
         }
         for packed in (1, 0)
-        for tokens, width, warps, stages in (tiles if packed else tiles[:2])
+        for tokens, width, warps, stages in (tiles if packed else dense)
     ]
     return [way for i, way in enumerate(found) if way not in found[:i]]
 
