@@ -41,7 +41,9 @@ def test_every_kernel_is_checked_in_every_mode():
     assert kernels == {kernel.name for kernel in all_kernels()}
     for kernel in all_kernels():
         own = [each for each in asked if each.found.name == kernel.name]
-        assert {each.mode for each in own} == set(MODES)
+        # Float32 has no tensor cores, for which these kernels are made.
+        without = {"f32"} if kernel.name in {"gpu_prefill", "gpu_fused"} else set()
+        assert {each.mode for each in own} == set(MODES) - without
         assert {each.asm for each in own if each.mode == "f16"} == {True, False}
         assert {each.asm for each in own if each.mode == "bf16"} == {True}
         assert {each.routing for each in own} == {"uniform", "one expert"}

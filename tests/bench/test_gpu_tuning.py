@@ -56,10 +56,10 @@ def test_all_ways_of_what_may_be_fastest_are_tried():
 
 def test_the_fastest_way_of_each_kernel_is_kept(monkeypatch):
     """The best of a kernel is found wherever it stands, and the best of all is the entry."""
-    device = Scripted({"gpu_library": 3.0, "gpu_prefill": 2.0})
+    device = Scripted({"gpu_library": 3.0, "gpu_decode": 2.0})
     times = iter([5.0, 1.0, 2.0, 4.0])
     monkeypatch.setattr(tuned, "_seconds", lambda *_: (next(times), ""))
-    kernels = [in_ways(KERNELS[name], 2) for name in ("gpu_library", "gpu_prefill")]
+    kernels = [in_ways(KERNELS[name], 2) for name in ("gpu_library", "gpu_decode")]
     found = tuning(kernels, device)
     asked = spec(SHAPE, "f32")
     assert [found.parameters(kernel, asked) for kernel in kernels] == [{"number": 1}, {"number": 0}]
