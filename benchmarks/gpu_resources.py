@@ -49,6 +49,9 @@ THOROUGH = CAPABILITIES[:2]
 # bfloat16 differs from float16 in its instructions, not in its tiles, and float32 has but defaults.
 ROWS = (("f16", 0), ("f16", 8), ("bf16", 0), ("f32", 0))
 TUNED = ROWS[:2]
+# Channels and outputs of layers whose rotations have many layers; 8192 is the most that is served.
+DEEP = ((256, 1024), (1024, 4096), (4096, 8192))
+DEEP_TOKENS = 4096
 # Channels of which the tiles are those of wider layers, but for fewer groups.
 NARROWEST = 64
 # Kernels whose work is a product; those of sums and rotations have no use for tensor cores.
@@ -62,7 +65,8 @@ START, END = "<!-- table: benchmarks/gpu_resources.py --table -->\n", "<!-- end 
 class Sizes:
     """Layers that are compiled: (channels, outputs of W_hat), and as many results as channels.
 
-    Two experts are chosen; with so many channels one and four, too, in default ways.
+    Two experts are chosen; with so many channels one and four, too, in default ways. ``deep``:
+    those of rotations of many layers.
     """
 
     widths: Sequence[tuple[int, int]] = (
@@ -75,9 +79,10 @@ class Sizes:
     tokens: Sequence[int] = (1, 32, 512, 4096, 65536)
     rows: Sequence[tuple[str, int]] = ROWS
     one_and_four: int | None = 1024
+    deep: Sequence[tuple[int, int]] = ()
 
 
-SIZES = Sizes()
+SIZES = Sizes(deep=DEEP)
 
 
 @dataclass
@@ -120,6 +125,18 @@ def layer_spec(
     return Spec("butterfly_layer", attributes, operands, (Tensor(dtype, (tokens, channels)),))
 
 
+def deep_spec(channels: int, outputs: int, *, dtype: str, bits: int) -> Spec:
+    """The same with rotations of three and four layers: how many there are, kernels are told."""
+    spec = layer_spec(DEEP_TOKENS, channels, outputs, dtype=dtype, bits=bits)
+    given = {name: spec.attribute(name) for name in ("dtype", "activation", "activation_bits")}
+    attributes = OPS["butterfly_deep_layer"].complete({**given, "kept": outputs})
+    x, pairs, *between, w_down = spec.operands
+    partners = [Tensor("i32", (3, channels)), Tensor("i32", (4, outputs))]
+    turned = [Tensor(pairs.dtype, (8, *partner.shape, 2)) for partner in partners]
+    operands = (x, turned[0], *between[:-1], turned[1], *partners, w_down)
+    return Spec("butterfly_deep_layer", tuple(sorted(attributes.items())), operands, spec.results)
+
+
 def ways_of(kernel: Kernel, spec: Spec, gpu: Gpu, every: bool) -> Sequence[Mapping[str, int]]:
     """The ways to compute ``spec`` that ``kernel`` ships."""
     if not kernel.supports(spec, gpu):
@@ -155,6 +172,8 @@ def calls(sizes: Sizes) -> Iterator[tuple[tuple[str, int], Spec]]:
         for chosen in (2, 1, 4) if also else (2,):
             dtype, bits = rows
             yield rows, layer_spec(tokens, channels, outputs, chosen=chosen, dtype=dtype, bits=bits)
+    for (channels, outputs), (dtype, bits) in product(sizes.deep, sizes.rows):
+        yield (dtype, bits), deep_spec(channels, outputs, dtype=dtype, bits=bits)
 
 
 @cache

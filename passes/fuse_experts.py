@@ -107,7 +107,7 @@ def fuse(node: Node, walk: Walk) -> Node | None:
         name = f"{node.name}.zeros" if bias is None else bias.name
         bias = walk.constant(values.reshape(width), name, node.type.with_shape(width))
     activation = last or first
-    operands = [_tokens(rows), before.operands[1], weights, scale, bias, gates, experts]
+    operands = [tokens_of(rows), before.operands[1], weights, scale, bias, gates, experts]
     return make(
         "butterfly_experts",
         *operands,
@@ -123,7 +123,7 @@ def fuse(node: Node, walk: Walk) -> Node | None:
     )
 
 
-def _tokens(rows: Node) -> Node:
+def tokens_of(rows: Node) -> Node:
     """``rows``, [T, 1, d], as [T, d]."""
     shape = rows.type.shape[0], rows.type.shape[2]
     if rows.op == "reshape" and rows.operands[0].type.shape == shape:

@@ -35,13 +35,15 @@ import numpy as np
 
 from ..compiler.errors import UsageError
 from ..compiler.ir import Graph, Node, Type, make, remake
+from ..compiler.ir.ops import OPS
 from ..compiler.ir.ops.elementwise import cast
 from .base import Rule, Walk, is_constant, walk_once
 from .quantize_codes import RANKED
 
 HALVED = frozenset({"linear", "matmul", "attention", "qkv_attention", "conv2d"})
 # Products too, in a precision of their own: what something is ranked by is not sought behind them.
-_OTHERS = frozenset({"ternary_matmul", "ternary_dot", "butterfly_experts", "butterfly_layer"})
+_LAYERS = frozenset({"butterfly_layer", "butterfly_deep_layer"})
+_OTHERS = frozenset({"ternary_matmul", "ternary_dot", "butterfly_experts"}) | _LAYERS
 # Ops that move elements, and how many of their operands hold them: the first, or all.
 _MOVES: dict[str, int | None] = {"concat": None, "gather": 1, "shuffle": 1, "take": 1}
 _MOVES |= dict.fromkeys(("broadcast", "reshape", "slice", "transpose"), 1)
@@ -133,15 +135,18 @@ def halving_layers(dtype: str) -> Rule:
     halves, pairs = Halves(dtype), Halves("f16")
 
     def halve(node: Node, walk: Walk) -> Node | None:
-        if node.op != "butterfly_layer" or node["dtype"] != "f32" or node.type.dtype != "f32":
+        if node.op not in _LAYERS or node["dtype"] != "f32" or node.type.dtype != "f32":
             return None
-        operands = list(node.operands)
-        turned, down = [operands[1], operands[7]], operands[8:]
-        if not (fits(turned, walk, "f16") and fits(down, walk, dtype)):
+        named = dict(
+            zip(OPS[node.op].operands.replace("?", "").split(), node.operands, strict=False)
+        )
+        turned = {name: named[name] for name in ("pairs_in", "pairs_out")}
+        down = {"w_down": named["w_down"]} if "w_down" in named else {}
+        if not (fits(turned.values(), walk, "f16") and fits(down.values(), walk, dtype)):
             return None
-        operands[1], operands[7] = (pairs.of(x, walk) for x in turned)
-        operands[8:] = [halves.of(x, walk) for x in down]
-        halved = replace(node, operands=tuple(operands))
+        named |= {name: pairs.of(x, walk) for name, x in turned.items()}
+        named |= {name: halves.of(x, walk) for name, x in down.items()}
+        halved = replace(node, operands=tuple(named.values()))
         return replace(halved, attributes={**node.attributes, "dtype": dtype})
 
     return halve

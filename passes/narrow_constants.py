@@ -19,7 +19,14 @@ from .base import Walk, rewrite
 
 # Ops whose meaning rounds a constant operand to the precision of the rows.
 _ROUNDS = frozenset(
-    {"rotate", "ternary_matmul", "dequantize", "butterfly_experts", "butterfly_layer"}
+    {
+        "rotate",
+        "ternary_matmul",
+        "dequantize",
+        "butterfly_experts",
+        "butterfly_layer",
+        "butterfly_deep_layer",
+    }
 )
 
 

@@ -22,6 +22,7 @@ from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations
 from ..passes.fuse_attention import FuseAttention
+from ..passes.fuse_deep_layers import FuseDeepLayers
 from ..passes.fuse_experts import FuseExperts
 from ..passes.fuse_layers import FuseLayers
 from ..passes.half_products import HalfProducts
@@ -148,6 +149,7 @@ def passes(
         CombineBeforeDown(),
         *((QuantizeActivations(),) if mode == "i8" else ()),
         FuseAttention(),
+        FuseDeepLayers(),
         FuseExperts(),
         FuseLayers(),
         NarrowConstants(),

@@ -211,8 +211,7 @@ def float32_sums() -> Iterator[None]:
 
 
 def _named_operands(node: Node) -> list[tuple[str, Node]]:
-    names = [name.rstrip("?.") for name in OPS[node.op].operands.split()]
-    return list(zip(names, node.operands, strict=False))
+    return list(zip(OPS[node.op].names, node.operands, strict=False))
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

@@ -149,24 +149,112 @@ def butterfly_layer(
     order_out: tuple[int, ...],
     biased: bool,
 ) -> Tensor:
+    def rotated(rows: Tensor, pairs: Tensor, order: tuple[int, ...]) -> Tensor:
+        return turn(rows, pairs[experts.long()].to(rows.dtype), order)
+
+    return layer(
+        x,
+        w,
+        scale,
+        bias,
+        gates,
+        w_down,
+        lambda rows: rotated(rows, pairs_in, order_in),
+        lambda u: rotated(u, pairs_out, order_out),
+        dtype=dtype,
+        activation=activation,
+        activate_last=activate_last,
+        activation_bits=activation_bits,
+        biased=biased,
+    )
+
+
+def layer(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    gates: Tensor,
+    w_down: Tensor | None,
+    rotate_in: Callable[[Tensor], Tensor],
+    rotate_out: Callable[[Tensor], Tensor],
+    *,
+    dtype: str,
+    activation: str,
+    activate_last: bool,
+    activation_bits: int,
+    biased: bool,
+) -> Tensor:
+    """A layer of any rotations: ``rotate_in`` of x [T, 1, d] gives [T, k, d]."""
     wide = widened(x).dtype
 
     def rounded(values: Tensor) -> Tensor:
         return values.to(TORCH[dtype]).to(wide) if dtype in ("f16", "bf16") else values
 
-    def chosen(pairs: Tensor) -> Tensor:
-        return pairs[experts.long()].to(wide)
-
-    rows = turn(x.to(wide)[:, None], chosen(pairs_in), order_in)  # [T, k, d]
+    rows = rotate_in(x.to(wide)[:, None])
     rows = rows if activation_bits else rounded(rows)
     u = products(rows, w, scale, activation_bits)
     u = u + bias.to(wide) if biased else u  # [T, k, F]
     activate = ACTIVATIONS[activation]
     u = u if activate_last else activate(u)
-    u = turn(u, chosen(pairs_out), order_out)
+    u = rotate_out(u)
     u = activate(u) if activate_last else u
     y = combine(u, gates.to(wide))
-    return y if w_down is None else functional.linear(rounded(y), w_down.to(wide))
+    if w_down is not None:
+        y = functional.linear(rounded(y)[:, : w_down.shape[1]], w_down.to(wide))
+    return y
+
+
+def turn_layers(x: Tensor, pairs: Tensor, partners: Tensor) -> Tensor:
+    """x [..., n] rotated by pairs [..., L, n, 2] of ``partners`` [L, n]."""
+    for i, partner in enumerate(partners.long()):
+        x = pairs[..., i, :, 0] * x + pairs[..., i, :, 1] * x[..., partner]
+    return x
+
+
+def butterfly_deep_layer(
+    x: Tensor,
+    pairs_in: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    gates: Tensor,
+    experts: Tensor,
+    pairs_out: Tensor,
+    partners_in: Tensor,
+    partners_out: Tensor,
+    w_down: Tensor | None = None,
+    *,
+    dtype: str,
+    activation: str,
+    activate_last: bool,
+    activation_bits: int,
+    biased: bool,
+    kept: int,
+) -> Tensor:
+    def rotated(rows: Tensor, pairs: Tensor, partners: Tensor) -> Tensor:
+        return turn_layers(rows, pairs[experts.long()].to(rows.dtype), partners)
+
+    def rotated_in(rows: Tensor) -> Tensor:
+        more = w.shape[1] - rows.shape[-1]
+        return rotated(functional.pad(rows, (0, more)), pairs_in, partners_in)
+
+    y = layer(
+        x,
+        w,
+        scale,
+        bias,
+        gates,
+        w_down,
+        rotated_in,
+        lambda u: rotated(u, pairs_out, partners_out),
+        dtype=dtype,
+        activation=activation,
+        activate_last=activate_last,
+        activation_bits=activation_bits,
+        biased=biased,
+    )
+    return y if w_down is not None else y[:, :kept]
 
 
 TABLE: dict[str, Callable[..., Any]] = {
@@ -180,4 +268,5 @@ TABLE: dict[str, Callable[..., Any]] = {
     "combine": of_held(combine),
     "butterfly_experts": of_held(butterfly_experts),
     "butterfly_layer": butterfly_layer,
+    "butterfly_deep_layer": butterfly_deep_layer,
 }

@@ -107,6 +107,42 @@ def turn(
 
 
 @triton.jit
+def turn_layers(
+    x: tl.tensor,
+    pairs: tl.tensor,
+    partners: tl.tensor,
+    place: tl.tensor,
+    expert: tl.tensor,
+    there: tl.tensor,
+    column: tl.tensor,
+    D: tl.tensor,
+    LAYERS: tl.tensor,
+) -> tl.tensor:
+    """Rows x [M, N], of which D channels are, rotated by the words [LAYERS, D] of their experts.
+
+    A layer makes cosines times channels, plus sines times ``partners`` [LAYERS, D]; these are read
+    at ``place`` [M, 1], where the program's rows are written. Caches hold them: `tl.gather` would
+    compare each channel of a row with each other.
+    """
+    inside = column < D
+    here = there[:, None] & inside[None, :]
+    word_at = pairs + expert[:, None] * (LAYERS * D) + column[None, :]
+    partner_at = partners + column
+    for _ in range(0, LAYERS):
+        word = tl.load(word_at, mask=here, other=0)
+        partner = tl.load(partner_at, mask=inside, other=0)
+        tl.store(place + column[None, :], x, mask=here)
+        tl.debug_barrier()
+        other = tl.load(place + partner[None, :], mask=here, other=0.0)
+        # Nothing is written before all is read.
+        tl.debug_barrier()
+        x = cosine(word) * x + sine(word) * other
+        word_at += D
+        partner_at += D
+    return x
+
+
+@triton.jit
 def row_maximum(x0: tl.tensor, x1: tl.tensor, x2: tl.tensor, x3: tl.tensor) -> tl.tensor:
     """The largest magnitude in each row of four members [M, G]."""
     low = tl.maximum(tl.abs(x0), tl.abs(x1))

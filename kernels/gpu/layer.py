@@ -1,4 +1,8 @@
-"""A call of the op `butterfly_layer` as its GPU kernels see it, and what their launches share."""
+"""A call of the op for a layer as its GPU kernels see it, and what their launches share.
+
+There are two such ops, and a `Layer` is of either: `butterfly_layer`, and `butterfly_deep_layer`
+with rotations of any number of layers.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ from ..record import Spec, Tensor
 from .activations import NAMES
 from .launch import TRITON, Argument, Gpu, Value
 
-OPERANDS = (
-    "x", "pairs_in", "w", "scale", "bias", "gates", "experts", "pairs_out", "w_down"
-)  # fmt: skip
+FIRST = "x", "pairs_in", "w", "scale", "bias", "gates", "experts", "pairs_out"
+OPERANDS = (*FIRST, "w_down")
+DEEP_OPERANDS = (*FIRST, "partners_in", "partners_out", "w_down")
+IN_ORDER = (0, 1, 2, 3, 0, 1, 2, 3)
 # One word holds a cosine and a sine.
 WORDS = {"f16": "i32", "f32": "i64"}
 HALVES = ("f16", "bf16")
@@ -40,7 +45,9 @@ class Layer:
     tokens: int
     chosen: int
     channels: int
+    # Rows of W_hat, and how many of them are results.
     outputs: int
+    kept: int
     experts: int
     # Channels of the result behind w_down; 0 without it.
     down: int
@@ -49,7 +56,7 @@ class Layer:
     dtype: str
     codes: bool
     activation: str
-    # `order_bits` of the rotation of rows.
+    # `order_bits` of the rotation of rows, where it has groups of four.
     order_in: int
     operands: dict[str, Tensor]
     flags: dict[str, Value]
@@ -71,11 +78,11 @@ class Layer:
     def last(self) -> Tensor:
         """What the kernels before w_down make."""
         dtype = self.dtype if self.down else self.outer
-        return Tensor(dtype, (self.tokens, self.outputs))
+        return Tensor(dtype, (self.tokens, self.kept))
 
     @property
     def last_bytes(self) -> int:
-        return self.tokens * self.outputs * BYTES[self.last.dtype]
+        return self.tokens * self.kept * BYTES[self.last.dtype]
 
     def buffer(self, name: str) -> Argument:
         """The argument that is the operand ``name``."""
@@ -111,16 +118,19 @@ def order_bits(order: tuple[int, ...]) -> int:
 
 
 def layer_of(spec: Spec) -> Layer:
-    operands = dict(zip(OPERANDS, spec.operands, strict=False))
+    deep = spec.op == "butterfly_deep_layer"
+    operands = dict(zip(DEEP_OPERANDS if deep else OPERANDS, spec.operands, strict=False))
+    orders = {name: dict(spec.attributes).get(name, IN_ORDER) for name in ("order_in", "order_out")}
     (tokens, channels), chosen = operands["x"].shape, operands["gates"].shape[1]
     dtype = spec.attribute("dtype")
     down = operands["w_down"].shape[0] if "w_down" in operands else 0
+    outputs = operands["w"].shape[0]
     flags: dict[str, Value] = {
         "SCALES": bool(operands["scale"].shape),
         "BIASED": bool(spec.attribute("biased")),
         "ACTIVATION": spec.attribute("activation"),
         "LAST": bool(spec.attribute("activate_last")),
-        "ORDER": order_bits(spec.attribute("order_out")),
+        "ORDER": order_bits(orders["order_out"]),
         "FAST": dtype in HALVES,
         "ASM": True,
     }
@@ -128,22 +138,23 @@ def layer_of(spec: Spec) -> Layer:
         tokens,
         chosen,
         channels,
-        operands["w"].shape[0],
+        outputs,
+        spec.attribute("kept") if deep else outputs,
         operands["pairs_in"].shape[0],
         down,
         operands["x"].dtype,
         dtype,
         spec.attribute("activation_bits") == 8,
         spec.attribute("activation"),
-        order_bits(spec.attribute("order_in")),
+        order_bits(orders["order_in"]),
         operands,
         flags,
     )
 
 
-def serves(spec: Spec, gpu: Gpu, layout: str) -> bool:
-    """Whether this is a call that kernels of this folder compute, with such packed weights."""
-    if spec.op != "butterfly_layer":
+def serves(spec: Spec, gpu: Gpu, layout: str, op: str = "butterfly_layer") -> bool:
+    """Whether this is a call of ``op`` that kernels here compute, with such packed weights."""
+    if spec.op != op:
         return False
     layer = layer_of(spec)
     tensors = layer.operands

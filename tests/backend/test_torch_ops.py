@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from butterflyc.compiler.ir import Graph, Type, input_node, make, result, type_of
 from butterflyc.compiler.ir.interpret import interpret
-from butterflyc.compiler.ir.ops import butterfly, elementwise, layer, linear, shape
+from butterflyc.compiler.ir.ops import butterfly, deep_layer, elementwise, layer, linear, shape
 from butterflyc.compiler.ir.types import STORAGE
 from butterflyc.compiler.run import torch_ops_elementwise
 from butterflyc.compiler.run.torch_ops import TABLE, evaluate, tensor_of
@@ -28,7 +28,7 @@ from ..ir.samples import op_samples, values
 
 Array = np.ndarray
 Call = tuple[str, list[Type], dict[str, Any]]
-FAMILIES = (elementwise, shape, linear, butterfly, layer)
+FAMILIES = (elementwise, shape, linear, butterfly, layer, deep_layer)
 SAMPLES = op_samples()
 CALLS = [
     pytest.param((op, types, attributes), id=f"{op}-{i}")

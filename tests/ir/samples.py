@@ -134,6 +134,7 @@ def op_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         ],
     }  # fmt: skip
     samples["butterfly_layer"] = _layer_samples()
+    samples["butterfly_deep_layer"] = _deep_layer_samples()
     return samples
 
 
@@ -149,6 +150,21 @@ def _layer_samples() -> list[tuple[list[Type], dict[str, Any]]]:
     return [
         (operands, {"dtype": "f16", "activation_bits": 8}),
         ([*operands, Type("f16", (5, 12))], {"dtype": "f32", **other}),
+    ]
+
+
+def _deep_layer_samples() -> list[tuple[list[Type], dict[str, Any]]]:
+    """The same with three and one layers; 7 of the 8 channels are there, 10 of the 12 kept."""
+    pairs = [Type("f32", (4, 3, 8, 2)), Type("f16", (4, 1, 12, 2))]
+    operands = [
+        Type("f32", (3, 7)), pairs[0], Type("ternary", (12, 8)), Type("f32", (12,)),
+        Type("f32", (12,)), Type("f32", (3, 2)), Type("i64", (3, 2)), pairs[1],
+        Type("i32", (3, 8)), Type("i32", (1, 12)),
+    ]  # fmt: skip
+    other = {"activation": "gelu", "activate_last": True, "biased": False, "kept": 10}
+    return [
+        (operands, {"dtype": "f16", "activation_bits": 8, "kept": 10}),
+        ([*operands, Type("f16", (5, 10))], {"dtype": "f32", **other}),
     ]
 
 

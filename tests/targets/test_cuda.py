@@ -18,7 +18,7 @@ from butterflyc.cli.compile import next_commands
 from butterflyc.compiler.errors import BadInput, Incompatible, ToolMissing, Unsupported, UsageError
 from butterflyc.compiler.run import gpu as running
 from butterflyc.compiler.run.plans import launches_of, unpack_plans
-from butterflyc.models.butterfly import ButterflyConfig
+from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
 from butterflyc.models.vit import ViT, ViTConfig
 from butterflyc.passes.select_kernels import spec_of
 from butterflyc.program import Program
@@ -60,6 +60,35 @@ def test_every_mode_computes_what_the_model_does(mode: str) -> None:
     kernels = {layer.kernel for layer in plans_of(program(mode)).values()}
     assert len(plans_of(program(mode))) == 2, "both layers have kernels of their own"
     assert all(name.startswith("gpu_") for name in kernels)
+
+
+def check_deep(mode: str, sizes: dict[str, int], **turns: Any) -> None:
+    """A layer alone has a kernel for rotations of many layers, and is PyTorch's."""
+    torch.manual_seed(0)
+    common: dict[str, Any] = {"experts": 3, "top_k": 2, "angle_std": 1.0}
+    layer = ButterflyMoE(ButterflyConfig(**common, **sizes, **turns)).eval()
+    x = torch.randn(2, 5, sizes["d_model"])
+    found = bc.compile(layer, (x,), target="cuda-sm75", mode=mode)
+    (plan,) = plans_of(found).values()
+    assert plan.kernel == "gpu_deep_library"
+    with torch.no_grad():
+        wanted = layer(x)
+    got = found.on("interpreter")(x)
+    assert float((got - wanted).abs().max() / wanted.abs().max()) < LIMITS[mode]
+
+
+@pytest.mark.parametrize("shuffle", ["deinterleave", "interleave"])
+@pytest.mark.parametrize("layers", range(1, 7))
+def test_any_number_of_layers(layers: int, shuffle: Any) -> None:
+    """Rotations of one to six layers, with either shuffle, of widths that are padded."""
+    turns = {"layers_in": layers, "layers_out": 7 - layers, "shuffle": shuffle}
+    check_deep("f16", {"d_model": 48, "d_ff": 40}, **turns)
+
+
+@pytest.mark.parametrize("mode", ["f32", "i8"])
+def test_many_layers_in_other_modes(mode: str) -> None:
+    """Rotations of three and of five layers in float32, and of rows as codes."""
+    check_deep(mode, {"d_model": 32, "d_ff": 64}, layers_in=3, layers_out=5)
 
 
 def test_verification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

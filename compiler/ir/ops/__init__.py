@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from . import butterfly, elementwise, integer, integer_fused, integer_gates, layer, linear, shape
+from . import (
+    butterfly,
+    deep_layer,
+    elementwise,
+    integer,
+    integer_fused,
+    integer_gates,
+    layer,
+    linear,
+    shape,
+)
 from .structure import STRUCTURAL
 from .table import Op
 
-FAMILIES = (elementwise, shape, linear, butterfly, layer, integer, integer_fused, integer_gates)
+FAMILIES = (
+    elementwise,
+    shape,
+    linear,
+    butterfly,
+    layer,
+    deep_layer,
+    integer,
+    integer_fused,
+    integer_gates,
+)
 OPS: dict[str, Op] = {entry.name: entry for family in FAMILIES for entry in family.OPS}
 
 __all__ = ["OPS", "STRUCTURAL", "Op"]

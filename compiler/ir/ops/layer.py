@@ -12,6 +12,8 @@ w_down) is rounded to ``dtype`` first. Pairs and w_down are of the types that th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..types import FLOATS, INTEGERS, Type
@@ -60,20 +62,11 @@ def butterfly_layer(
     order_out: tuple[int, ...],
     biased: bool,
 ) -> Type:
-    want(x.rank == 2 and x.dtype in FLOATS, f"needs float x[T, d], got {x}")
-    want(dtype in FLOATS, f"rows of {dtype}")
-    want(w.dtype == "ternary" and w.rank == 2, f"w is {w}, not ternary[F, d]")
+    check_layer(x, w, scale, bias, gates, experts, dtype, activation, activation_bits)
     want(x.shape[1] == w.shape[1], f"x {x} does not fit w {w}")
     for pairs, width in ((pairs_in, w.shape[1]), (pairs_out, w.shape[0])):
         want(pairs.rank == 4 and pairs.shape[2:] == (4, 2), f"pairs {pairs}, not [E, groups, 4, 2]")
         want(pairs.shape[1] * 4 == width, f"pairs {pairs} for {width} channels")
-    want(scale.shape in ((), w.shape[:1]), f"scale {scale} for {w.shape[0]} outputs")
-    want(bias.shape == w.shape[:1], f"bias {bias} for w {w}")
-    want(gates.rank == 2 and gates.shape[0] == x.shape[0], f"gates {gates} for x {x}")
-    want(experts.shape == gates.shape, f"gates {gates}, but experts {experts}")
-    want(experts.dtype in INTEGERS, f"the expert numbers are {experts}")
-    want(activation in ACTIVATIONS, f"activation '{activation}', known: {sorted(ACTIVATIONS)}")
-    want(activation_bits in (0, 8), f"activation_bits is 0 or 8, not {activation_bits}")
     for order in (order_in, order_out):
         halves = sorted(order[:4]), sorted(order[4:])
         want(halves == ([0, 1, 2, 3],) * 2, f"the order {order} is not twice 0, 1, 2, 3")
@@ -81,6 +74,30 @@ def butterfly_layer(
         return Type(x.dtype, (x.shape[0], w.shape[0]))
     want(w_down.rank == 2 and w_down.shape[1] == w.shape[0], f"w_down {w_down} for w {w}")
     return Type(x.dtype, (x.shape[0], w_down.shape[0]))
+
+
+def check_layer(
+    x: Type,
+    w: Type,
+    scale: Type,
+    bias: Type,
+    gates: Type,
+    experts: Type,
+    dtype: str,
+    activation: str,
+    activation_bits: int,
+) -> None:
+    """What layers of any rotations want of their operands. Raises ValueError."""
+    want(x.rank == 2 and x.dtype in FLOATS, f"needs float x[T, d], got {x}")
+    want(dtype in FLOATS, f"rows of {dtype}")
+    want(w.dtype == "ternary" and w.rank == 2, f"w is {w}, not ternary[F, d]")
+    want(scale.shape in ((), w.shape[:1]), f"scale {scale} for {w.shape[0]} outputs")
+    want(bias.shape == w.shape[:1], f"bias {bias} for w {w}")
+    want(gates.rank == 2 and gates.shape[0] == x.shape[0], f"gates {gates} for x {x}")
+    want(experts.shape == gates.shape, f"gates {gates}, but experts {experts}")
+    want(experts.dtype in INTEGERS, f"the expert numbers are {experts}")
+    want(activation in ACTIVATIONS, f"activation '{activation}', known: {sorted(ACTIVATIONS)}")
+    want(activation_bits in (0, 8), f"activation_bits is 0 or 8, not {activation_bits}")
 
 
 def butterfly_layer_meaning(
@@ -102,27 +119,62 @@ def butterfly_layer_meaning(
     order_out: tuple[int, ...],
     biased: bool,
 ) -> Array:
+    def rotated(rows: Array, pairs: Array, order: tuple[int, ...]) -> Array:
+        return turn(rows, pairs.astype(rows.dtype)[experts], order)
+
+    return layer_meaning(
+        x,
+        w,
+        scale,
+        bias,
+        gates,
+        w_down,
+        lambda rows: rotated(rows, pairs_in, order_in),
+        lambda u: rotated(u, pairs_out, order_out),
+        dtype=dtype,
+        activation=activation,
+        activate_last=activate_last,
+        activation_bits=activation_bits,
+        biased=biased,
+    )
+
+
+def layer_meaning(
+    x: Array,
+    w: Array,
+    scale: Array,
+    bias: Array,
+    gates: Array,
+    w_down: Array | None,
+    rotate_in: Callable[[Array], Array],
+    rotate_out: Callable[[Array], Array],
+    *,
+    dtype: str,
+    activation: str,
+    activate_last: bool,
+    activation_bits: int,
+    biased: bool,
+) -> Array:
+    """A layer of any rotations: ``rotate_in`` of x [T, 1, d] gives [T, k, d]."""
     wide = np.result_type(x.dtype, np.float32)  # float64 where the interpreter computes in it
 
     def rounded(values: Array) -> Array:
         return cast(values, dtype).astype(wide) if dtype in ("f16", "bf16") else values
 
-    def widened(values: Array) -> Array:
-        return values.astype(wide)
-
-    rows = turn(widened(x)[:, None], widened(pairs_in)[experts], order_in)  # [T, k, d]
+    rows = rotate_in(x.astype(wide)[:, None])
     if activation_bits:
         codes, row_scale = quantize_rows_meaning(rows, activation_bits)
         u = dequantize_meaning(ternary_dot_meaning(codes, w), row_scale, scale)
     else:
         u = ternary_matmul_meaning(rounded(rows), w, scale)
-    u = u + widened(bias) if biased else u  # [T, k, F]
-    activate, last = ACTIVATIONS[activation], widened(pairs_out)[experts]
+    u = u + bias.astype(wide) if biased else u  # [T, k, F]
+    activate = ACTIVATIONS[activation]
     u = u if activate_last else activate(u)
-    u = turn(u, last, order_out)
+    u = rotate_out(u)
     u = activate(u) if activate_last else u
-    y = (u * widened(gates)[..., None]).sum(1, dtype=wide)
-    y = y if w_down is None else rounded(y) @ widened(w_down).T
+    y = (u * gates.astype(wide)[..., None]).sum(1, dtype=wide)
+    if w_down is not None:
+        y = rounded(y)[:, : w_down.shape[1]] @ w_down.astype(wide).T
     return y.astype(x.dtype)
 
 

@@ -27,6 +27,11 @@ class Op:
     attributes: Mapping[str, Any]
     doc: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the operands, without what says how many there may be."""
+        return tuple(name.rstrip("?.") for name in self.operands.split())
+
     def check_count(self, count: int) -> None:
         """Raises ValueError if the op does not take ``count`` operands."""
         names = self.operands.split()

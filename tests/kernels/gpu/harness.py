@@ -26,7 +26,7 @@ NAME = "butterfly_layer"
 GPU = Gpu()
 # The relative errors allowed, by dtype of rows.
 LIMITS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2}
-KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+KERNELS = {kernel.name: kernel for kernel in all_kernels() if NAME in kernel.ops}
 kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 NONE: Mapping[str, int] = MappingProxyType({})
 
@@ -38,6 +38,9 @@ def rounded(array: Array, dtype: str) -> Array:
 
 class Call:
     """Operands of a layer by name, float32 where they are floats, and the dtype of each."""
+
+    op = NAME
+    names = OPERANDS
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class Call:
 
         # Sums of `channels` products then have a deviation of about one.
         scale = np.abs(1 + 0.3 * floats(*([outputs] if per_output else []))) * 1.2 / channels**0.5
-        self.attributes = OPS[NAME].complete({"dtype": dtype, **attributes})
+        self.attributes = OPS[self.op].complete({"dtype": dtype, **attributes})
         values = {
             "x": (floats(tokens, channels), outer),
             "pairs_in": (angles(channels), pairs),
@@ -90,16 +93,14 @@ class Call:
 
     def wanted(self, **changes: Any) -> Array:
         """What the op means, with some attributes changed."""
-        arrays = [self.arrays[name] for name in OPERANDS if name in self.arrays]
-        return OPS[NAME].meaning(*arrays, **{**self.attributes, **changes})
+        arrays = [self.arrays[name] for name in self.names if name in self.arrays]
+        return OPS[self.op].meaning(*arrays, **{**self.attributes, **changes})
 
     def spec(self, parameters: Mapping[str, int] = NONE) -> Spec:
         operands = tuple(Tensor(self.dtypes[n], a.shape) for n, a in self.arrays.items())
-        tokens, outputs = self.arrays["x"].shape[0], self.arrays["w"].shape[0]
-        last = self.arrays["w_down"].shape[0] if "w_down" in self.arrays else outputs
-        result = Tensor(self.outer, (tokens, last))
+        result = Tensor(self.outer, self.wanted().shape)
         attributes = tuple(sorted(self.attributes.items()))
-        return Spec(NAME, attributes, operands, (result,), tuple(sorted(parameters.items())))
+        return Spec(self.op, attributes, operands, (result,), tuple(sorted(parameters.items())))
 
     def buffers(self, kernel: Kernel, spec: Spec, gpu: Gpu) -> dict[str, torch.Tensor]:
         """All operands packed and in their dtypes, and results and scratch that hold no number."""
