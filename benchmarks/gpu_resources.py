@@ -11,6 +11,7 @@ without tuning. ``--table``: writes the table of docs/gpu_kernels.md from the re
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from typing import Any
 
 import triton
 
+from butterflyc.bench.gpu.deep import deepened
 from butterflyc.compiler.files import write_whole
 from butterflyc.compiler.ir.ops import OPS
 from butterflyc.compiler.lower.cubin import KERNELS as PACKAGE
@@ -125,18 +127,6 @@ def layer_spec(
     return Spec("butterfly_layer", attributes, operands, (Tensor(dtype, (tokens, channels)),))
 
 
-def deep_spec(channels: int, outputs: int, *, dtype: str, bits: int) -> Spec:
-    """The same with rotations of three and four layers: how many there are, kernels are told."""
-    spec = layer_spec(DEEP_TOKENS, channels, outputs, dtype=dtype, bits=bits)
-    given = {name: spec.attribute(name) for name in ("dtype", "activation", "activation_bits")}
-    attributes = OPS["butterfly_deep_layer"].complete({**given, "kept": outputs})
-    x, pairs, *between, w_down = spec.operands
-    partners = [Tensor("i32", (3, channels)), Tensor("i32", (4, outputs))]
-    turned = [Tensor(pairs.dtype, (8, *partner.shape, 2)) for partner in partners]
-    operands = (x, turned[0], *between[:-1], turned[1], *partners, w_down)
-    return Spec("butterfly_deep_layer", tuple(sorted(attributes.items())), operands, spec.results)
-
-
 def ways_of(kernel: Kernel, spec: Spec, gpu: Gpu, every: bool) -> Sequence[Mapping[str, int]]:
     """The ways to compute ``spec`` that ``kernel`` ships."""
     if not kernel.supports(spec, gpu):
@@ -173,16 +163,18 @@ def calls(sizes: Sizes) -> Iterator[tuple[tuple[str, int], Spec]]:
             dtype, bits = rows
             yield rows, layer_spec(tokens, channels, outputs, chosen=chosen, dtype=dtype, bits=bits)
     for (channels, outputs), (dtype, bits) in product(sizes.deep, sizes.rows):
-        yield (dtype, bits), deep_spec(channels, outputs, dtype=dtype, bits=bits)
+        spec = layer_spec(DEEP_TOKENS, channels, outputs, dtype=dtype, bits=bits)
+        yield (dtype, bits), deepened(spec)
 
 
 @cache
 def sources() -> str:
-    """A name for the text of all device functions, and for the Triton that compiles them."""
-    texts = [triton.__version__]
+    """A name for the code of all device functions, whatever their comments."""
+    texts = []
     for path in sorted((ROOT / "kernels" / "gpu").glob("*.py")):
         module = import_module(f"{PACKAGE}.{path.stem}")
-        texts += [v.src for v in vars(module).values() if isinstance(v, triton.JITFunction)]
+        own = [v for v in vars(module).values() if isinstance(v, triton.JITFunction)]
+        texts += [ast.unparse(ast.parse(function.src)) for function in own]
     return sha256("".join(texts).encode()).hexdigest()[:12]
 
 
@@ -202,7 +194,8 @@ def measured(
     launches: Mapping[str, Launch], capability: int, folder: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """What each launch uses, by its symbol; from ``folder`` where it was measured before."""
-    file = folder / f"{sources()}-sm{capability}.json" if folder else None
+    name = f"{sources()}-{triton.__version__}-sm{capability}.json"
+    file = folder / name if folder else None
     known = json.loads(file.read_text()) if file and file.is_file() else {}
     missing = [launch for symbol, launch in launches.items() if symbol not in known]
     missing.sort(key=lambda launch: launch.function not in PRODUCTS)
@@ -281,7 +274,8 @@ def report(capabilities: Sequence[int], quick: bool, folder: Path) -> tuple[list
 
 def written(rows: Sequence[Any], capabilities: Sequence[int]) -> bytes:
     """The file of results: a row a line."""
-    head = {"triton": triton.__version__, "capabilities": sorted(capabilities)}
+    head: dict[str, Any] = {"triton": triton.__version__, "sources": sources()}
+    head["capabilities"] = sorted(capabilities)
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
     return f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n'.encode()
 
@@ -335,7 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, wrong = report(options.capability, options.quick, options.cache)
     for line in wrong:
         print(line)
-    if not options.quick:
+    if options.quick or {*CAPABILITIES} - {*options.capability}:
+        print("the results are left as they are, since they are of every way on every GPU")
+    else:
         write_whole(RESULTS, [written(rows, options.capability)])
     return 1 if wrong else 0
 

@@ -141,7 +141,8 @@ def test_what_failed_its_check_is_not_timed(tmp_path, monkeypatch):
     left = []
     monkeypatch.setattr(session, "_time", lambda todo, bench, *_: left.extend(bench.kernels))
     assert run(Options(tmp_path, rehearsal=True, tune=False), lambda _: None) == 1
-    assert [kernel.name for kernel in left] == ["gpu_fused", "gpu_library", "gpu_prefill"]
+    others = ["gpu_deep_library", "gpu_fused", "gpu_library", "gpu_prefill"]
+    assert [kernel.name for kernel in left] == others
     _, data = document_in(tmp_path)
     assert [line.split()[0] for line in data["faults"]] == ["gpu_decode", "gpu_fused"]
     assert len(data["not_measured"]) == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 
-from ...kernels.gpu.layer import OPERANDS
 from ...kernels.record import Kernel
+from .deep import OP as DEEP
+from .deep import deepened, operands_of
 from .device import Clock, Device, check_alive, launches_of
 from .measure import ERRORS, reason
 from .ours import Constants, Runner, Way, serving, tensor, way, without_asm
@@ -77,8 +79,9 @@ def checks(kernels: Sequence[Kernel], device: Device) -> list[Check]:
     """All of them: every record, mode, problem, with and without inline assembly."""
     found = []
     for mode, (dtype, codes) in MODES.items():
-        for shape, routing in problems(device.rehearsal):
+        for (shape, routing), deep in product(problems(device.rehearsal), (False, True)):
             asked = spec(shape, dtype, codes)
+            asked = deepened(asked) if deep else asked
             for kernel in serving(kernels, asked, device.gpu):
                 default = way(kernel, asked, device.gpu)
                 found.append(Check(default, mode, shape, routing, asm=True))
@@ -94,19 +97,22 @@ class Meanings:
     """Operands, and what the op means of them, of one problem at a time."""
 
     def __init__(self, device: Device) -> None:
-        self._device, self._key = device, ("", Shape(0, 0, 0, 0), "")
+        self._device, self._key = device, ("", Shape(0, 0, 0, 0), "", "")
         self._weights: dict[tuple[int, int], Any] = {}
 
     def of(self, check: Check) -> tuple[Constants, torch.Tensor, Draw, Array]:
         """Constants, x and routing on the device, and what is wanted."""
-        key = check.mode, check.shape, check.routing
+        key = check.mode, check.shape, check.routing, check.found.spec.op
         if key != self._key:
             self._key, self._value = key, self._make(check)
         return self._value
 
     def _make(self, check: Check) -> tuple[Constants, torch.Tensor, Draw, Array]:
         shape, dtype = check.shape, MODES[check.mode][0]
-        layer = weights(shape.channels, shape.outputs, shape.experts).operands(dtype)
+        if check.found.spec.op == DEEP:
+            layer = operands_of(shape, dtype)
+        else:
+            layer = weights(shape.channels, shape.outputs, shape.experts).operands(dtype)
         went = draw(shape, check.routing, "cpu", seed=shape.tokens)
         x = torch.randn(shape.tokens, shape.channels, generator=torch.Generator().manual_seed(1))
         values = {
@@ -115,7 +121,7 @@ class Meanings:
             "gates": went.gates.numpy(),
             "experts": went.experts.numpy(),
         }
-        wanted = meaning(check.found.spec, {name: values[name] for name in OPERANDS})
+        wanted = meaning(check.found.spec, values)
         place = self._device.place
         moved = Draw(went.logits.to(place), went.gates.to(place), went.experts.to(place))
         return Constants(layer, place), tensor(values["x"], dtype, place), moved, wanted

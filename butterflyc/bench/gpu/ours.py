@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...compiler.ir.ops import OPS
 from ...compiler.run.gpu import Driven, Interpreted, Planned
 from ...compiler.run.kernel import with_layouts
 from ...kernels.gpu.launch import Gpu, Launch, Plan, Step
-from ...kernels.gpu.layer import OPERANDS
 from ...kernels.gpu.library import torch_dtype
 from ...kernels.layout import pack
 from ...kernels.record import Kernel, Spec, Tensor
@@ -96,7 +96,7 @@ class Constants:
         return tensor(pack(layout, array) if layout else array, dtype, self._device)
 
     def of(self, spec: Spec) -> Buffers:
-        named = dict(zip(OPERANDS, spec.operands, strict=True))
+        named = dict(zip(OPS[spec.op].names, spec.operands, strict=True))
         found = {n: self._packed(n, t.dtype, t.layout) for n, t in named.items() if n not in GIVEN}
         return {
             name: held[: named[name].shape[0]] if name.startswith("pairs") else held

@@ -11,7 +11,6 @@ import torch
 from ...compiler.ir.ops import OPS
 from ...compiler.ir.ops.elementwise import cast
 from ...compiler.run.kernel import spec_for
-from ...kernels.gpu.layer import OPERANDS
 from ...kernels.gpu.library import torch_dtype
 from ...kernels.record import Spec, Tensor
 from ...models.rotation import padded_width
@@ -187,7 +186,7 @@ def spec(shape: Shape, dtype: str, codes: bool = False) -> Spec:
 
 def meaning(asked: Spec, arrays: dict[str, Array]) -> Array:
     """What the op means, by NumPy."""
-    values = [arrays[name] for name in OPERANDS]
+    values = [arrays[name] for name in OPS[asked.op].names]
     return np.asarray(OPS[asked.op].meaning(*values, **dict(asked.attributes)), np.float64)
 
 

@@ -58,8 +58,8 @@ def test_fill_is_zero():
 
 
 def test_records_are_listed_by_name():
-    """Four ways to compute a layer, none of which is a kernel of CPUs."""
+    """Five ways to compute a layer, none of which is a kernel of CPUs."""
     names = [kernel.name for kernel in all_kernels()]
-    assert names == ["gpu_decode", "gpu_fused", "gpu_library", "gpu_prefill"]
+    assert names == ["gpu_decode", "gpu_deep_library", "gpu_fused", "gpu_library", "gpu_prefill"]
     assert all(kernel.ops == ("butterfly_layer",) for kernel in all_kernels())
     assert not set(names) & {kernel.name for kernel in kernels_of_cpus()}
