@@ -41,7 +41,7 @@ from .rules_shape import compose_reshapes, drop_identity
 
 Array = np.ndarray
 # Activations that leave zeros alone.
-STILL = frozenset(ACTIVATIONS) - {"sigmoid"}
+STILL = frozenset(name for name, of in ACTIVATIONS.items() if not of(np.zeros(1)).any())
 # Shuffles and rotations in a row, first to last: an order of channels, or blocks [E, G, b, b].
 Steps = list[Array]
 
@@ -191,6 +191,8 @@ def fuse(node: Node, walk: Walk) -> Node | None:
     if is_plain(before.steps, rows.type) and (not after.steps or is_plain(after.steps, node.type)):
         return None
     weights, scale, bits = product
+    if bits not in (0, 8):
+        return None
     count = next(len(step) for step in before.steps if step.ndim == 4)
     turn_in = turn_of(before.steps, rows.type.shape[2], count)
     turn_out = turn_of(after.steps, weights.type.shape[0], count)
@@ -238,8 +240,7 @@ def between(
     columns = inverse(turn_in.leaves, turn_in.enters.size)
     rows = turn_out.enters
     matrix = reordered(reordered(walk.value(weights), columns), rows, 0)
-    values = np.zeros(weights.type.shape[0]) if bias is None else walk.value(bias)
-    values = np.broadcast_to(values, weights.type.shape[:1])
+    values = np.zeros(weights.type.shape[0]) if bias is None else walk.value(bias).ravel()
     name = f"{node.name}.zeros" if bias is None else bias.name
     scales = walk.value(scale)
     if scales.ndim:

@@ -21,9 +21,11 @@ from .cost import down_seconds, library_seconds, moved_seconds
 from .epilogue import activated, chosen_of, scales_of
 from .launch import Gpu, Launch, Plan, Product, Step, Unpack
 from .layer import BYTES, Layer, layer_of, number, plain, pointer, serves
-from .turn_rows import MOST_COLUMNS, places_of, programs_of, tile_of, warps_of
+from .turn_rows import MOST_COLUMNS, places_of, programs_of, tile_of
 
 OP = "butterfly_deep_layer"
+# Numbers of a program that eight warps hold at most. With others, some compiler has to use a stack.
+OF_EIGHT_WARPS = 4096
 
 
 @triton.jit
@@ -113,7 +115,7 @@ def launch(
         tuple(arguments.items()),
         tuple(constants.items()),
         (programs_of(gpu, layer.tokens, layer.outputs), 1, 1),
-        warps_of(layer.outputs),
+        8 if columns <= OF_EIGHT_WARPS else 16,
     )
 
 

@@ -15,8 +15,8 @@ from .layer import Layer, divided, number, plain, pointer, power_of_two
 
 # Channels of a row at most: a program has whole rows in its registers.
 MOST_COLUMNS = 8192
-# Numbers of a program, about, and of a warp.
-NUMBERS, OF_WARP = 1024, 128
+# Numbers of a program at least, and at most those that eight warps hold; sixteen have more.
+NUMBERS, OF_EIGHT_WARPS = 1024, 1024
 # Programs of a multiprocessor at most; each goes on with another row when it is done with one.
 PROGRAMS = 4
 
@@ -90,7 +90,7 @@ def launch(layer: Layer, gpu: Gpu, rows: str, scales: str, places: str, width: i
         tuple(arguments.items()),
         tuple(constants.items()),
         (programs_of(gpu, layer.rows, width), 1, 1),
-        warps_of(width),
+        8 if columns <= OF_EIGHT_WARPS else 16,
     )
 
 
@@ -108,9 +108,3 @@ def places_of(gpu: Gpu, rows: int, width: int) -> Tensor:
     """Where programs write their rows for partners to be read."""
     height, columns = tile_of(width)
     return Tensor("f32", (programs_of(gpu, rows, width) * height, columns))
-
-
-def warps_of(width: int) -> int:
-    """How many warps a program has."""
-    height, columns = tile_of(width)
-    return min(max(power_of_two(height * columns // OF_WARP), 4), 16)

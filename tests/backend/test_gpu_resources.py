@@ -100,6 +100,15 @@ def test_every_eighth_way(capability):
     check(capability, dict(list(asked.items())[::SAMPLE]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [86, 100, 120])
+def test_gpus_that_the_table_leaves_out(capability):
+    """Of 256 and 1024 channels, few tokens and many, what is taken without tuning is as good."""
+    widths = ((256, 1024), (1024, 4096))
+    sizes = script().Sizes(widths, (8, 4096), script().ROWS[:2], None, widths)
+    check(capability, script().asked(script().gpu_of(capability), True, sizes))
+
+
 def test_faults_are_told():
     """A kernel that spills, is too big for its GPU, or has no tensor cores is told, each time."""
     gpu = script().gpu_of(80)

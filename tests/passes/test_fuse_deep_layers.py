@@ -143,6 +143,12 @@ def test_codes_of_channels_that_go_stay() -> None:
     assert FuseDeepLayers()(coded) is coded
 
 
+def test_codes_of_seven_bits_stay() -> None:
+    """GPUs have no use for them."""
+    coded = deep(build(Mixture(rotation_in=Rotation(8, 3))), QuantizeActivations(7))
+    assert FuseDeepLayers()(coded) is coded
+
+
 def test_an_order_that_repeats_stays() -> None:
     """A channel that is taken twice cannot keep its place."""
     before = deep(build(Mixture(rotation_in=Rotation(8, 3)), np.random.default_rng(0)))

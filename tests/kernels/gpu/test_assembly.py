@@ -9,7 +9,7 @@ import pytest
 
 from butterflyc.kernels.gpu.launch import Launch
 
-from .compiled import triton_ir
+from .first_form import triton_ir
 from .harness import GPU, KERNELS, Call
 
 ASSEMBLY = re.compile(r'elementwise_inline_asm "([^"]*and\.b32[^"]*)"')

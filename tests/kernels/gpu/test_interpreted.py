@@ -9,7 +9,7 @@ import triton.language as tl
 
 from butterflyc.kernels.gpu.launch import Fill, Launch
 
-from .compiled import triton_ir
+from .first_form import triton_ir
 from .harness import GPU, KERNELS, Call, check, kernels, run
 
 PLACES = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)

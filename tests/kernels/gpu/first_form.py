@@ -1,11 +1,10 @@
-"""Compile launches for a GPU that is not here."""
+"""The first form of launches for a GPU that is not here."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-import triton
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -29,12 +28,6 @@ def _source(launch: Launch) -> ASTSource:
 
 def _options(launch: Launch) -> dict[str, Any]:
     return {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
-
-
-def compiled(launch: Launch, capability: int) -> Any:
-    """The kernel with all its forms, down to the cubin."""
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(_source(launch), target=target, options=_options(launch))
 
 
 def triton_ir(launch: Launch, capability: int) -> str:
