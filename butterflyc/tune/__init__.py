@@ -1,0 +1,1 @@
+"""Tuning: which kernel with which parameters is fastest, measured, and kept for the next time."""
