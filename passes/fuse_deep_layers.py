@@ -26,7 +26,7 @@ channels, and codes of rows of which channels are dropped, since their scale is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from ..compiler.ir.ops.elementwise import ACTIVATIONS
 from ..compiler.ir.ops.layer import TURNED
 from .base import Walk, is_constant, rewrite
 from .fuse_experts import Chain, tokens_of
-from .fuse_layers import TOLERANCE, pairs_of
+from .fuse_layers import TOLERANCE, down, pairs_of
 from .orders import Order, inverse, is_injective, order_of, reordered
 from .rules_shape import compose_reshapes, drop_identity
 
@@ -258,17 +258,6 @@ def kept_first(turn: Turn) -> tuple[Turn, int]:
     """``turn`` with what leaves in front, in its order, and how much that is."""
     dropped = np.setdiff1d(np.arange(len(turn.enters)), turn.leaves)
     return turn.moved(np.concatenate([turn.leaves, dropped])), turn.leaves.size
-
-
-def down(node: Node, walk: Walk) -> Node | None:
-    """The linear map behind a layer, as the last step of the layer."""
-    if node.op != "linear" or node["activation"] != "none" or len(node.operands) != 2:
-        return None
-    inner, w_down = node.operands
-    whole = inner.op == "butterfly_deep_layer" and len(inner.operands) == 10
-    if not (whole and walk.read_once(inner) and is_constant(w_down)):
-        return None
-    return replace(inner, operands=(*inner.operands, w_down), types=node.types, name=node.name)
 
 
 @dataclass(frozen=True)

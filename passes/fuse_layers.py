@@ -20,9 +20,12 @@ from itertools import permutations
 import numpy as np
 
 from ..compiler.ir import Graph, Node, make
+from ..compiler.ir.ops import OPS
 from ..compiler.ir.ops.layer import IN_ORDER, turn
 from .base import Walk, is_constant, rewrite
 
+# Ops for whole layers, whose last operand is w_down, if there is one.
+LAYERS = frozenset({"butterfly_layer", "butterfly_deep_layer"})
 TOLERANCE = 1e-6
 ROUNDING = 1e-13
 TINY = 1e-30
@@ -126,11 +129,11 @@ def layer(node: Node, walk: Walk) -> Node | None:
 
 
 def down(node: Node, walk: Walk) -> Node | None:
-    """The linear map behind a layer, as the last step of the layer."""
+    """The linear map behind a layer of either op, as the last step of the layer."""
     if node.op != "linear" or node["activation"] != "none" or len(node.operands) != 2:
         return None
     inner, w_down = node.operands
-    whole = inner.op == "butterfly_layer" and len(inner.operands) == 8
+    whole = inner.op in LAYERS and len(inner.operands) == len(OPS[inner.op].names) - 1
     if not (whole and walk.read_once(inner) and is_constant(w_down)):
         return None
     return replace(inner, operands=(*inner.operands, w_down), types=node.types, name=node.name)

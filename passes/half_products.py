@@ -38,12 +38,12 @@ from ..compiler.ir import Graph, Node, Type, make, remake
 from ..compiler.ir.ops import OPS
 from ..compiler.ir.ops.elementwise import cast
 from .base import Rule, Walk, is_constant, walk_once
+from .fuse_layers import LAYERS
 from .quantize_codes import RANKED
 
 HALVED = frozenset({"linear", "matmul", "attention", "qkv_attention", "conv2d"})
 # Products too, in a precision of their own: what something is ranked by is not sought behind them.
-_LAYERS = frozenset({"butterfly_layer", "butterfly_deep_layer"})
-_OTHERS = frozenset({"ternary_matmul", "ternary_dot", "butterfly_experts"}) | _LAYERS
+_OTHERS = frozenset({"ternary_matmul", "ternary_dot", "butterfly_experts"}) | LAYERS
 # Ops that move elements, and how many of their operands hold them: the first, or all.
 _MOVES: dict[str, int | None] = {"concat": None, "gather": 1, "shuffle": 1, "take": 1}
 _MOVES |= dict.fromkeys(("broadcast", "reshape", "slice", "transpose"), 1)
@@ -135,7 +135,7 @@ def halving_layers(dtype: str) -> Rule:
     halves, pairs = Halves(dtype), Halves("f16")
 
     def halve(node: Node, walk: Walk) -> Node | None:
-        if node.op not in _LAYERS or node["dtype"] != "f32" or node.type.dtype != "f32":
+        if node.op not in LAYERS or node["dtype"] != "f32" or node.type.dtype != "f32":
             return None
         named = dict(
             zip(OPS[node.op].operands.replace("?", "").split(), node.operands, strict=False)
