@@ -13,6 +13,7 @@ import torch
 import butterflyc as bc
 from butterflyc.check import check
 from butterflyc.compiler.ir import parse_graph
+from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.compiler.lower.link import c_compiler
 from butterflyc.compiler.lower.link import run as run_tool
 from butterflyc.models.checkpoint import digits_calibration, digits_test, load_digits
@@ -108,10 +109,32 @@ def test_a8_of_seven_bits_is_what_the_interpreter_says() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a8_is_what_the_interpreter_says(kind: str) -> None:
-    """The compiled a8 model is within 2e-3 of the interpreter on every image, 1e-5 on 90 %."""
+    """The compiled a8 model is within 2e-3 of the interpreter on every image, 1e-5 on 90 %.
+
+    Of a wild copy the latter is not asked: see below.
+    """
     found = outcome(kind, "a8")
     assert found.max_rel <= 2e-3
-    assert found.rel_p90 <= 1e-5
+    assert found.rel_p90 <= 1e-5 or kind != "trained"
+
+
+def test_a8_is_as_near_to_exact_sums_as_the_interpreter_is() -> None:
+    """Of a wild copy as many images are within 1e-5 of double precision as the interpreter's own.
+
+    A sum in another order may round a code the other way, which moves an image by up to 1e-3. About
+    a tenth of them have such a code, and which do differs from one machine's library to the next.
+    """
+    images, graph = digits_test().floats(), program(WILD[0], "a8").stages["fuse_experts"]
+
+    def interpreted(precision: str | None) -> np.ndarray:
+        return np.concatenate([interpret(graph, x[None], precision=precision)[0] for x in images])
+
+    exact = interpreted("f64")
+    ours, its = (
+        (relative_errors(found, exact) <= 1e-5).mean()
+        for found in (outputs(WILD[0], "a8"), interpreted(None))
+    )
+    assert ours >= its - 0.02
 
 
 def test_the_model_has_learnt_its_task() -> None:
