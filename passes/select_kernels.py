@@ -133,27 +133,39 @@ class SelectKernels:
         def choose(node: Node) -> Node:
             if node.op in VIEWS:
                 return node
-            spec = spec_of(node)
-            able = [k for k in self.kernels if usable(k, node, spec, self.lanes)]
-            if not able:
+            if not self.able(node):
                 missing.append(node)
                 return node
-            name, parameters = self.tuned(spec) or ("", {})
-            way = spec.with_parameters(parameters)
-            if not any(k.name == name and k.supports(way, self.lanes) for k in able):
-                _, name, _, parameters = min(self._ways(able, spec), key=lambda way: way[:3])
-            return with_kernel(node, name, parameters)
+            return with_kernel(node, *(self._measured(node) or self.untuned(node)))
 
         chosen = rebuild(graph, choose)
         if missing and self.required:
             raise _no_kernel(missing, self.lanes)
         return chosen
 
-    def ways(self, node: Node) -> list[Way]:
-        """How ``node`` may be computed, whatever kernel is noted on it."""
+    def able(self, node: Node) -> list[Kernel]:
+        """The kernels that can compute ``node``, whatever kernel is noted on it."""
         spec = spec_of(node).with_parameters({})
-        able = [k for k in self.kernels if usable(k, node, spec, self.lanes)]
-        return self._ways(able, spec)
+        return [k for k in self.kernels if usable(k, node, spec, self.lanes)]
+
+    def untuned(self, node: Node) -> tuple[str, Mapping[str, int]]:
+        """The kernel that is taken where nothing was measured, and its parameters."""
+        _, name, _, parameters = min(self.ways(node), key=lambda way: way[:3])
+        return name, parameters
+
+    def ways(self, node: Node) -> list[Way]:
+        """How ``node`` may be computed, whatever kernel is noted on it, with prices."""
+        return self._ways(self.able(node), spec_of(node).with_parameters({}))
+
+    def _measured(self, node: Node) -> tuple[str, Mapping[str, int]] | None:
+        """What was measured better for ``node``, if anything was that can still be done."""
+        found = self.tuned(spec_of(node))
+        if found is None:
+            return None
+        name, parameters = found
+        spec = spec_of(node).with_parameters(parameters)
+        there = any(k.name == name and usable(k, node, spec, self.lanes) for k in self.kernels)
+        return found if there else None
 
     def _ways(self, able: list[Kernel], spec: Spec) -> list[Way]:
         """Those of all kernels where all have prices; else of the one of least cost."""

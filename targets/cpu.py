@@ -34,7 +34,7 @@ from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
 from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
 from ..passes.quantize_weights import WEIGHT_SNR
-from ..passes.select_kernels import SelectKernels
+from ..passes.select_kernels import SelectKernels, Tuned, untuned
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.split_work import SplitWork
 from ..passes.spread_rotations import SpreadRotations
@@ -134,18 +134,20 @@ def passes(
     weight_snr: float = WEIGHT_SNR,
     act_bits: int = ACT_BITS,
     threads: int = 1,
+    tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
     """The pipeline, in order; ``samples`` and ``weight_snr`` are what int8 chooses codes by.
 
-    ``act_bits`` are `QuantizeActivations`', of mode a8. For more than one of ``threads`` work is
-    split at the end: ``NAME_run`` stays what it is.
+    ``act_bits`` are `QuantizeActivations`', of mode a8, and ``tuned`` is `SelectKernels`'. For more
+    than one of ``threads`` work is split at the end: ``NAME_run`` stays what it is.
     Raises UsageError for a mode that CPUs do not have.
     """
     check_mode(core.name, mode, MODES)
     lanes, kernels = machine(core).lanes, all_kernels()
     split = (SplitWork(kernels, lanes, threads),) if threads > 1 else ()
     if mode == "int8":
-        return *integer_passes(samples, weight_snr, lanes, keep_routing=True), *split
+        whole = integer_passes(samples, weight_snr, lanes, keep_routing=True, tuned=tuned)
+        return *whole, *split
     return (
         Canonicalize(),
         MergeRotations(),
@@ -157,7 +159,7 @@ def passes(
         FuseAttention(),
         FuseExperts(),
         NarrowConstants(),
-        SelectKernels(kernels, lanes),
+        SelectKernels(kernels, lanes, tuned),
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing=True),
         *split,

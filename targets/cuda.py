@@ -31,9 +31,9 @@ from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
 from ..passes.quantize_weights import WEIGHT_SNR
-from ..passes.select_kernels import SelectKernels, kernel_of, spec_of, untuned
+from ..passes.select_kernels import SelectKernels, Tuned, kernel_of, spec_of, untuned
 from ..passes.share_expert_matmul import ShareExpertMatmul
-from . import tuned
+from . import tuned as by_device
 from .parts import check_mode
 from .registry import Core, core_names, load_core
 
@@ -131,16 +131,18 @@ def passes(
     samples: Sequence[tuple[np.ndarray, ...]] = (),
     weight_snr: float = WEIGHT_SNR,
     act_bits: int = ACT_BITS,
+    tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
     """The pipeline, in order; ``samples``, ``weight_snr`` and ``act_bits`` are of other modes.
 
+    ``tuned`` comes before what is shipped of the GPU's kind.
     Raises UsageError for a mode that GPUs, or this one, do not have.
     """
     check_mode(core.name, mode, MODES)
     gpu, records = machine(core).lanes, kernels()
     if mode == "bf16" and not gpu.has_bf16:
         check_mode(core.name, mode, [each for each in MODES if each != "bf16"])
-    measured, _ = tuned.find(_device(gpu.capability), gpu.capability)
+    shipped, _ = by_device.find(_device(gpu.capability), gpu.capability)
     return (
         Canonicalize(),
         MergeRotations(),
@@ -154,9 +156,14 @@ def passes(
         FuseLayers(),
         NarrowConstants(),
         *((HalfProducts(HALVES[mode]),) if mode in HALVES else ()),
-        SelectKernels(records, gpu, measured.choice if measured else untuned, required=False),
+        SelectKernels(records, gpu, _either(tuned, shipped), required=False),
         PackWeights(records, gpu),
     )
+
+
+def _either(tuned: Tuned, shipped: by_device.Tuned | None) -> Tuned:
+    """What is ``tuned``, else what is ``shipped``."""
+    return lambda spec: tuned(spec) or (shipped.choice(spec) if shipped else None)
 
 
 def emit(

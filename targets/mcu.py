@@ -17,6 +17,7 @@ from ..passes.fewer_digits import FewerDigits
 from ..passes.fuse_epilogues import FuseEpilogues
 from ..passes.quantize_activations import ACT_BITS
 from ..passes.quantize_weights import WEIGHT_SNR
+from ..passes.select_kernels import Tuned, untuned
 from ..passes.tile_rows import TileRows
 from . import placement
 from .code_size import Code, estimated, measured
@@ -53,15 +54,17 @@ def passes(
     samples: Sequence[tuple[np.ndarray, ...]] = (),
     weight_snr: float = WEIGHT_SNR,
     act_bits: int = ACT_BITS,
+    tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
     """`integer_passes`; ``act_bits`` are of mode a8, which no such target has.
 
+    ``tuned`` is `SelectKernels`'.
     Raises UsageError for a mode that these targets do not have.
     """
     check_mode(core.name, mode, MODES)
     own = FuseEpilogues(), TileRows()
     lanes, price = machine(core).lanes, prices_of(core.runner).instructions
-    return integer_passes(samples, weight_snr, lanes, False, own, sharing=True, price=price)
+    return integer_passes(samples, weight_snr, lanes, False, own, True, price, tuned)
 
 
 def emit(

@@ -23,7 +23,15 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
 from ..passes.quantize import Quantize
-from ..passes.select_kernels import Price, SelectKernels, kernel_of, spec_of, unpriced
+from ..passes.select_kernels import (
+    Price,
+    SelectKernels,
+    Tuned,
+    kernel_of,
+    spec_of,
+    unpriced,
+    untuned,
+)
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.spare_arena import SpareArena
 from ..passes.split_heads import SplitHeads
@@ -44,14 +52,15 @@ def integer_passes(
     after: Sequence[Pass] = (),
     sharing: bool = False,
     price: Price = unpriced,
+    tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
     """Mode int8, in order: ``samples`` and ``weight_snr`` are those of `Quantize`.
 
-    ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s, ``price``
-    `SelectKernels`'.
+    ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s, ``price`` and
+    ``tuned`` are `SelectKernels`'.
     """
     kernels = all_kernels()
-    select = SelectKernels(kernels, lanes, price=price)
+    select = SelectKernels(kernels, lanes, tuned, price)
     return (
         Canonicalize(),
         MergeRotations(),

@@ -22,23 +22,27 @@ SCHEMA = 1
 # Seconds to wait for another tuner that writes.
 PATIENCE = 60.0
 COLUMNS = (
-    "spec", "target", "features", "method", "toolchain", "epoch", "kernel", "parameters",
-    "value", "fault",
+    "spec", "target", "features", "method", "instrument", "toolchain", "epoch", "kernel",
+    "parameters", "value", "fault",
 )  # fmt: skip
-OF_TASK = "spec = ? AND target = ? AND features = ? AND method = ?"
+IN_ORDER = "ORDER BY rowid"
+OF_TASK = "spec = ? AND target = ? AND features = ? AND method = ? AND instrument = ?"
 MAKE = """\
 CREATE TABLE IF NOT EXISTS trials (
     spec TEXT NOT NULL,
     target TEXT NOT NULL,
     features TEXT NOT NULL,
     method TEXT NOT NULL,
+    instrument TEXT NOT NULL,
     toolchain TEXT NOT NULL,
     epoch INTEGER NOT NULL,
     kernel TEXT NOT NULL,
     parameters TEXT NOT NULL,
     value REAL,
     fault TEXT NOT NULL,
-    UNIQUE (spec, target, features, method, toolchain, epoch, kernel, parameters)
+    UNIQUE (
+        spec, target, features, method, instrument, toolchain, epoch, kernel, parameters
+    )
 )
 """
 
@@ -91,10 +95,21 @@ class Database:
         """All of ``task`` by these ``tools``, in the order in which they were written."""
         return tuple(t for t in self._of(task) if t.tools == tools)
 
-    def hints(self, task: Task, tools: Tools) -> tuple[Trial, ...]:
-        """Those of ``task`` by other tools that have figures, best first."""
-        other = [t for t in self._of(task) if t.tools != tools and t.value is not None]
-        return tuple(sorted(other, key=lambda t: (t.value, t.way)))
+    def alike(self, task: Task, tools: Tools) -> tuple[Trial, ...]:
+        """Trials of the same call on the same target that are not of ``task`` by ``tools``.
+
+        They hold figures, which say nothing of this task but may be hints.
+        """
+        text = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE spec = ? AND target = ? {IN_ORDER}"
+        found = self._read(text, (task.spec, task.target))
+        return tuple(
+            t for t in found if (t.task, t.tools) != (task, tools) and t.value is not None
+        )
+
+    def of_target(self, target: str) -> tuple[Trial, ...]:
+        """All trials for ``target``, in the order in which they were written."""
+        text = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE target = ? {IN_ORDER}"
+        return tuple(self._read(text, (target,)))
 
     def best(self, task: Task, tools: Tools) -> Trial | None:
         """The trial of the least figure; of equal ones, the same on every machine."""
@@ -102,7 +117,7 @@ class Database:
         return min(good, key=lambda t: (t.value, t.way), default=None)
 
     def __iter__(self) -> Iterator[Trial]:
-        return iter(self._read(f"SELECT {', '.join(COLUMNS)} FROM trials ORDER BY rowid", ()))
+        return iter(self._read(f"SELECT {', '.join(COLUMNS)} FROM trials {IN_ORDER}", ()))
 
     def __len__(self) -> int:
         with self._told():
@@ -126,8 +141,8 @@ class Database:
         self.close()
 
     def _of(self, task: Task) -> list[Trial]:
-        text = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE {OF_TASK} ORDER BY rowid"
-        return self._read(text, (task.spec, task.target, " ".join(task.features), task.method))
+        text = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE {OF_TASK} {IN_ORDER}"
+        return self._read(text, _row_of(task))
 
     def _read(self, text: str, values: Iterable[object]) -> list[Trial]:
         with self._told():
@@ -162,12 +177,17 @@ class Database:
 
 def _row(trial: Trial) -> tuple[object, ...]:
     task, tools = trial.task, trial.tools
-    given = task.spec, task.target, " ".join(task.features), task.method
-    return (*given, tools.toolchain, tools.epoch, *trial.way, trial.value, trial.fault)
+    return (*_row_of(task), tools.toolchain, tools.epoch, *trial.way, trial.value, trial.fault)
+
+
+def _row_of(task: Task) -> tuple[str, ...]:
+    features = json.dumps(task.features)
+    return task.spec, task.target, features, task.method, task.instrument
 
 
 def _trial(row: tuple[Any, ...]) -> Trial:
-    spec, target, features, method, toolchain, epoch, kernel, parameters, value, fault = row
-    task = Task(spec, target, tuple(features.split()), method)
+    spec, target, features, method, instrument, toolchain, epoch, kernel, parameters, *rest = row
+    value, fault = rest
+    task = Task(spec, target, tuple(json.loads(features)), method, instrument)
     held = {str(name): int(number) for name, number in json.loads(parameters).items()}
     return Trial(task, Tools(toolchain, int(epoch)), kernel, held, value, fault)

@@ -8,21 +8,24 @@ from collections.abc import Mapping
 
 import attrs
 
-# How a way is measured, and what in. Less is better, each time.
+# How a way is measured, and what in: less is better, each time. The nearest to the truth first.
 METHODS = {"time": "s", "cycles": "cycles", "instructions": "instructions"}
 
 
 @attrs.frozen
 class Task:
-    """A call of a kernel on a machine: ``spec`` is the text of a `kernels.record.Spec`.
+    """A call of a kernel on a machine: ``spec`` is a text of `calls.key_of`.
 
-    Figures of one task by one method can be compared; with those of another, nothing can.
+    ``target`` is a core, ``features`` are what else a figure depends on, as the CPU's name for one
+    of time, and ``instrument`` what gave it: an emulator, a C compiler, with versions. Figures of
+    one task can be compared; with those of another, nothing can.
     """
 
     spec: str
     target: str
     features: tuple[str, ...]
     method: str = attrs.field(validator=attrs.validators.in_(tuple(METHODS)))
+    instrument: str = ""
 
 
 @attrs.frozen

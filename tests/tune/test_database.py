@@ -48,10 +48,10 @@ def test_what_is_added_is_found(path: Path) -> None:
 
 
 def test_only_alike_trials_are_compared(path: Path) -> None:
-    """Another machine, method or spec is another task; other tools give hints alone."""
+    """Another machine, method or spec is another task; what is of this call is found beside it."""
     with Database(path) as database:
         for i, changes in enumerate(
-            ({"spec": "x"}, {"target": "a"}, {"features": ("avx2",)}, {"method": "cycles"})
+            ({"spec": "x"}, {"target": "a"}, {"features": ("a CPU",)}, {"instrument": "b"})
         ):
             database.add(trial(i, task=attrs.evolve(TASK, **changes)))
         assert database.trials(TASK, TOOLS) == ()
@@ -60,7 +60,9 @@ def test_only_alike_trials_are_compared(path: Path) -> None:
             database.add(trial(i, 5.0 - i, tools))
             database.add(trial(7, None, tools))
         assert database.trials(TASK, TOOLS) == ()
-        assert [hint.parameters["tile"] for hint in database.hints(TASK, TOOLS)] == [1, 0]
+        found = [each.parameters["tile"] for each in database.alike(TASK, TOOLS)]
+        assert found == [2, 3, 0, 1], "features, instrument, and both tools; no faults"
+        assert len(database.of_target(TASK.target)) == 7
 
 
 def test_equal_figures_have_one_best(path: Path) -> None:
@@ -165,8 +167,8 @@ def test_rows_that_are_no_trials_are_told(path: Path) -> None:
     Database(path).close()
     for column, value in (("parameters", "{"), ("method", "luck"), ("value", -1.0)):
         row: dict[str, Any] = {
-            "spec": "s", "target": "t", "features": "", "method": "time", "toolchain": "c",
-            "epoch": 1, "kernel": "k", "parameters": "{}", "value": 1.0, "fault": "",
+            "spec": "s", "target": "t", "features": "[]", "method": "time", "instrument": "",
+                "toolchain": "c",            "epoch": 1, "kernel": "k", "parameters": "{}", "value": 1.0, "fault": "",
         } | {column: value}  # fmt: skip
         with sqlite3.connect(path) as connection:
             connection.execute("DELETE FROM trials")

@@ -1,0 +1,116 @@
+"""What there is to tune in a graph: calls of kernels that can be made in more than one way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+
+from ..compiler.ir import Graph, Node
+from ..compiler.ir.schedule import steps_of
+from ..compiler.ir.views import VIEWS
+from ..kernels.lanes import Lanes
+from ..kernels.record import Kernel, Spec
+from ..passes.base import Pass
+from ..passes.select_kernels import SelectKernels, spec_of
+from .search import Way
+
+# A way of which a model says that it takes so many times the least is not tried.
+HOPELESS = 8.0
+
+
+@attrs.frozen
+class Call:
+    """Nodes that ask for the same, and the ``ways`` to compute it, of which the first is taken
+    where nothing was measured.
+
+    ``key`` is the text by which records know the call, ``count`` how often one inference makes it,
+    and ``left_out`` how many ways are hopeless.
+    """
+
+    key: str
+    spec: Spec
+    nodes: tuple[str, ...]
+    count: int
+    ways: tuple[Way, ...]
+    left_out: int = 0
+
+
+def calls_of(graph: Graph, passes: Sequence[Pass]) -> tuple[Call, ...]:
+    """The calls of ``graph``, which is what `select_kernels` of these ``passes`` is given.
+
+    Calls that can be made in one way alone are no choice, and left out. The first way of each is
+    what the passes take for its first node.
+    """
+    select = next(step for step in passes if isinstance(step, SelectKernels))
+    taken = _taken(graph, passes)
+    times = {node.name: _times(graph, node) for node in graph.nodes if node.op not in VIEWS}
+    nodes: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.name in taken:
+            nodes.setdefault(key_of(spec_of(node), select.kernels), []).append(node)
+    found = []
+    for key, asking in nodes.items():
+        first = asking[0]
+        ways, left_out = _ways(first, taken[first.name], select)
+        if len(ways) > 1:
+            names = tuple(node.name for node in asking)
+            count = sum(times[name] for name in names)
+            found.append(Call(key, spec_of(first), names, count, ways, left_out))
+    return tuple(found)
+
+
+def key_of(spec: Spec, kernels: Iterable[Kernel]) -> str:
+    """``spec`` as text, without what no kernel for its op has in its code.
+
+    >>> key_of(spec, all_kernels())  # doctest: +SKIP
+    'ternary_dot(i8[65x256], ternary[1024x256]) -> i32[65x1024] {bits=8}'
+    """
+    serving = [kernel for kernel in kernels if spec.op in kernel.ops]
+    apart = [set((*kernel.numbers, *kernel.ignored)) for kernel in serving]
+    aside = set.intersection(*apart) if apart else set()
+    said = ", ".join(f"{name}={value}" for name, value in spec.attributes if name not in aside)
+    operands = ", ".join(map(str, spec.operands))
+    results = ", ".join(map(str, spec.results))
+    return f"{spec.op}({operands}) -> {results}" + (f" {{{said}}}" if said else "")
+
+
+def _taken(graph: Graph, passes: Sequence[Pass]) -> dict[str, tuple[str, Mapping[str, int]]]:
+    """The kernel and the parameters that ``passes`` choose for each node."""
+    names = [step.name for step in passes]
+    for step in passes[names.index("select_kernels") : names.index("pack_weights")]:
+        graph = step(graph)
+    chosen = {node.name: node for node in graph.nodes if "kernel" in node.notes}
+    return {
+        name: (str(node.notes["kernel"]), dict(spec_of(node).parameters))
+        for name, node in chosen.items()
+    }
+
+
+def _ways(
+    node: Node, taken: tuple[str, Mapping[str, int]], select: SelectKernels
+) -> tuple[tuple[Way, ...], int]:
+    """All ways to compute ``node`` that have a hope, ``taken`` first; and how many have none."""
+    spec = spec_of(node).with_parameters({})
+    first = Way(*taken)
+    ways = [
+        Way(kernel.name, parameters, _predicted(kernel, spec, parameters, select.lanes))
+        for kernel in select.able(node)
+        for parameters in kernel.ways(spec, select.lanes)
+    ]
+    others = [way for way in ways if (way.kernel, dict(way.parameters)) != taken]
+    least = min((way.predicted or 0.0 for way in ways), default=0.0)
+    hopeful = [way for way in others if (way.predicted or 0.0) <= HOPELESS * least]
+    return (first, *hopeful), len(others) - len(hopeful)
+
+
+def _predicted(
+    kernel: Kernel, spec: Spec, parameters: Mapping[str, int], lanes: Lanes
+) -> float | None:
+    return kernel.cost(spec.with_parameters(parameters), lanes)
+
+
+def _times(graph: Graph, node: Node) -> int:
+    """How many calls compute ``node``: one, or one a tile of its rows."""
+    step = next(step for step in steps_of(graph) if node in step.nodes)
+    return sum(count for _, count, _ in step.tiles)
