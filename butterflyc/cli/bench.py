@@ -54,6 +54,7 @@ def command(artefact: Path | None, place: str, suite: str, rounds: int, as_json:
     from importlib import import_module
 
     from ..build import tool_versions
+    from ..compiler.run.native import cpu_name
 
     with progress() as report:
         rows: list[Row] = import_module(f"...bench.{suite}", __name__).suite(report, rounds)
@@ -128,13 +129,3 @@ def _cells(row: Row) -> tuple[str, ...]:
     verdict = "" if not row.target_ratio else "ok" if row.ratio >= row.target_ratio else "below"
     numbers = f"{row.ratio:.2f}", f"{row.spread:.2f}"
     return row.name, row.shape, row.baseline, *numbers, wanted, verdict
-
-
-def cpu_name() -> str:
-    """The CPU as the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from weakref import finalize
@@ -145,6 +146,20 @@ def check_cpu(features: Sequence[str]) -> None:
             f"{', '.join(missing)}, which this {platform.machine()} lacks",
             help="compile the model again on or for this machine: --target host",
         )
+
+
+def cpu_name() -> str:
+    """The CPU as the system calls it; on boards whose system does not, the board."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    if names:
+        return names[0]
+    with suppress(OSError):
+        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
+    return platform.processor() or platform.machine()
 
 
 def cpu_features() -> frozenset[str]:

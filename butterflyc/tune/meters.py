@@ -1,0 +1,43 @@
+"""How ways are measured on a core: by the best that this machine has for it.
+
+A file ``meter_*.py`` beside this one is one kind of measurement. It exports ``meter(core)``, which
+gives a `Meter`, or None for cores that it does not measure.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from ..compiler.errors import Unsupported
+from ..targets.registry import Core
+from . import meter_arm, meter_bare, meter_host
+from .measure import Meter
+from .trial import Task, Tools
+
+# Raised by hand when a change of ours makes other code of the same kernels and parameters: a test
+# knows the code of some, and tells. What was measured before is then a hint and no more.
+EPOCH = 1
+KINDS = meter_host, meter_arm, meter_bare
+
+
+def meter_of(core: Core) -> Meter:
+    """The meter for ``core``. Raises Unsupported where none of ours measures it."""
+    for kind in KINDS:
+        found: Meter | None = kind.meter(core)
+        if found is not None:
+            return found
+    raise Unsupported(
+        f"nothing here measures kernels for {core.name}",
+        help="tune for this machine, for an ARM core, or for a microcontroller that is emulated: "
+        "`butterflyc targets` lists them",
+    )
+
+
+def tools() -> Tools:
+    """What makes code here."""
+    return Tools(f"apache-tvm {version('apache-tvm')}", EPOCH)
+
+
+def task_of(meter: Meter, key: str) -> Task:
+    """The task of measuring the call ``key``. Raises ToolMissing."""
+    return Task(key, meter.target, meter.features(), meter.method, meter.instrument())
