@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import attrs
 import numpy as np
@@ -17,11 +18,17 @@ from ..errors import UsageError
 from ..files import make_folder
 from ..ir.types import STORAGE
 from ..lower.emit_c import emit, emit_header, lower_for_c
+from ..lower.work import work_of
 from .bare_metal import ProgramFailed, build, run, sizes
 from .kernel import with_layouts
 
 # What results and scratch hold before a call, and what stays behind them: no kernel relies on it.
 BYTE = 0xA7
+
+# The clocks of some machines start anew after 1,300,000,000 instructions, as `hal.h` says, which
+# nobody would see. So much work takes fewer, by the prices of all kernels (`targets/prices/`), but
+# for copies, of which so many have no room.
+MOST_WORK = 300_000_000
 
 # Why the count is exact: QEMU's clock goes on by instructions and by nothing else, so a first call
 # costs what any does. The kernel is called once, and finds its operands as they were given. What
@@ -86,11 +93,11 @@ def call_on_machine(
 ) -> BareCall:
     """``kernel`` built for ``spec`` and called once on ``arrays``, which are given unpacked.
 
-    Operands lie among the program's constants, results and scratch among its variables. Counts are
-    exact, of up to 1,300,000,000 instructions: see ``hal.h``. Raises UsageError for arrays of other
-    types than the spec's; ProgramFailed if the kernel traps, writes behind a buffer or does not end
-    in ``timeout`` seconds; ToolFailed if the machine has too little memory for it; and what
-    `bare_metal.build` and `run` do.
+    Operands lie among the program's constants, results and scratch among its variables. Raises
+    UsageError for arrays of other types than the spec's, and for more work than can be counted;
+    ProgramFailed if the kernel traps, writes behind a buffer or does not end in ``timeout``
+    seconds; ToolFailed if the machine has too little memory for it; and what `bare_metal.build` and
+    `run` do.
     """
     tensors = with_layouts(kernel, spec, lanes).operands
     if len(tensors) != len(arrays):
@@ -111,7 +118,9 @@ def call_packed(
 ) -> BareCall:
     """The same for ``operands`` that are packed as the kernel wants them; built in ``folder``."""
     spec = with_layouts(kernel, spec, lanes)
-    lowered = [lower_for_c(kernel.build(kernel.opened(spec), lanes, "kernel"))]
+    function = kernel.build(kernel.opened(spec), lanes, "kernel")
+    _check_work(kernel, function)
+    lowered = [lower_for_c(function)]
     results = [_empty(tensor) for tensor in spec.results]
     scratch = [_empty(tensor) for tensor in kernel.scratch(spec, lanes)]
     sources = {
@@ -128,6 +137,17 @@ def call_packed(
         sum(buffer.nbytes for buffer in scratch),
         sizes(machine, folder / "kernel.c.o").text,
     )
+
+
+def _check_work(kernel: Kernel, function: Any) -> None:
+    """Where data decide how often loops turn, nothing is known, and the time limit must do."""
+    work = work_of(function)
+    if work is not None and (total := sum(work.values())) > MOST_WORK:
+        raise UsageError(
+            f"a call of {kernel.name} is {total:,.0f} loads, products and the like here, of "
+            f"{MOST_WORK:,} that can be counted",
+            help="count fewer rows at a time",
+        )
 
 
 def _packed(i: int, tensor: Tensor, array: np.ndarray) -> np.ndarray:

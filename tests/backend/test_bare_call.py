@@ -153,10 +153,8 @@ def test_a_kernel_that_traps(machine: str) -> None:
 
 def test_a_kernel_that_does_not_end(machine: str) -> None:
     """What is not over in time is ended."""
-    long = spec("integer_linear", Tensor("i32", (64, 512)), X, W)
-    long = replace(long, operands=(Tensor("i8", (64, 2048)), Tensor("i8", (512, 2048))))
     with pytest.raises(ProgramFailed, match="look for a loop that does not end"):
-        called(machine, KERNELS["integer_products"], long, timeout=SOON)
+        called(machine, KERNELS["integer_products"], LINEAR, timeout=SOON)
 
 
 def test_a_kernel_that_writes_behind_its_result(machine: str) -> None:
@@ -193,6 +191,14 @@ def test_a_program_that_writes_otherwise(
     monkeypatch.setattr("butterflyc.compiler.run.bare_call.run", lambda *_: cut)
     with pytest.raises(ProgramFailed, match="integer_elements wrote 7 bytes, not 48"):
         called("rv32imc", KERNELS["integer_elements"], ADD)
+
+
+def test_more_than_can_be_counted() -> None:
+    """What might take more instructions than a clock counts is refused before it is built."""
+    x, w = Tensor("i8", (400, 2048)), Tensor("i8", (1024, 2048))
+    much = spec("integer_linear", Tensor("i32", (400, 1024)), x, w)
+    with pytest.raises(UsageError, match=r"a call of integer_products is .* that can be counted"):
+        called("rv32imc", KERNELS["integer_products"], much)
 
 
 def test_what_does_not_fit(needs_tool: Callable[..., str]) -> None:
