@@ -40,24 +40,36 @@ def calls_of(graph: Graph, passes: Sequence[Pass]) -> tuple[Call, ...]:
     """The calls of ``graph``, which is what `select_kernels` of these ``passes`` is given.
 
     Calls that can be made in one way alone are no choice, and left out. The first way of each is
-    what the passes take for its first node.
+    what the passes take for its first node; they are to know of nothing that was tuned.
     """
-    select = next(step for step in passes if isinstance(step, SelectKernels))
-    taken = _taken(graph, passes)
-    times = {node.name: _times(graph, node) for node in graph.nodes if node.op not in VIEWS}
-    nodes: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        if node.name in taken:
-            nodes.setdefault(key_of(spec_of(node), select.kernels), []).append(node)
+    select, taken = select_of(passes), _taken(graph, passes)
+    times = _times(graph)
     found = []
-    for key, asking in nodes.items():
-        first = asking[0]
+    for key, nodes in asking(graph, select).items():
+        first, names = nodes[0], tuple(node.name for node in nodes)
         ways, left_out = _ways(first, taken[first.name], select)
-        if len(ways) > 1:
-            names = tuple(node.name for node in asking)
-            count = sum(times[name] for name in names)
-            found.append(Call(key, spec_of(first), names, count, ways, left_out))
+        count = sum(times[name] for name in names)
+        found.append(Call(key, spec_of(first), names, count, ways, left_out))
     return tuple(found)
+
+
+def asking(graph: Graph, select: SelectKernels) -> dict[str, list[Node]]:
+    """The nodes that can be computed in more than one way, by the key of what they ask."""
+    found: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op not in VIEWS and _is_choice(node, select):
+            found.setdefault(key_of(spec_of(node), select.kernels), []).append(node)
+    return found
+
+
+def select_of(passes: Iterable[Pass]) -> SelectKernels:
+    """The one of ``passes`` that chooses kernels."""
+    return next(step for step in passes if isinstance(step, SelectKernels))
+
+
+def _is_choice(node: Node, select: SelectKernels) -> bool:
+    spec, able = spec_of(node).with_parameters({}), select.able(node)
+    return len(able) > 1 or any(len(kernel.ways(spec, select.lanes)) > 1 for kernel in able)
 
 
 def key_of(spec: Spec, kernels: Iterable[Kernel]) -> str:
@@ -110,7 +122,10 @@ def _predicted(
     return kernel.cost(spec.with_parameters(parameters), lanes)
 
 
-def _times(graph: Graph, node: Node) -> int:
-    """How many calls compute ``node``: one, or one a tile of its rows."""
-    step = next(step for step in steps_of(graph) if node in step.nodes)
-    return sum(count for _, count, _ in step.tiles)
+def _times(graph: Graph) -> dict[str, int]:
+    """How many calls compute each node: one, or one a tile of its rows."""
+    return {
+        node.name: sum(count for _, count, _ in step.tiles)
+        for step in steps_of(graph)
+        for node in step.nodes
+    }

@@ -7,6 +7,7 @@ finished.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,15 @@ CREATE TABLE IF NOT EXISTS trials (
     )
 )
 """
+
+
+def default_path() -> Path:
+    """The user's database: $BUTTERFLYC_TUNE_DB, or a file in the cache folder of the system."""
+    if given := os.environ.get("BUTTERFLYC_TUNE_DB"):
+        return Path(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("butterflyc") / "tune.sqlite"
 
 
 class Database:

@@ -1,0 +1,121 @@
+"""What was measured, for `compile`: the best way known of each call, and where it was taken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..compiler.errors import Unsupported, UsageError
+from ..compiler.ir import Graph
+from ..kernels.record import Kernel, Spec
+from ..passes.base import Pass
+from ..passes.select_kernels import spec_of
+from ..targets.registry import Core
+from .calls import asking, key_of, select_of
+from .database import Database, default_path
+from .exchange import from_lines
+from .meters import meter_of, tools
+from .trial import METHODS, Trial
+
+# Where records are: a file, the user's own, or nowhere.
+Where = str | Path | bool
+
+
+@attrs.frozen
+class Records:
+    """The best trial of each call of a target, and how many others were left aside, and why."""
+
+    best: Mapping[str, Trial] = attrs.field(factory=dict)
+    ignored: Mapping[str, int] = attrs.field(factory=dict)
+
+    def choice(self, kernels: Iterable[Kernel]) -> Any:
+        """The kernel and the parameters for a spec, as `SelectKernels` takes them."""
+        serving = tuple(kernels)
+
+        def tuned(spec: Spec) -> tuple[str, Mapping[str, int]] | None:
+            trial = self.best.get(key_of(spec, serving))
+            return (trial.kernel, trial.parameters) if trial else None
+
+        return tuned
+
+    def taken(self, graph: Graph, last: Graph, passes: Iterable[Pass]) -> dict[str, Any]:
+        """What a compilation took: of ``graph``, which kernels were chosen for, to the ``last``.
+
+        How many ``kernels`` there are of which ways can be measured, how many are ``tuned``, the
+        ``records`` that say so, and how many were ``ignored``, by reason.
+        """
+        calls = asking(graph, select_of(passes))
+        ways = {n.name: (n.notes["kernel"], dict(spec_of(n).parameters)) for n in last.nodes
+                if "kernel" in n.notes}  # fmt: skip
+        found = []
+        for key, nodes in calls.items():
+            trial = self.best.get(key)
+            names = [node.name for node in nodes]
+            if trial and any(
+                ways.get(name) == (trial.kernel, dict(trial.parameters)) for name in names
+            ):
+                found.append({"nodes": names, **attrs.asdict(trial)})
+        return {
+            "kernels": len(calls),
+            "tuned": len(found),
+            "records": found,
+            "ignored": dict(sorted(self.ignored.items())),
+        }
+
+
+def records_for(core: Core, where: Where = True) -> Records:
+    """What was measured for ``core``, in the file ``where``: a database, or lines of it (.jsonl).
+
+    With True in the user's database, if there is one; with False nothing is taken. Raises
+    UsageError for a file that is not there, and what reading it raises.
+    """
+    if where is False:
+        return Records()
+    try:
+        meter = meter_of(core)
+    except Unsupported:
+        return Records()
+    best: dict[str, list[Trial]] = {}
+    ignored: Counter[str] = Counter()
+    for trial in _read(where, meter.target):
+        if trial.tools != tools():
+            ignored["made by other tools"] += 1
+        elif trial.task.features != meter.features():
+            ignored["measured on another machine"] += 1
+        else:
+            best.setdefault(trial.task.spec, []).append(trial)
+    chosen = {key: _best(trials) for key, trials in best.items()}
+    return Records({key: trial for key, trial in chosen.items() if trial}, ignored)
+
+
+def _read(where: Where, target: str) -> tuple[Trial, ...]:
+    path = default_path() if where is True else Path(str(where))
+    if not path.is_file():
+        if where is True:
+            return ()
+        raise UsageError(
+            f"{path} does not exist",
+            help="give what `tune` or `tune-export` wrote, or nothing for the records of this user",
+        )
+    if path.suffix == ".jsonl":
+        every = from_lines(path.read_bytes(), path.name)
+        return tuple(trial for trial in every if trial.task.target == target)
+    with Database(path) as database:
+        return database.of_target(target)
+
+
+def _best(trials: list[Trial]) -> Trial | None:
+    """Of one call: by the method that is nearest to the truth, and its instrument of most trials."""
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.task.method, trial.task.instrument), []).append(trial)
+    order = list(METHODS)
+    _, first = min(
+        groups.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]), item[0][1])
+    )
+    good = [trial for trial in first if trial.value is not None]
+    return min(good, key=lambda trial: (trial.value, trial.way), default=None)

@@ -1,0 +1,260 @@
+"""Trials of the ways to compute the calls of a model, one after another, each kept at once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+
+import attrs
+
+from ..compiler.errors import UsageError
+from .calls import Call
+from .database import Database
+from .engine import Engine
+from .measure import Asked, Reading
+from .search import Search, Way
+from .trial import Task, Tools, Trial
+from .worker import Outcome
+
+# Rounds by which the best way of a time is compared with the default one, in the end.
+CONFIRMING = 30
+# How long to wait for a measurement before looking whether time is up.
+PATIENCE = 0.5
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@attrs.frozen
+class Budget:
+    """Until when to search: so many ``seconds``, or so many ``trials`` of each call."""
+
+    seconds: float | None = None
+    trials: int | None = None
+
+
+def budget_of(text: str) -> Budget:
+    """The budget that a text like ``90s``, ``5m``, ``1.5h`` or ``64`` says. Raises UsageError."""
+    if re.fullmatch(r"[1-9]\d*", text):
+        return Budget(trials=int(text))
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if found is None or not float(found[1]):
+        raise UsageError(
+            f"a budget of '{text}'",
+            help="give a time as 90s, 5m or 1h; or how many trials each kernel gets, as 64",
+        )
+    return Budget(seconds=float(found[1]) * UNITS[found[2]])
+
+
+@attrs.define
+class Progress:
+    """How far a call is: what was tried of it, by this run and by those before.
+
+    ``confirmed`` is the best way in `CONFIRMING` rounds beside the default one, where times are.
+    """
+
+    call: Call
+    task: Task
+    trials: list[Trial] = attrs.field(factory=list)
+    earlier: int = 0
+    confirmed: Reading | None = None
+    running: int = 0
+
+    @property
+    def default(self) -> Trial | None:
+        """The trial of what is taken where nothing was measured; None before that was tried."""
+        first = self.call.ways[0]
+        return next((trial for trial in self.trials if _is(trial, first)), None)
+
+    @property
+    def best(self) -> Trial | None:
+        good = [trial for trial in self.trials if trial.value is not None]
+        return min(good, key=lambda trial: (trial.value, trial.way), default=None)
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as long the default way takes as the best one."""
+        default, best = self.default, self.best
+        if default is None or default.value is None or best is None or best.value is None:
+            return None
+        value = self.confirmed.value if self.confirmed else best.value
+        return default.value / value if value else 1.0
+
+    @property
+    def faults(self) -> Counter[str]:
+        """What was wrong with ways that have no figure, by the first word of it."""
+        return Counter(trial.fault.partition(":")[0] for trial in self.trials if trial.fault)
+
+    @property
+    def best_so_far(self) -> list[float]:
+        """The least figure after each trial that has one."""
+        found: list[float] = []
+        for trial in self.trials:
+            if trial.value is not None:
+                found.append(min([trial.value, *found[-1:]]))
+        return found
+
+
+@attrs.frozen
+class Tuner:
+    """Searches the ways of ``tasks``, which are those of ``calls``, until a ``budget`` is used up.
+
+    Trials that ``database`` holds are not made again. ``on_trial`` is called with each new one and
+    the progress of its call.
+    """
+
+    calls: Sequence[Call]
+    tasks: Sequence[Task]
+    tools: Tools
+    database: Database
+    engine: Engine
+    budget: Budget
+    seed: int = 0
+    on_trial: Callable[[Trial, Progress], None] = lambda trial, progress: None
+
+    def run(self) -> tuple[list[Progress], bool]:
+        """The progress of each call; and whether it was interrupted, by which nothing is lost."""
+        states = [_State.of(*each, self) for each in zip(self.calls, self.tasks, strict=True)]
+        interrupted = False
+        try:
+            self._search(states)
+            self._confirm(states)
+        except KeyboardInterrupt:
+            interrupted = True
+        return [state.progress for state in states], interrupted
+
+    def _search(self, states: list[_State]) -> None:
+        end = monotonic() + self.budget.seconds if self.budget.seconds else None
+        running = 0
+        while True:
+            while running < self.engine.width and (end is None or monotonic() < end):
+                state = max(filter(self._is_open, states), key=_State.urgency, default=None)
+                if state is None or not self._start(state):
+                    break
+                running += 1
+            if not running:
+                return
+            done = self.engine.finished(PATIENCE)
+            if done is not None:
+                running -= 1
+                self._keep(states, *done)  # type: ignore[arg-type]
+
+    def _is_open(self, state: _State) -> bool:
+        most = self.budget.trials
+        tried = len(state.progress.trials) + state.progress.running
+        return state.is_open and (most is None or tried < most)
+
+    def _start(self, state: _State) -> bool:
+        """Has the next way of a call measured; False if there is none left."""
+        way = state.next(self.database, self.tools)
+        if way is None:
+            return False
+        state.progress.running += 1
+        self.engine.submit((state.number, way), state.asked(way))
+        return True
+
+    def _keep(self, states: list[_State], key: tuple[int, Way], outcome: Outcome) -> None:
+        number, way = key
+        state = states[number]
+        value = outcome.reading.value if outcome.reading else None
+        trial = Trial(
+            state.progress.task, self.tools, way.kernel, way.parameters, value, outcome.fault
+        )
+        self.database.add(trial)
+        state.progress.running -= 1
+        state.tell(trial)
+        self.on_trial(trial, state.progress)
+
+    def _confirm(self, states: list[_State]) -> None:
+        """Times the best ways beside the default ones once more, and for longer."""
+        waiting = [state for state in states if state.progress.task.method == "time"]
+        for state in waiting:
+            best = state.progress.best
+            if best is None or _is(best, state.call.ways[0]):
+                continue
+            way = Way(best.kernel, best.parameters)
+            self.engine.submit(state.number, state.asked(way, CONFIRMING))
+            while (done := self.engine.finished(PATIENCE)) is None:
+                pass
+            state.progress.confirmed = done[1].reading
+
+
+class _State:
+    """A call that is searched."""
+
+    def __init__(self, number: int, progress: Progress, search: Search) -> None:
+        self.number, self.progress, self._search = number, progress, search
+        self.is_open = True
+
+    @classmethod
+    def of(cls, call: Call, task: Task, tuner: Tuner) -> _State:
+        """A call, with what the database holds of it."""
+        known = [*_known(call, tuner.database.trials(task, tuner.tools))]
+        likely = [*_hints(call, tuner.database.alike(task, tuner.tools))]
+        search = Search(call.ways, tuner.seed, likely)
+        for trial in known:
+            search.tell(Way(trial.kernel, trial.parameters), trial.value)
+        progress = Progress(call, task, known, earlier=len(known))
+        return cls(tuner.calls.index(call), progress, search)
+
+    @property
+    def call(self) -> Call:
+        return self.progress.call
+
+    def urgency(self) -> float:
+        """What a call takes of an inference, by how often it was tried."""
+        default = self.progress.default
+        share = default.value if default and default.value is not None else float("inf")
+        return share * self.call.count / (1 + len(self.progress.trials) + self.progress.running)
+
+    def next(self, database: Database, tools: Tools) -> Way | None:
+        """What to measure now; None where nothing is left, or the default way is waited for."""
+        default = self.progress.default
+        if default is None:
+            self.is_open = False  # until its figure is there, in which others are told
+            self._search.tell(self.call.ways[0], None)
+            return self.call.ways[0]
+        while (way := self._search.next()) is not None:
+            # Another tuner may have tried it meanwhile.
+            other = database.find(self.progress.task, tools, way.kernel, way.parameters)
+            if other is None:
+                return way
+            self.tell(other)
+        self.is_open = False
+        return None
+
+    def tell(self, trial: Trial) -> None:
+        """What was measured of this call."""
+        self.progress.trials.append(trial)
+        self._search.tell(Way(trial.kernel, trial.parameters), trial.value)
+        if _is(trial, self.call.ways[0]):
+            self.is_open = trial.value is not None
+
+    def asked(self, way: Way, rounds: int | None = None) -> Asked:
+        default = self.progress.default
+        reference = default.value if default else None
+        asked = Asked(self.call.spec, way, self.call.ways[0], reference)
+        return attrs.evolve(asked, rounds=rounds) if rounds else asked
+
+
+def _is(trial: Trial, way: Way) -> bool:
+    return (trial.kernel, dict(trial.parameters)) == (way.kernel, dict(way.parameters))
+
+
+def _known(call: Call, trials: Sequence[Trial]) -> Iterator[Trial]:
+    """Those of ways that the call still has."""
+    ways = {(way.kernel, tuple(sorted(way.parameters.items()))) for way in call.ways}
+    for trial in trials:
+        if (trial.kernel, tuple(sorted(trial.parameters.items()))) in ways:
+            yield trial
+
+
+def _hints(call: Call, trials: Sequence[Trial]) -> Iterator[Way]:
+    """The best way of each other task, or other tools, that the call still has."""
+    best: dict[tuple[Task, Tools], Trial] = {}
+    for trial in _known(call, trials):
+        group = trial.task, trial.tools
+        if group not in best or (trial.value or 0.0) < (best[group].value or 0.0):
+            best[group] = trial
+    for trial in best.values():
+        yield Way(trial.kernel, trial.parameters)
