@@ -27,7 +27,9 @@ from .compiler.lower.model_c import check_name, step_names, threads_of
 from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
+from .passes.base import Pass
 from .passes.quantize_activations import KNOWN_BITS
+from .passes.select_kernels import Tuned, untuned
 from .placed import programs_of
 from .program import Program, stage_section
 from .quantization import quantization_report
@@ -35,6 +37,7 @@ from .report import report_sections
 from .source import Source, open_model
 from .targets.memories import sized
 from .targets.registry import Core, load_core
+from .tuning.records import records_for
 
 Progress = Callable[[str], None]
 GOLDEN_ROWS = 8
@@ -53,6 +56,7 @@ def compile(
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
+    records: str | Path | bool = True,
     dump_ir: str | Path | None = None,
     keep_stages: bool = False,
     record: Record | None = None,
@@ -73,7 +77,8 @@ def compile(
     at; ``record`` gets what was recognised and each stage, also of a compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
-    "3M", "sram": "200K", "psram": "8M"}``, or some of these.
+    "3M", "sram": "200K", "psram": "8M"}``, or some of these. ``records`` say which kernels `tune`
+    measured best (docs/tuning.md): a file of them, by default the user's own; none with False.
 
     Raises UnknownName (target, memory), UsageError (mode, name, size, budget, threads), BadInput
     (examples, NaN weights), Unsupported (ops, listed with source lines), DoesNotFit, ToolMissing
@@ -91,7 +96,8 @@ def compile(
         source = replace(source, calibration=np.asarray(calibration))
     record = record or Record()
     dump = Path(dump_ir) if dump_ir else None
-    built = lower(source, core, mode, name, dump, record, progress, threads)
+    known = records_for(core, records)
+    built = lower(source, core, mode, name, dump, record, progress, threads, known.tuned)
     if family.MEMORIES:
         family.place(built.last, core, name)  # what cannot fit is told before kernels are built
     golden = _golden(source, built.last)
@@ -105,7 +111,8 @@ def compile(
     if "quantize" in built.stages:
         progress("measuring what integers cost")
         built.record.quantization = _cost_of_integers(built.stages, source)
-    program = _assemble(built, source, files, golden, keep_stages, reports)
+    tuning = known.taken(built.unselected, built.last, built.passes)
+    program = _assemble(built, source, files, golden, keep_stages, reports, tuning)
     if core.runner not in EMULATORS:
         return program
     # Who takes it to its machine may have no compiler. One for this machine is made when asked for.
@@ -161,12 +168,13 @@ def _check_act_bits(act_bits: int, mode: str) -> None:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A model after all passes: what it was lowered for, and the record of how."""
+    """A model after all ``passes``: what it was lowered for, and the record of how."""
 
     core: Core
     mode: str
     name: str
     record: Record
+    passes: tuple[Pass, ...]
 
     @property
     def stages(self) -> Mapping[str, Graph]:
@@ -179,6 +187,16 @@ class Lowered:
     @property
     def last(self) -> Graph:
         return self.stages[list(self.stages)[-1]]
+
+    @property
+    def unselected(self) -> Graph:
+        """The graph whose kernels are to be chosen."""
+        return self.stages[before_kernels(list(self.stages))]
+
+
+def before_kernels(stages: Sequence[str]) -> str:
+    """The name of the stage whose kernels are to be chosen."""
+    return stages[stages.index("select_kernels") - 1]
 
 
 def family_of(core: Core) -> Any:
@@ -195,12 +213,13 @@ def lower(
     record: Record | None = None,
     progress: Progress = lambda _: None,
     threads: int = 1,
+    tuned: Tuned = untuned,
 ) -> Lowered:
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     samples = source.samples(progress) if mode == "int8" else ()
     several = {"threads": threads} if threads > 1 else {}
     budgets = source.weight_snr, source.act_bits
-    passes = family_of(core).passes(core, mode, samples, *budgets, **several)
+    passes = family_of(core).passes(core, mode, samples, *budgets, **several, tuned=tuned)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -213,7 +232,7 @@ def lower(
     for step in passes:
         progress(f"pass {step.name}")
         graph = stages.add(step.name, step(graph))
-    return Lowered(core, mode, name, record)
+    return Lowered(core, mode, name, record, passes)
 
 
 class _Stages:
@@ -287,6 +306,7 @@ def _assemble(
     golden: Mapping[str, np.ndarray],
     keep_stages: bool,
     reports: Mapping[str, bytes],
+    tuning: Mapping[str, Any],
 ) -> Program:
     last, stages, layers = built.last, built.stages, built.layers
     sections = {f"kernels/{file}": content for file, content in files.items()}
@@ -327,6 +347,7 @@ def _assemble(
         "splits": _samples_are_independent(source),
         "cpu_features": list(family_of(built.core).machine(built.core).features),
         "tools": tool_versions(),
+        "tuning": tuning,
         **({"threads": threads.count} if threads.count > 1 else {}),
     }
     return Program(Artefact(manifest, sections), stages)

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterflyc.compiler.errors import CannotWrite, Damaged, Incompatible
-from butterflyc.tune.database import SCHEMA, Database
-from butterflyc.tune.exchange import from_lines, import_into, to_lines
-from butterflyc.tune.trial import METHODS, Task, Tools, Trial
+from butterflyc.tuning.database import SCHEMA, Database
+from butterflyc.tuning.exchange import from_lines, import_into, to_lines
+from butterflyc.tuning.trial import METHODS, Task, Tools, Trial
 
 TASK = Task("linear(f32[65x256])", "host", ("avx2", "fma"), "time")
 TOOLS = Tools("llvm 22.1", 4)
@@ -87,8 +87,8 @@ def test_figures_are_numbers(value: float) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from butterflyc.tune.database import Database
-from butterflyc.tune.trial import Task, Tools, Trial
+from butterflyc.tuning.database import Database
+from butterflyc.tuning.trial import Task, Tools, Trial
 
 path, who, count = sys.argv[1:]
 task, tools = Task("s", "host", (), "time"), Tools("t", 1)
@@ -168,7 +168,8 @@ def test_rows_that_are_no_trials_are_told(path: Path) -> None:
     for column, value in (("parameters", "{"), ("method", "luck"), ("value", -1.0)):
         row: dict[str, Any] = {
             "spec": "s", "target": "t", "features": "[]", "method": "time", "instrument": "",
-                "toolchain": "c",            "epoch": 1, "kernel": "k", "parameters": "{}", "value": 1.0, "fault": "",
+            "toolchain": "c", "epoch": 1, "kernel": "k", "parameters": "{}", "value": 1.0,
+            "fault": "",
         } | {column: value}  # fmt: skip
         with sqlite3.connect(path) as connection:
             connection.execute("DELETE FROM trials")

@@ -11,7 +11,7 @@ import attrs
 
 from ..compiler.errors import Unsupported, UsageError
 from ..compiler.ir import Graph
-from ..kernels.record import Kernel, Spec
+from ..kernels.record import Spec
 from ..passes.base import Pass
 from ..passes.select_kernels import spec_of
 from ..targets.registry import Core
@@ -32,15 +32,10 @@ class Records:
     best: Mapping[str, Trial] = attrs.field(factory=dict)
     ignored: Mapping[str, int] = attrs.field(factory=dict)
 
-    def choice(self, kernels: Iterable[Kernel]) -> Any:
-        """The kernel and the parameters for a spec, as `SelectKernels` takes them."""
-        serving = tuple(kernels)
-
-        def tuned(spec: Spec) -> tuple[str, Mapping[str, int]] | None:
-            trial = self.best.get(key_of(spec, serving))
-            return (trial.kernel, trial.parameters) if trial else None
-
-        return tuned
+    def tuned(self, spec: Spec) -> tuple[str, Mapping[str, int]] | None:
+        """The kernel and the parameters for ``spec``, as `SelectKernels` takes them."""
+        trial = self.best.get(key_of(spec))
+        return (trial.kernel, trial.parameters) if trial else None
 
     def taken(self, graph: Graph, last: Graph, passes: Iterable[Pass]) -> dict[str, Any]:
         """What a compilation took: of ``graph``, which kernels were chosen for, to the ``last``.
@@ -109,7 +104,7 @@ def _read(where: Where, target: str) -> tuple[Trial, ...]:
 
 
 def _best(trials: list[Trial]) -> Trial | None:
-    """Of one call: by the method that is nearest to the truth, and its instrument of most trials."""
+    """Of one call: by the method nearest to the truth, and its instrument of most trials."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.task.method, trial.task.instrument), []).append(trial)

@@ -36,10 +36,11 @@ class Way:
 class Search:
     """Trials of ``ways``, of which the first is the default, in an order that ``seed`` decides.
 
-    Call ``next`` for a way and ``tell`` for what it took, in turns. Raises ValueError for no ways.
+    ``hints`` come next: ways that were good elsewhere. Call ``next`` for a way and ``tell`` for
+    what it took, in turns. Raises ValueError for no ways.
     """
 
-    def __init__(self, ways: Sequence[Way], seed: int = 0) -> None:
+    def __init__(self, ways: Sequence[Way], seed: int = 0, hints: Sequence[Way] = ()) -> None:
         if not ways:
             raise ValueError("there is nothing to search")
         self._ways, self._random = ways, random.Random(seed)
@@ -47,7 +48,7 @@ class Search:
         self._values: dict[int, float] = {}
         self._places = {_place(way): i for i, way in enumerate(ways)}
         self._steps = _steps(ways)
-        self._first = self._beginning()
+        self._first = self._beginning(hints)
 
     def next(self) -> Way | None:
         """A way that was not tried yet; None once all were."""
@@ -65,11 +66,12 @@ class Search:
         if value is not None:
             self._values[place] = value
 
-    def _beginning(self) -> list[int]:
-        """The default, what the model thinks best, and some of all."""
+    def _beginning(self, hints: Sequence[Way]) -> list[int]:
+        """The default, hints, what the model thinks best, and some of all."""
+        hinted = [self._places[_place(way)] for way in hints]
         likely = sorted(self._untried, key=lambda i: (self._predicted(i), i))[:LIKELY]
         some = self._random.sample(range(len(self._ways)), min(ANY, len(self._ways)))
-        return [0, *likely, *some]
+        return [0, *hinted, *likely, *some]
 
     def _predicted(self, i: int) -> float:
         predicted = self._ways[i].predicted

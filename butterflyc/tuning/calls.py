@@ -9,6 +9,7 @@ import attrs
 from ..compiler.ir import Graph, Node
 from ..compiler.ir.schedule import steps_of
 from ..compiler.ir.views import VIEWS
+from ..kernels import all_kernels
 from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec
 from ..passes.base import Pass
@@ -58,7 +59,7 @@ def asking(graph: Graph, select: SelectKernels) -> dict[str, list[Node]]:
     found: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op not in VIEWS and _is_choice(node, select):
-            found.setdefault(key_of(spec_of(node), select.kernels), []).append(node)
+            found.setdefault(key_of(spec_of(node)), []).append(node)
     return found
 
 
@@ -72,14 +73,13 @@ def _is_choice(node: Node, select: SelectKernels) -> bool:
     return len(able) > 1 or any(len(kernel.ways(spec, select.lanes)) > 1 for kernel in able)
 
 
-def key_of(spec: Spec, kernels: Iterable[Kernel]) -> str:
+def key_of(spec: Spec) -> str:
     """``spec`` as text, without what no kernel for its op has in its code.
 
-    >>> key_of(spec, all_kernels())  # doctest: +SKIP
-    'ternary_dot(i8[65x256], ternary[1024x256]) -> i32[65x1024] {bits=8}'
+    As ``ternary_dot(i8[65x256], ternary[1024x256]) -> i32[65x1024] {bits=8}``.
     """
-    serving = [kernel for kernel in kernels if spec.op in kernel.ops]
-    apart = [set((*kernel.numbers, *kernel.ignored)) for kernel in serving]
+    serving = [kernel for kernel in all_kernels() if spec.op in kernel.ops]
+    apart = [{*kernel.numbers, *kernel.ignored} for kernel in serving]
     aside = set.intersection(*apart) if apart else set()
     said = ", ".join(f"{name}={value}" for name, value in spec.attributes if name not in aside)
     operands = ", ".join(map(str, spec.operands))

@@ -105,6 +105,15 @@ class Database:
         """All of ``task`` by these ``tools``, in the order in which they were written."""
         return tuple(t for t in self._of(task) if t.tools == tools)
 
+    def find(self, task: Task, tools: Tools, way: tuple[str, str]) -> Trial | None:
+        """The trial of `Trial.way` ``way``, if it was tried."""
+        text = (
+            f"SELECT {', '.join(COLUMNS)} FROM trials WHERE {OF_TASK} "
+            "AND toolchain = ? AND epoch = ? AND kernel = ? AND parameters = ?"
+        )
+        found = self._read(text, (*_row_of(task), tools.toolchain, tools.epoch, *way))
+        return found[0] if found else None
+
     def alike(self, task: Task, tools: Tools) -> tuple[Trial, ...]:
         """Trials of the same call on the same target that are not of ``task`` by ``tools``.
 
@@ -112,9 +121,7 @@ class Database:
         """
         text = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE spec = ? AND target = ? {IN_ORDER}"
         found = self._read(text, (task.spec, task.target))
-        return tuple(
-            t for t in found if (t.task, t.tools) != (task, tools) and t.value is not None
-        )
+        return tuple(t for t in found if (t.task, t.tools) != (task, tools) and t.value is not None)
 
     def of_target(self, target: str) -> tuple[Trial, ...]:
         """All trials for ``target``, in the order in which they were written."""

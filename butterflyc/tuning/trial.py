@@ -59,4 +59,9 @@ class Trial:
     @property
     def way(self) -> tuple[str, str]:
         """Kernel and parameters, as they are told apart."""
-        return self.kernel, json.dumps(dict(self.parameters), sort_keys=True)
+        return way_text(self.kernel, self.parameters)
+
+
+def way_text(kernel: str, parameters: Mapping[str, int]) -> tuple[str, str]:
+    """Kernel and parameters as records tell them apart."""
+    return kernel, json.dumps(dict(parameters), sort_keys=True)

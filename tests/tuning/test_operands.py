@@ -15,7 +15,7 @@ from butterflyc.kernels import all_kernels
 from butterflyc.kernels.integer_numbers import LIMITS, largest_of
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.kernels.record import Spec, Tensor, one_way
-from butterflyc.tune.operands import error_of, meaning, operands
+from butterflyc.tuning.operands import error_of, meaning, operands
 
 from ..kernels.harness import EVERY_LANES, TARGETS
 

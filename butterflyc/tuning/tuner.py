@@ -15,7 +15,7 @@ from .database import Database
 from .engine import Engine
 from .measure import Asked, Reading
 from .search import Search, Way
-from .trial import Task, Tools, Trial
+from .trial import Task, Tools, Trial, way_text
 from .worker import Outcome
 
 # Rounds by which the best way of a time is compared with the default one, in the end.
@@ -47,16 +47,18 @@ def budget_of(text: str) -> Budget:
 
 
 @attrs.define
-class Progress:
-    """How far a call is: what was tried of it, by this run and by those before.
+class CallProgress:
+    """How far a call is: what was tried of it, by this run and, ``earlier``, by others.
 
-    ``confirmed`` is the best way in `CONFIRMING` rounds beside the default one, where times are.
+    ``hints`` are records of it that are of other tools, machines or methods. ``confirmed`` is the
+    best way in `CONFIRMING` rounds beside the default one, where times are measured.
     """
 
     call: Call
     task: Task
     trials: list[Trial] = attrs.field(factory=list)
     earlier: int = 0
+    hints: int = 0
     confirmed: Reading | None = None
     running: int = 0
 
@@ -110,11 +112,12 @@ class Tuner:
     engine: Engine
     budget: Budget
     seed: int = 0
-    on_trial: Callable[[Trial, Progress], None] = lambda trial, progress: None
+    on_trial: Callable[[Trial, CallProgress], None] = lambda trial, progress: None
 
-    def run(self) -> tuple[list[Progress], bool]:
+    def run(self) -> tuple[list[CallProgress], bool]:
         """The progress of each call; and whether it was interrupted, by which nothing is lost."""
-        states = [_State.of(*each, self) for each in zip(self.calls, self.tasks, strict=True)]
+        pairs = zip(self.calls, self.tasks, strict=True)
+        states = [_State.of(i, *pair, self) for i, pair in enumerate(pairs)]
         interrupted = False
         try:
             self._search(states)
@@ -128,8 +131,7 @@ class Tuner:
         running = 0
         while True:
             while running < self.engine.width and (end is None or monotonic() < end):
-                state = max(filter(self._is_open, states), key=_State.urgency, default=None)
-                if state is None or not self._start(state):
+                if not self._start_one(states):
                     break
                 running += 1
             if not running:
@@ -144,14 +146,16 @@ class Tuner:
         tried = len(state.progress.trials) + state.progress.running
         return state.is_open and (most is None or tried < most)
 
-    def _start(self, state: _State) -> bool:
-        """Has the next way of a call measured; False if there is none left."""
-        way = state.next(self.database, self.tools)
-        if way is None:
-            return False
-        state.progress.running += 1
-        self.engine.submit((state.number, way), state.asked(way))
-        return True
+    def _start_one(self, states: list[_State]) -> bool:
+        """Has a way of the most urgent call measured; False if there is none to measure now."""
+        while open_ := [state for state in states if self._is_open(state)]:
+            state = max(open_, key=_State.urgency)
+            way = state.next(self.database, self.tools)
+            if way is not None:
+                state.progress.running += 1
+                self.engine.submit((state.number, way), state.asked(way))
+                return True
+        return False
 
     def _keep(self, states: list[_State], key: tuple[int, Way], outcome: Outcome) -> None:
         number, way = key
@@ -182,20 +186,20 @@ class Tuner:
 class _State:
     """A call that is searched."""
 
-    def __init__(self, number: int, progress: Progress, search: Search) -> None:
+    def __init__(self, number: int, progress: CallProgress, search: Search) -> None:
         self.number, self.progress, self._search = number, progress, search
-        self.is_open = True
+        # Without a figure of the default way there is nothing to compare with.
+        self.is_open = not (progress.default and progress.default.fault)
 
     @classmethod
-    def of(cls, call: Call, task: Task, tuner: Tuner) -> _State:
+    def of(cls, number: int, call: Call, task: Task, tuner: Tuner) -> _State:
         """A call, with what the database holds of it."""
         known = [*_known(call, tuner.database.trials(task, tuner.tools))]
-        likely = [*_hints(call, tuner.database.alike(task, tuner.tools))]
-        search = Search(call.ways, tuner.seed, likely)
+        alike = tuner.database.alike(task, tuner.tools)
+        search = Search(call.ways, tuner.seed, [*_hints(call, alike)])
         for trial in known:
             search.tell(Way(trial.kernel, trial.parameters), trial.value)
-        progress = Progress(call, task, known, earlier=len(known))
-        return cls(tuner.calls.index(call), progress, search)
+        return cls(number, CallProgress(call, task, known, len(known), len(alike)), search)
 
     @property
     def call(self) -> Call:
@@ -208,16 +212,14 @@ class _State:
         return share * self.call.count / (1 + len(self.progress.trials) + self.progress.running)
 
     def next(self, database: Database, tools: Tools) -> Way | None:
-        """What to measure now; None where nothing is left, or the default way is waited for."""
-        default = self.progress.default
-        if default is None:
-            self.is_open = False  # until its figure is there, in which others are told
-            self._search.tell(self.call.ways[0], None)
-            return self.call.ways[0]
+        """What to measure now; None where nothing is left."""
         while (way := self._search.next()) is not None:
             # Another tuner may have tried it meanwhile.
-            other = database.find(self.progress.task, tools, way.kernel, way.parameters)
+            text = way_text(way.kernel, way.parameters)
+            other = database.find(self.progress.task, tools, text)
             if other is None:
+                # Others are told in the figure of the default way: they wait for it.
+                self.is_open = self.progress.default is not None
                 return way
             self.tell(other)
         self.is_open = False
@@ -238,15 +240,13 @@ class _State:
 
 
 def _is(trial: Trial, way: Way) -> bool:
-    return (trial.kernel, dict(trial.parameters)) == (way.kernel, dict(way.parameters))
+    return trial.way == way_text(way.kernel, way.parameters)
 
 
 def _known(call: Call, trials: Sequence[Trial]) -> Iterator[Trial]:
     """Those of ways that the call still has."""
-    ways = {(way.kernel, tuple(sorted(way.parameters.items()))) for way in call.ways}
-    for trial in trials:
-        if (trial.kernel, tuple(sorted(trial.parameters.items()))) in ways:
-            yield trial
+    ways = {way_text(way.kernel, way.parameters) for way in call.ways}
+    yield from (trial for trial in trials if trial.way in ways)
 
 
 def _hints(call: Call, trials: Sequence[Trial]) -> Iterator[Way]:

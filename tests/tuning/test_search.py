@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from butterflyc.tune.search import Search, Way
+from butterflyc.tuning.search import Search, Way
 
 
 def tiles(noisy: bool) -> dict[tuple[int, ...], float]:

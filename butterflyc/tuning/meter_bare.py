@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..compiler.run.bare_metal import compiler_version
 from ..compiler.run.bare_call import call_on_machine
+from ..compiler.run.bare_metal import compiler_version
 from ..compiler.run.machine import machine_names
 from ..targets import mcu
 from ..targets.registry import Core

@@ -1,4 +1,4 @@
-"""Cycles on an ARM core that is not here: instructions counted in QEMU, on LLVM's model of the core.
+"""Cycles on an ARM core that is not here: counted in QEMU, on LLVM's model of the core.
 
 Cores that LLVM has no model of are measured in instructions alone. Caches are in neither.
 """
