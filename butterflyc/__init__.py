@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .compiler.ir.interpret import interpret
     from .program import Program, load
     from .targets.registry import core_names as targets
+    from .tuning.tune import tune
     from .verify import verify
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "mark",
     "register",
     "targets",
+    "tune",
     "verify",
 ]
 
@@ -51,6 +53,7 @@ _PUBLIC = {
     "mark": (".compiler.capture.claims", "mark"),
     "register": (".compiler.capture.claims", "register"),
     "targets": (".targets.registry", "core_names"),
+    "tune": (".tuning.tune", "tune"),
     "verify": (".verify", "verify"),
 }
 

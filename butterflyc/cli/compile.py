@@ -16,6 +16,7 @@ from ._memory import show_placement
 from ._output import bytes_text, print_columns, print_json
 from ._progress import progress
 from ._threads import one_thread
+from ._tuning import tuning_text
 
 if TYPE_CHECKING:
     from ..program import Program
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 @click.option("--partition", help="Of a board: the part of its flash for the program, as 3M.")
 @click.option("--sram", help="Of a board: the SRAM that the firmware leaves, as 200K.")
 @click.option("--psram", help="Of a board: its PSRAM, as 8M.")
+@click.option("--records", type=click.Path(path_type=Path), help="Of `tune`; by default your own.")
+@click.option("--untuned", is_flag=True, help="Take no records of `tune`.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for each stage's text.")
 @click.option("--keep-stages", is_flag=True, help="Keep the constants of all stages.")
 @click.option("--explain", is_flag=True, help="Say what was recognised, and what passes did.")
@@ -64,6 +67,8 @@ def command(
     partition: str | None,
     sram: str | None,
     psram: str | None,
+    records: Path | None,
+    untuned: bool,
     dump_ir: Path | None,
     keep_stages: bool,
     explain: bool,
@@ -84,6 +89,8 @@ def command(
     artefact = output / f"{name}.bfly" if folder else output
     if artefact.exists() and not force:
         raise UsageError(f"{artefact} exists", help="--force overwrites it")
+    if records and untuned:
+        raise UsageError("--records with --untuned", help="give one of them")
     from ..build import compile
     from ..explain import Record
     from ._files import read_arrays
@@ -104,6 +111,7 @@ def command(
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},
+                records=not untuned if records is None else records,
                 dump_ir=dump_ir,
                 keep_stages=keep_stages,
                 record=record,
@@ -187,6 +195,7 @@ def _print(program: Program, artefact: Path, seconds: float) -> None:
             ("experts", f"{census['found']} of {census['choosable']} found"),
             ("weights", bytes_text(memory["weights"])),
             ("arena", bytes_text(memory["arena"])),
+            ("tuned", tuning_text(program.manifest["tuning"])),
             *_threads(program),
             ("time", f"{seconds:.1f} s"),
         ]

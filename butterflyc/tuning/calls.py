@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -10,8 +10,7 @@ from ..compiler.ir import Graph, Node
 from ..compiler.ir.schedule import steps_of
 from ..compiler.ir.views import VIEWS
 from ..kernels import all_kernels
-from ..kernels.lanes import Lanes
-from ..kernels.record import Kernel, Spec
+from ..kernels.record import Spec
 from ..passes.base import Pass
 from ..passes.select_kernels import SelectKernels, spec_of
 from .search import Way
@@ -104,22 +103,19 @@ def _ways(
 ) -> tuple[tuple[Way, ...], int]:
     """All ways to compute ``node`` that have a hope, ``taken`` first; and how many have none."""
     spec = spec_of(node).with_parameters({})
-    first = Way(*taken)
-    ways = [
-        Way(kernel.name, parameters, _predicted(kernel, spec, parameters, select.lanes))
-        for kernel in select.able(node)
-        for parameters in kernel.ways(spec, select.lanes)
-    ]
-    others = [way for way in ways if (way.kernel, dict(way.parameters)) != taken]
-    least = min((way.predicted or 0.0 for way in ways), default=0.0)
+    found: dict[Hashable, Way] = {}
+    for kernel in sorted(select.able(node), key=lambda kernel: kernel.name != taken[0]):
+        first = (taken[1],) if kernel.name == taken[0] else ()
+        for parameters in (*first, *kernel.ways(spec, select.lanes)):
+            asked = spec.with_parameters(parameters)
+            predicted = kernel.cost(asked, select.lanes)
+            # Parameters that come to the same function are one way.
+            plan = kernel.name, kernel.plan(asked, select.lanes)
+            found.setdefault(plan, Way(kernel.name, parameters, predicted))
+    default, *others = found.values()
+    least = min(way.predicted or 0.0 for way in found.values())
     hopeful = [way for way in others if (way.predicted or 0.0) <= HOPELESS * least]
-    return (first, *hopeful), len(others) - len(hopeful)
-
-
-def _predicted(
-    kernel: Kernel, spec: Spec, parameters: Mapping[str, int], lanes: Lanes
-) -> float | None:
-    return kernel.cost(spec.with_parameters(parameters), lanes)
+    return (default, *hopeful), len(others) - len(hopeful)
 
 
 def _times(graph: Graph) -> dict[str, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
-from ..compiler.errors import Damaged
+from ..compiler.errors import Damaged, UsageError
 from .database import Database
 from .trial import Trial
 
@@ -39,6 +40,18 @@ def from_lines(content: bytes, name: str) -> tuple[Trial, ...]:
                 help="export the records again, by the butterflyc that is to read them",
             ) from error
     return tuple(found)
+
+
+def read_trials(path: Path) -> tuple[Trial, ...]:
+    """Those of the file ``path``. Raises UsageError if it cannot be read, Damaged for others."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror or error}",
+            help="give what `butterflyc tune --export FILE.jsonl` wrote",
+        ) from error
+    return from_lines(content, path.name)
 
 
 def _check_schema(line: bytes) -> None:

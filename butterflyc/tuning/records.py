@@ -17,7 +17,7 @@ from ..passes.select_kernels import spec_of
 from ..targets.registry import Core
 from .calls import asking, key_of, select_of
 from .database import Database, default_path
-from .exchange import from_lines
+from .exchange import read_trials
 from .meters import meter_of, tools
 from .trial import METHODS, Trial
 
@@ -94,11 +94,10 @@ def _read(where: Where, target: str) -> tuple[Trial, ...]:
             return ()
         raise UsageError(
             f"{path} does not exist",
-            help="give what `tune` or `tune-export` wrote, or nothing for the records of this user",
+            help="give a file that `butterflyc tune` wrote, or nothing for your own records",
         )
     if path.suffix == ".jsonl":
-        every = from_lines(path.read_bytes(), path.name)
-        return tuple(trial for trial in every if trial.task.target == target)
+        return tuple(trial for trial in read_trials(path) if trial.task.target == target)
     with Database(path) as database:
         return database.of_target(target)
 
