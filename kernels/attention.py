@@ -7,7 +7,7 @@ keys, not with its square. The two ops differ only in where an element lies: ``H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -16,8 +16,8 @@ from typing import Any
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .softmax import LOWEST, exponentials
-from .tile import accumulate, column_blocks, each_row_block, zeros
-from .tir import T, broadcast, function, let, mask_lanes, span, store, store_lanes
+from .tile import accumulate, column_blocks, each_row_block, tiled, tiles_fit, zeros
+from .tir import T, block_sizes, broadcast, function, let, mask_lanes, span, store, store_lanes
 
 # Where n consecutive channels from `channel` of row `row` of a head lie.
 Index = Callable[[Any, Any, int], tuple[Any, ...]]
@@ -66,6 +66,7 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         all(t.dtype == "f32" and t.layout is None and prod(t.shape) > 0 for t in tensors)
         # The largest score is subtracted before it is scaled.
         and spec.attribute("scale") > 0
+        and tiles_fit(spec, lanes, sizes_of(spec).queries)
     )
 
 
@@ -73,6 +74,16 @@ def cost(spec: Spec, lanes: Lanes) -> float:
     n = sizes_of(spec)
     pairs = n.batch * n.heads * n.queries * n.keys
     return pairs * (n.depth + n.width + 20) / lanes.float_lanes
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    queries = block_sizes(sizes_of(spec).queries, range(1, 9))
+    return {"tile_rows": queries, "tile_vectors": (1, 2, 3, 4, 6)}
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    tile = tiled(spec, lanes)
+    return block_sizes(sizes_of(spec).queries, [tile.tile_rows]), tile.tile_vectors
 
 
 def _panel(lanes: Lanes) -> int:
@@ -86,7 +97,7 @@ def _panels(outputs: int, depth: int, lanes: Lanes) -> Tensor:
 
 def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
     """Keys in panels; scores and 1 / sum of a tile's rows; values in panels where rows are odd."""
-    n = sizes_of(spec)
+    n, lanes = sizes_of(spec), tiled(spec, lanes)
     keys = _panels(n.keys, n.depth, lanes)
     rows = min(lanes.tile_rows, n.queries)
     buffers = [keys, Tensor("f32", (rows, keys.shape[0] * keys.shape[2])), Tensor("f32", (rows,))]
@@ -103,7 +114,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     with function(name, types) as f:
         count = len(names) + 1
         with _each_head(spec, f.buffers[:count]) as head:
-            attend(spec, lanes, head, *f.buffers[count:])
+            attend(spec, tiled(spec, lanes), head, *f.buffers[count:])
     return f.result
 
 
@@ -256,4 +267,13 @@ def _weigh(
                     store_lanes(keep, value, (vector + v) * width, valid, width)
 
 
-KERNEL = Kernel("attention", ("attention", "qkv_attention"), supports, build, cost, scratch=scratch)
+KERNEL = Kernel(
+    "attention",
+    ("attention", "qkv_attention"),
+    supports,
+    build,
+    cost,
+    scratch,
+    knobs=knobs,
+    plan=plan,
+)

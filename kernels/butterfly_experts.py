@@ -11,8 +11,8 @@ W_hat is shared, so all (token, chosen expert) rows go through one product:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
@@ -32,13 +32,16 @@ from .ternary_product import (
     row_sums,
     start_of,
 )
-from .tir import T, function, row_blocks, span, store
+from .tir import T, block_sizes, function, row_blocks, span, store
 
 OPERANDS = ("x", "blocks_in", "w", "scale", "bias", "gates", "experts", "blocks_out")
 # Rows that pass through together: their sums for one strip stay in the first-level cache.
 CHUNK_ROWS = 144
 # Vectors of packed weights in a strip, at least.
 STRIP_VECTORS = 4
+# Rows and vectors of tiles that a tuner tries, beside sizes of chunks and strips.
+TILE_ROWS = (2, 3, 4, 5, 6, 8)
+TILE_VECTORS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def sizes_of(spec: Spec, lanes: Lanes) -> Sizes:
     (tokens, channels), chosen = x.shape, gates.shape[1]
     turn_out = rotation(lanes, blocks_out[0], spec.attribute("lanes_out")) if blocks_out else None
     bits = spec.attribute("activation_bits")
-    tables = tables_of(lanes, tokens * chosen) if bits == 7 else None
+    tables = tables_of(spec, lanes, tokens * chosen) if bits == 7 else None
     most = rows_at_a_time(channels, tables) if tables else CHUNK_ROWS
     limit = spec.parameter("chunk_rows", most) // chosen
     chunk = max(size for _, _, size in row_blocks(tokens, max(limit, 1)))
@@ -109,6 +112,8 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         # Activations are computed on whole vectors.
         if turn.vector != lanes.float_lanes:
             return False
+    if not _possible(spec, lanes):
+        return False
     wanted = layouts(spec, lanes)
     return (
         all(t.dtype == "f32" for t in floats)
@@ -117,6 +122,19 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         and all(t.layout in (None, wanted.get(i)) for i, t in enumerate(spec.operands))
         and 0 not in (*x.shape, *w.shape, *gates.shape)
     )
+
+
+def _possible(spec: Spec, lanes: Lanes) -> bool:
+    """Whether the parameters are sizes that there are."""
+    if any(value < 1 for name, value in spec.parameters if name != "panel_rows"):
+        return False
+    return all(product.possible for product in _products(spec, lanes))
+
+
+def _products(spec: Spec, lanes: Lanes) -> list[Product]:
+    """Those of the chunks, of which there are two sizes at most."""
+    sizes = sizes_of(spec, lanes)
+    return [product_of(spec, lanes, n) for _, _, n in row_blocks(sizes.tokens, sizes.chunk)]
 
 
 def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
@@ -162,8 +180,26 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     ways: list[dict[str, int]] = [{}]
     ways += [{"chunk_rows": rows} for rows in (32, 64, 96, 192)]
     ways += [{"strip_vectors": vectors} for vectors in (2, 8)]
-    ways += [{"tile_rows": rows} for rows in (2, 3, 4, 5, 6)]
+    if not sizes_of(spec, lanes).tables:
+        ways += [{"tile_rows": rows} for rows in (2, 3, 4, 5, 6)]
     return tuple(ways)
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    sizes = sizes_of(spec, lanes)
+    rows = (8, 16, 32) if sizes.tables else (32, 64, CHUNK_ROWS)
+    chunks = block_sizes(sizes.tokens, (max(most // sizes.chosen, 1) for most in rows))
+    tiles = product_of(spec, lanes, sizes.tokens).knobs(sizes.outputs, TILE_ROWS, TILE_VECTORS)
+    return {
+        "chunk_rows": tuple(chunk * sizes.chosen for chunk in chunks),
+        "strip_vectors": (2, 4, 8),
+        **tiles,
+    }
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    sizes = replace(sizes_of(spec, lanes), tables=None)
+    return sizes, tuple(p.for_outputs(sizes.strip) for p in _products(spec, lanes))
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -269,4 +305,6 @@ KERNEL = Kernel(
     scratch,
     layouts,
     space,
+    knobs,
+    plan,
 )

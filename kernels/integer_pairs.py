@@ -7,18 +7,32 @@ a tile are spread so once, for all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
 from .integer import is_plain, once
-from .integer_products import Tile, add_products, linear, rotate
+from .integer_products import (
+    LINEAR,
+    ROWS,
+    Tile,
+    add_products,
+    linear,
+    possible,
+    rotate,
+    tile_knobs,
+    tile_plan,
+)
 from .integer_products import scratch as sums_scratch
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .tir import Registers, T, loop, store
 
 WORD = 4
+# Outputs of a tile without parameters.
+OUTPUTS = 2
 SPREAD = "sxtb16", "sxtb16_ror8"
 
 
@@ -28,8 +42,11 @@ def halves(buffer: Any, at: Any) -> list[Any]:
     return [T.call_pure_extern("int32", name, four) for name in SPREAD]
 
 
+@dataclass(frozen=True)
 class Pairs(Tile):
-    """Sums by words; what is left of the columns one after the other."""
+    """Sums by words, ``turn`` of them in a turn; what is left of the columns one by one."""
+
+    turn: int = 1
 
     def start(self, rows: Sequence[Any]) -> None:
         (spread,) = self.scratch
@@ -41,10 +58,9 @@ class Pairs(Tile):
 
     def add(self, sums: Registers, rows: Sequence[Any], outputs: Sequence[Any]) -> None:
         words = self.depth // WORD
-        turn = 2 if words % 2 == 0 else 1
-        with loop("words", words // turn) as turns:
-            for i in range(turn):
-                self._add_word(sums, len(rows), outputs, turns * turn + i)
+        with loop("words", words // self.turn) as turns:
+            for i in range(self.turn):
+                self._add_word(sums, len(rows), outputs, turns * self.turn + i)
         if left := self.depth % WORD:
             first = words * WORD
             starts = [[start + first for start in starts] for starts in (rows, outputs)]
@@ -73,7 +89,7 @@ def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
     """The rows of a tile, spread; and their sums."""
     if spec.op == "integer_rotate":
         return ()
-    rows = min(spec.parameter("rows", 2), prod(spec.operands[0].shape[:-1]))
+    rows = min(spec.parameter("rows", ROWS), prod(spec.operands[0].shape[:-1]))
     return spread_rows(rows, spec.operands[1].shape[1]), *sums_scratch(spec, lanes)
 
 
@@ -97,14 +113,40 @@ def turned_pairs(blocks: Any, block: Any, x: Any, start: Any, size: int) -> list
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     if spec.op == "integer_rotate":
         return rotate(spec, lanes, name, turned_pairs)
-    outputs = spec.parameter("outputs", 2)
-    return linear(spec, lanes, name, Pairs, outputs, scratch(spec, lanes))
+    form = partial(Pairs, turn=_turn(spec))
+    return linear(spec, lanes, name, form, _outputs(spec), scratch(spec, lanes))
+
+
+def _outputs(spec: Spec) -> int:
+    return spec.parameter("outputs", OUTPUTS)
+
+
+def _words(spec: Spec) -> int:
+    return spec.operands[1].shape[1] // WORD
+
+
+def _turn(spec: Spec) -> int:
+    """Words of a turn: they divide those of a row."""
+    return spec.parameter("turn", 1 if _words(spec) % 2 else 2)
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:
-    rotates = spec.op == "integer_rotate"
-    fits = spec.operands[1].shape[-1] == WORD if rotates else spec.operands[1].shape[1] >= WORD
-    return lanes.pairs and is_plain(spec) and fits
+    if not lanes.pairs or not is_plain(spec):
+        return False
+    if spec.op not in LINEAR:
+        return spec.operands[1].shape[-1] == WORD
+    fits = spec.operands[1].shape[1] >= WORD and possible(spec, _outputs(spec))
+    return fits and _words(spec) % _turn(spec) == 0
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    if spec.op not in LINEAR:
+        return {}
+    return {**tile_knobs(spec), "turn": (1, 2, 4)}
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    return spec.op in LINEAR and (tile_plan(spec, _outputs(spec)), _turn(spec))
 
 
 def cost(spec: Spec, lanes: Lanes) -> float:
@@ -118,6 +160,8 @@ KERNEL = Kernel(
     build,
     cost,
     scratch,
+    knobs=knobs,
+    plan=plan,
     numbers=("drop", "shift"),
     ignored=("planes",),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -14,7 +14,7 @@ from .integer import buffers, clipped, is_plain, once, requantized, rounded_shif
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .take import position
-from .tir import Function, Registers, T, function, loop, row_blocks, store
+from .tir import Function, Registers, T, block_sizes, function, loop, row_blocks, store
 
 
 def add_products(
@@ -29,6 +29,12 @@ def add_products(
                 at = r * len(outputs) + n
                 sums[at] = sums[at] + code * weight
 
+
+# Sums of a tile, at most: they lie on the stack where registers do not hold them.
+LARGEST_TILE = 256
+# Rows and outputs of a tile without parameters.
+ROWS, OUTPUTS = 2, 4
+LINEAR = "integer_linear", "quantized_linear"
 
 Turn = Callable[[Any, Any, Any, Any, int], list[Any]]
 
@@ -54,8 +60,8 @@ def linear(
     spec: Spec,
     lanes: Lanes,
     name: str,
-    form: type[Tile] = Tile,
-    tile_outputs: int = 4,
+    form: Callable[..., Tile] = Tile,
+    tile_outputs: int = OUTPUTS,
     scratch: Sequence[Tensor] = (),
 ) -> Any:
     """Rows by rows of weights, a tile of sums at a time; codes are made of a row's sums together.
@@ -97,7 +103,7 @@ def linear(
 
 
 def _tile_rows(spec: Spec) -> int:
-    return min(spec.parameter("rows", 2), prod(spec.operands[0].shape[:-1]))
+    return min(spec.parameter("rows", ROWS), prod(spec.operands[0].shape[:-1]))
 
 
 def scratch(spec: Spec, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -184,7 +190,7 @@ def combine(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 
 def _plain(spec: Spec, lanes: Lanes, name: str) -> Any:
-    outputs = spec.parameter("outputs", 4)
+    outputs = spec.parameter("outputs", OUTPUTS)
     return linear(spec, lanes, name, Tile, outputs, scratch(spec, lanes))
 
 
@@ -207,8 +213,43 @@ def cost(spec: Spec, lanes: Lanes) -> float:
     return 3.3 * prod(spec.results[0].shape) * inner / lanes.float_lanes
 
 
+def possible(spec: Spec, outputs: int) -> bool:
+    """Whether there is a tile of so many outputs and of its rows."""
+    positive = all(value > 0 for _, value in spec.parameters)
+    return positive and _tile_rows(spec) * outputs <= LARGEST_TILE
+
+
 def supports(spec: Spec, lanes: Lanes) -> bool:
-    return is_plain(spec)
+    if not is_plain(spec):
+        return False
+    return spec.op not in LINEAR or possible(spec, spec.parameter("outputs", OUTPUTS))
+
+
+def tile_knobs(spec: Spec) -> Mapping[str, tuple[int, ...]]:
+    """Values of the parameters of `linear`; more rows would take more memory for sums and codes."""
+    if spec.op not in LINEAR:
+        return {}
+    rows, outputs = prod(spec.operands[0].shape[:-1]), spec.operands[1].shape[0]
+    return {
+        "rows": block_sizes(rows, (1, 2, 3, 4)),
+        "outputs": block_sizes(outputs, (1, 2, 3, 4, 5, 6, 8)),
+    }
+
+
+def tile_plan(spec: Spec, outputs: int) -> Hashable:
+    """The tile of `linear` with so many outputs."""
+    if spec.op not in LINEAR:
+        return ()
+    rows = block_sizes(prod(spec.operands[0].shape[:-1]), [_tile_rows(spec)])
+    return rows, block_sizes(spec.operands[1].shape[0], [outputs])
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    return tile_knobs(spec)
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    return tile_plan(spec, spec.parameter("outputs", OUTPUTS))
 
 
 KERNEL = Kernel(
@@ -218,6 +259,8 @@ KERNEL = Kernel(
     build,
     cost,
     scratch,
+    knobs=knobs,
+    plan=plan,
     numbers=("drop", "shift"),
     ignored=("planes",),
 )

@@ -5,7 +5,7 @@ One packing serves one row and many: a tile for one row spans several panels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from math import prod
 from typing import Any
@@ -13,11 +13,23 @@ from typing import Any
 from .lanes import Lanes
 from .pointwise_math import ACTIVATIONS
 from .record import Kernel, Spec
-from .tile import Columns, accumulate, column_blocks, each_row_block, zeros
-from .tir import Registers, T, function, load_lanes, rows_of, span, store, store_lanes
+from .tile import Columns, accumulate, column_blocks, each_row_block, fits, zeros
+from .tir import (
+    Registers,
+    T,
+    block_sizes,
+    function,
+    load_lanes,
+    rows_of,
+    span,
+    store,
+    store_lanes,
+)
 
 # Rows that pass through all outputs together: their activations stay in the second-level cache.
 CHUNK_ROWS = 96
+# So many rows, or fewer, take more vectors than a panel's.
+FEW_ROWS = 4
 
 
 def _panel_vectors(spec: Spec, lanes: Lanes) -> int:
@@ -36,12 +48,23 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         and spec.operands[0].layout is None
         and spec.operands[1].layout in (None, layouts(spec, lanes)[1])
         and dict(spec.attributes).get("activation", "none") in ACTIVATIONS
+        and _possible(spec, lanes)
     )
 
 
+def _possible(spec: Spec, lanes: Lanes) -> bool:
+    """Whether the parameters are sizes that there are."""
+    positive = all(value > 0 for _, value in spec.parameters)
+    whole = _unroll_k(spec, lanes) % lanes.unroll_k == 0
+    return positive and whole and fits(lanes, *_tile_sizes(spec, lanes, _rows(spec)))
+
+
+def _rows(spec: Spec) -> int:
+    return prod(spec.operands[0].shape[:-1])
+
+
 def cost(spec: Spec, lanes: Lanes) -> float:
-    rows = prod(spec.operands[0].shape[:-1])
-    return rows * prod(spec.operands[1].shape) / lanes.float_lanes
+    return _rows(spec) * prod(spec.operands[1].shape) / lanes.float_lanes
 
 
 def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
@@ -53,6 +76,33 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
         for r, v in tiles
         if (r, v) == tiles[0] or r >= max(v, 1)
     )
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    rows, depth, own = _rows(spec), spec.operands[1].shape[1], lanes.unroll_k
+    found = {
+        "tile_rows": block_sizes(rows, range(1, 9)),
+        "tile_vectors": (1, 2, 3, 4),
+        "chunk_rows": (*(size for size in (32, CHUNK_ROWS) if size < rows), rows),
+        "unroll_k": (own, *(own * n for n in (2, 4) if own * n <= depth)),
+    }
+    return found | ({"gemv_vectors": (2, 4, 8, 16)} if rows <= FEW_ROWS else {})
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    rows, panel, unroll = _rows(spec), _panel_vectors(spec, lanes), _unroll_k(spec, lanes)
+    (tile_rows, vectors), chunk = _tile_sizes(spec, lanes, rows), _chunk(spec, rows)
+    blocks = [block_sizes(size, [tile_rows]) for size in (chunk, rows % chunk) if size]
+    return chunk, tuple(blocks), panel, vectors, unroll
+
+
+def _chunk(spec: Spec, rows: int) -> int:
+    """Rows of a chunk; the last one may have fewer."""
+    return min(spec.parameter("chunk_rows", CHUNK_ROWS if rows >= 2 * CHUNK_ROWS else rows), rows)
+
+
+def _unroll_k(spec: Spec, lanes: Lanes) -> int:
+    return spec.parameter("unroll_k", lanes.unroll_k)
 
 
 def _tile_sizes(spec: Spec, lanes: Lanes, rows: int) -> tuple[int, int]:
@@ -73,7 +123,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     rows, outputs = result.shape
     with function(name, {**parameters, "y": result}) as f:
         x, w, *bias, y = f.buffers
-        chunk = CHUNK_ROWS if rows >= 2 * CHUNK_ROWS else rows
+        chunk = _chunk(spec, rows)
         for first, count in ((0, rows // chunk), (rows // chunk * chunk, 1)):
             chunk_rows = chunk if first == 0 else rows % chunk
             if not chunk_rows:
@@ -121,6 +171,7 @@ def _tile(
         # The tile starts at a panel's first vector.
         lambda k, v: w[vector // panel + v // panel, k, span(v % panel * width, width)],
         total,
+        _unroll_k(spec, lanes),
     )
     for r in range(rows):
         for v in range(vectors):
@@ -147,4 +198,14 @@ def _start(lanes: Lanes, columns: Columns, vector: Any, rows: int, bias: list[An
     return total
 
 
-KERNEL = Kernel("linear", ("linear",), supports, build, cost, layouts=layouts, space=space)
+KERNEL = Kernel(
+    "linear",
+    ("linear",),
+    supports,
+    build,
+    cost,
+    layouts=layouts,
+    space=space,
+    knobs=knobs,
+    plan=plan,
+)

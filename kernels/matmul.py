@@ -6,6 +6,7 @@ overlaps the one before it: both write the same values there.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +15,41 @@ from typing import Any
 
 from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
-from .tile import Columns, accumulate, column_blocks, each_row_block, zeros
-from .tir import T, function, load_lanes, span, store, store_lanes
+from .tile import Columns, accumulate, column_blocks, each_row_block, fits, zeros
+from .tir import T, block_sizes, function, load_lanes, span, store, store_lanes
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:
     tensors = (*spec.operands, *spec.results)
-    return spec.op == "matmul" and all(
+    floats = spec.op == "matmul" and all(
         t.dtype == "f32" and t.layout is None and prod(t.shape) > 0 and len(t.shape) >= 2
         for t in tensors
     )
+    return floats and fits(lanes, *_tile_sizes(spec, lanes))
+
+
+def _tile_sizes(spec: Spec, lanes: Lanes) -> tuple[int, int]:
+    """Rows and vectors of a tile."""
+    rows = spec.results[0].shape[-2]
+    vectors = lanes.tile_vectors if rows > 1 else lanes.gemv_vectors
+    tile_rows = min(spec.parameter("tile_rows", lanes.tile_rows), rows)
+    return tile_rows, spec.parameter("tile_vectors", vectors)
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    rows, outputs = spec.results[0].shape[-2:]
+    vectors = (1, 2, 3, 4, 6, 8, 12, 16) if rows == 1 else (1, 2, 3, 4, 6)
+    most = -(-outputs // lanes.float_lanes)
+    return {
+        "tile_rows": block_sizes(rows, range(1, 9)),
+        "tile_vectors": tuple(v for v in vectors if v <= most),
+    }
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    rows, outputs = spec.results[0].shape[-2:]
+    tile_rows, vectors = _tile_sizes(spec, lanes)
+    return block_sizes(rows, [tile_rows]), min(vectors, -(-outputs // lanes.float_lanes))
 
 
 def cost(spec: Spec, lanes: Lanes) -> float:
@@ -48,7 +74,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
     a_type, b_type = spec.operands
     y_type = spec.results[0]
     rows, outputs = y_type.shape[-2:]
-    vectors = lanes.tile_vectors if rows > 1 else lanes.gemv_vectors
+    tile_rows, vectors = _tile_sizes(spec, lanes)
     types = {"a": a_type, "b": b_type, "y": y_type}
     with function(name, types) as f, ExitStack() as loops:
         batch = [loops.enter_context(T.serial(size)) for size in y_type.shape[:-2]]
@@ -59,7 +85,7 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
         for columns in column_blocks(outputs, vectors, lanes):
             with T.serial(columns.count) as block:
                 starts = _starts(lanes, columns, block, outputs)
-                for row, size in each_row_block(rows, lanes.tile_rows):
+                for row, size in each_row_block(rows, tile_rows):
                     _tile(lanes, row, size, starts, a_type.shape[-1], outputs, (a, b, y))
     return f.result
 
@@ -110,4 +136,4 @@ def _tile(
             store_lanes(partial(keep, r=r), total[r * vectors + v], starts[v], valid, width)
 
 
-KERNEL = Kernel("matmul", ("matmul",), supports, build, cost)
+KERNEL = Kernel("matmul", ("matmul",), supports, build, cost, knobs=knobs, plan=plan)

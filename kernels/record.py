@@ -7,9 +7,10 @@ TIR function. TVM is imported inside ``build`` only, so records can be listed wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ def one_way(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({},)
 
 
+def no_knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    return {}
+
+
+def as_asked(spec: Spec, lanes: Lanes) -> Hashable:
+    return spec.parameters
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One way to compute one family of ops.
@@ -93,6 +102,10 @@ class Kernel:
     layouts: Callable[[Spec, Lanes], Mapping[int, str]] = field(default=no_layouts)
     # The parameter choices worth trying; the first is the default.
     space: Callable[[Spec, Lanes], tuple[Mapping[str, int], ...]] = field(default=one_way)
+    # Values of every parameter that a tuner may choose, by name; it tries what `supports` takes.
+    knobs: Callable[[Spec, Lanes], Mapping[str, tuple[int, ...]]] = field(default=no_knobs)
+    # What parameters come to: the same only for functions that do the same in the same order.
+    plan: Callable[[Spec, Lanes], Hashable] = field(default=as_asked)
     # Attributes that a function takes as int32 parameters behind its buffers, in the order of a
     # spec's attributes: one function serves all their values.
     numbers: tuple[str, ...] = ()
@@ -105,6 +118,26 @@ class Kernel:
         said = [(k, v) for k, v in spec.attributes if k not in self.ignored]
         attributes = ((k, None if k in self.numbers else v) for k, v in said)
         return replace(spec, attributes=tuple(attributes))
+
+    def ways(self, spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
+        """Parameters that a tuner may try: those of `space`, the default first, then of `knobs`.
+
+        A combination of knobs that comes to the same as one before it is left out.
+        """
+
+        def supported(ways: Iterable[Mapping[str, int]]) -> Iterator[Mapping[str, int]]:
+            return (way for way in ways if self.supports(spec.with_parameters(way), lanes))
+
+        def plan(way: Mapping[str, int]) -> Hashable:
+            return self.plan(spec.with_parameters(way), lanes)
+
+        listed, knobs = tuple(supported(self.space(spec, lanes))), self.knobs(spec, lanes)
+        if not knobs:
+            return listed
+        known, others = set(map(plan, listed)), dict[Hashable, Mapping[str, int]]()
+        for way in supported(dict(zip(knobs, v, strict=True)) for v in product(*knobs.values())):
+            others.setdefault(plan(way), way)
+        return (*listed, *(way for key, way in others.items() if key not in known))
 
     def arguments(self, spec: Spec) -> tuple[int, ...]:
         """The values of ``numbers`` for a call of the function that serves ``spec``."""

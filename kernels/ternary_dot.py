@@ -6,7 +6,7 @@ sum((w + 1) * x) - sum(x) = sum(w * x).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from math import prod
 from typing import Any
 
@@ -24,6 +24,7 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         and codes.layout is None
         and w.layout in (None, *layouts(spec, lanes).values())
         and 0 not in (*codes.shape, *w.shape)
+        and product_of(spec, lanes).possible
     )
 
 
@@ -60,6 +61,14 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     if rows <= 8:
         ways += [{"panel_rows": rows + 1, "tile_vectors": v} for v in vectors]
     return ({}, *ways)
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    return product_of(spec, lanes).knobs(spec.operands[1].shape[0])
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    return product_of(spec, lanes).for_outputs(spec.operands[1].shape[0])
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -121,6 +130,8 @@ KERNEL = Kernel(
     scratch,
     layouts,
     space,
+    knobs,
+    plan,
     # It serves codes of 8 bits, whatever they have.
     ignored=("bits",),
 )

@@ -5,7 +5,7 @@ Some rows at a time, as many as have their tables in the first-level cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from math import prod
 from typing import Any
 
@@ -13,14 +13,16 @@ from .lanes import Lanes
 from .record import Kernel, Spec, Tensor
 from .ternary_lanes import Tables
 from .ternary_pairs import WIDTH, PairProduct, rows_at_a_time, tables_of
-from .tir import T, function, row_blocks, rows_of, span, store, store_lanes
+from .tir import T, block_sizes, function, row_blocks, rows_of, span, store, store_lanes
 
 # Cycles of making the tables of a column of a row.
 TABLE_CYCLES = 3
 
 
 def supports(spec: Spec, lanes: Lanes) -> bool:
-    if spec.op != "ternary_dot" or spec.attribute("bits") > 7 or _tables(spec, lanes) is None:
+    if spec.op != "ternary_dot" or spec.attribute("bits") > 7:
+        return False
+    if any(value < 1 for _, value in spec.parameters) or _tables(spec, lanes) is None:
         return False
     codes, w = spec.operands
     return (
@@ -28,6 +30,7 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         and codes.layout is None
         and w.layout in (None, *layouts(spec, lanes).values())
         and 0 not in (*codes.shape, *w.shape)
+        and all(product.possible for product in _products(spec, lanes))
     )
 
 
@@ -36,7 +39,7 @@ def _rows(spec: Spec) -> int:
 
 
 def _tables(spec: Spec, lanes: Lanes) -> Tables | None:
-    return tables_of(lanes, _rows(spec))
+    return tables_of(spec, lanes, _rows(spec))
 
 
 def _chunks(spec: Spec, tables: Tables) -> list[tuple[int, int, int]]:
@@ -50,6 +53,12 @@ def product_of(spec: Spec, lanes: Lanes, rows: int) -> PairProduct:
     tables = _tables(spec, lanes)
     assert tables is not None, f"{lanes.name} has no look-ups"
     return PairProduct(tables, rows, spec.operands[1].shape[1])
+
+
+def _products(spec: Spec, lanes: Lanes) -> list[PairProduct]:
+    """Those of the chunks, of which there are two sizes at most."""
+    chunks = _chunks(spec, product_of(spec, lanes, 1).tables)
+    return [product_of(spec, lanes, rows) for _, _, rows in chunks]
 
 
 def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
@@ -71,6 +80,15 @@ def cost(spec: Spec, lanes: Lanes) -> float:
 
 def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     return ({}, *({"chunk_rows": rows} for rows in (4, 8, 16, 32)))
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    tiles = product_of(spec, lanes, _rows(spec)).knobs(spec.operands[1].shape[0])
+    return {"chunk_rows": block_sizes(_rows(spec), (4, 8, 12, 16, 32, 64)), **tiles}
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    return tuple(p.for_outputs(spec.operands[1].shape[0]) for p in _products(spec, lanes))
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -105,5 +123,14 @@ def build(spec: Spec, lanes: Lanes, name: str) -> Any:
 
 
 KERNEL = Kernel(
-    "ternary_dot_pairs", ("ternary_dot",), supports, build, cost, scratch, layouts, space
+    "ternary_dot_pairs",
+    ("ternary_dot",),
+    supports,
+    build,
+    cost,
+    scratch,
+    layouts,
+    space,
+    knobs,
+    plan,
 )

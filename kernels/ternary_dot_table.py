@@ -7,7 +7,7 @@ of more columns than two of them fit a lane with are added up part by part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,7 +16,7 @@ from .elements import held
 from .integer import OPERANDS, clipped, once, requantized, wide
 from .lanes import Lanes
 from .layout import storage
-from .layout_table import columns_of
+from .layout_table import LARGEST_TRITS, columns_of
 from .record import Kernel, Spec, Tensor
 from .ternary_table import LARGEST_DEPTH, both_sums, pair_sums
 from .tir import Function, T, cast, function, loop, rows_of, store
@@ -52,11 +52,26 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
     codes, w, *_ = spec.operands
     return (
         planes_of(spec) > 0
+        and all(value > 0 for _, value in spec.parameters)
         and codes.dtype == "i8"
         and codes.layout is None
         and w.layout in (None, layout_of(spec))
         and 0 not in (*codes.shape, *w.shape)
+        and _fits(spec, lanes)
     )
+
+
+def _fits(spec: Spec, lanes: Lanes) -> bool:
+    """Whether a byte, a part and the memory of the usual sizes hold what the parameters ask for."""
+    trits, groups, _ = shape_of(spec)
+    if trits > LARGEST_TRITS or columns_of(trits, groups) > LARGEST_DEPTH:
+        return False
+    usual = (spec.with_parameters(way) for way in space(spec, lanes))
+    return _bytes(spec, lanes) <= max(_bytes(way, lanes) for way in usual)
+
+
+def _bytes(spec: Spec, lanes: Lanes) -> int:
+    return sum(4 * prod(tensor.shape) for tensor in scratch(spec, lanes))
 
 
 def layouts(spec: Spec, lanes: Lanes) -> Mapping[int, str]:
@@ -99,6 +114,20 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     within = [(t, g) for t, g in sizes if planes_of(spec) <= t]
     ways = [{"trits": t, "groups": g, "unroll": u} for t, g in within for u in (2, 4, 8)]
     return ({}, *ways)
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    outputs = spec.operands[1].shape[0] * planes_of(spec)
+    return {
+        # With fewer columns a byte, weights would take more memory than with any way of `space`.
+        "trits": tuple(trits for trits in (4, 5) if planes_of(spec) <= trits),
+        "groups": (1, 2, 3, 4, 5, 6, 8, 10, 12),
+        "unroll": tuple(turn for turn in (1, 2, 3, 4, 6, 8) if turn <= outputs),
+    }
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    return shape_of(spec)
 
 
 @dataclass(frozen=True)
@@ -246,6 +275,8 @@ KERNEL = Kernel(
     scratch,
     layouts,
     space,
+    knobs,
+    plan,
     numbers=("shift",),
     ignored=("bits",),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from math import prod
 from typing import Any
 
@@ -21,6 +21,7 @@ def supports(spec: Spec, lanes: Lanes) -> bool:
         and x.layout is None
         and w.layout in (None, *layouts(spec, lanes).values())
         and 0 not in (*x.shape, *w.shape)
+        and product_of(spec, lanes).possible
     )
 
 
@@ -48,6 +49,14 @@ def space(spec: Spec, lanes: Lanes) -> tuple[Mapping[str, int], ...]:
     if rows <= 8:
         ways += [{"panel_rows": rows + 1, "tile_vectors": v} for v in (1, 2, 4, 8)]
     return ({}, *ways)
+
+
+def knobs(spec: Spec, lanes: Lanes) -> Mapping[str, tuple[int, ...]]:
+    return product_of(spec, lanes).knobs(spec.operands[1].shape[0])
+
+
+def plan(spec: Spec, lanes: Lanes) -> Hashable:
+    return product_of(spec, lanes).for_outputs(spec.operands[1].shape[0])
 
 
 def build(spec: Spec, lanes: Lanes, name: str) -> Any:
@@ -83,5 +92,14 @@ def _sums(product: TernaryProduct, scale: Any, per_output: bool, y: Any) -> Sums
 
 
 KERNEL = Kernel(
-    "ternary_matmul", ("ternary_matmul",), supports, build, cost, scratch, layouts, space
+    "ternary_matmul",
+    ("ternary_matmul",),
+    supports,
+    build,
+    cost,
+    scratch,
+    layouts,
+    space,
+    knobs,
+    plan,
 )

@@ -6,17 +6,28 @@ x, y and weights a, b. A sum of products is then a sum of look-ups, of half as m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .lanes import Lanes
 from .layout_pairs import GROUP, NUMBERS, groups_of, weights_of
-from .record import Tensor
+from .record import Spec, Tensor
 from .ternary_lanes import Tables
-from .ternary_product import Activations, Write
-from .tile import each_row_block
-from .tir import Registers, T, broadcast, cast, each_vector, let, load_lanes, span, store
+from .ternary_product import TILE_ROWS, TILE_VECTORS, Activations, Write
+from .tile import LARGEST_TILE, each_row_block
+from .tir import (
+    Registers,
+    T,
+    block_sizes,
+    broadcast,
+    cast,
+    each_vector,
+    let,
+    load_lanes,
+    span,
+    store,
+)
 
 # Bytes of a table, of which NUMBERS are used; and of those of a group of columns.
 TABLE = 16
@@ -54,6 +65,30 @@ class PairProduct:
     @property
     def layout(self) -> str:
         return f"pairs{self.outputs}"
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are tiles of its sizes."""
+        rows, outputs = min(self.rows, self.tables.rows), self.outputs
+        return min(rows, outputs) > 0 and 4 * rows * outputs <= LARGEST_TILE
+
+    def for_outputs(self, outputs: int) -> PairProduct:
+        """The same with tiles no higher than its rows need, whatever the outputs."""
+        (rows,) = block_sizes(self.rows, [self.tables.rows])
+        return replace(self, tables=replace(self.tables, rows=rows))
+
+    def knobs(
+        self,
+        outputs: int,
+        tile_rows: Sequence[int] = TILE_ROWS,
+        tile_vectors: Sequence[int] = TILE_VECTORS,
+    ) -> Mapping[str, tuple[int, ...]]:
+        """Values of the parameters of `tables_of`."""
+        most = -(-outputs // self.tables.lanes)
+        return {
+            "table_rows": block_sizes(self.rows, tile_rows),
+            "table_vectors": tuple(v for v in tile_vectors if v <= most),
+        }
 
     def scratch(self) -> Tensor:
         """The tables."""
@@ -170,9 +205,17 @@ def _factors(which: int) -> Any:
     return T.Shuffle(values, list(range(TABLE)))
 
 
-def tables_of(lanes: Lanes, rows: int) -> Tables | None:
-    """What multiplies so many rows by tables, if ``lanes`` have that."""
-    return lanes.ternary.one_row_tables if rows == 1 else lanes.ternary.tables
+def tables_of(spec: Spec, lanes: Lanes, rows: int) -> Tables | None:
+    """What multiplies so many rows by tables, if ``lanes`` have that.
+
+    Parameters of ``spec`` override the sizes of its tiles: rows, and vectors of a look-up.
+    """
+    tables = lanes.ternary.one_row_tables if rows == 1 else lanes.ternary.tables
+    if tables is None:
+        return None
+    vectors = spec.parameter("table_vectors", tables.outputs // tables.lanes)
+    tile_rows = spec.parameter("table_rows", tables.rows)
+    return replace(tables, outputs=vectors * tables.lanes, rows=tile_rows)
 
 
 def rows_at_a_time(depth: int, tables: Tables) -> int:

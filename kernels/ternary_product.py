@@ -6,8 +6,8 @@ panel, one block of k at a time, and all rows read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .lanes import Lanes
@@ -15,8 +15,8 @@ from .layout_ternary import PLANES, steps_of
 from .record import Spec, Tensor
 from .ternary_lanes import Read
 from .ternary_tile import FloatTiles, IntegerTiles, Shape, Tiles, Weights
-from .tile import each_row_block
-from .tir import DTYPES, Registers, T, broadcast, span, store
+from .tile import LARGEST_TILE, each_row_block
+from .tir import DTYPES, Registers, T, block_sizes, broadcast, span, store
 
 # activations(row, k, n): n consecutive values of a row, from k.
 Activations = Callable[[Any, Any, int], Any]
@@ -28,6 +28,10 @@ PANEL_DEPTH = 256
 # Fewer rows of floats than this read packed weights directly, a few of them at a time.
 FLOAT_PANEL_ROWS = 12
 FLOAT_DIRECT_ROWS = 4
+# Rows and vectors of a tile that a tuner tries; the latter make at most so many vectors of sums.
+TILE_ROWS = (1, 2, 3, 4, 5, 6, 8)
+TILE_VECTORS = (1, 2, 3, 4, 6, 8)
+MOST_VECTORS = 8
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,32 @@ class TernaryProduct:
     def padded_depth(self) -> int:
         """The values of k of all steps."""
         return steps_of(self.depth, self.tiles.group) * self.step
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are tiles of its sizes."""
+        rows, vectors = min(self.rows, self.tile_rows), self.tile_vectors
+        return min(rows, vectors) > 0 and rows * vectors * self.tiles.bytes <= LARGEST_TILE
+
+    def for_outputs(self, outputs: int) -> TernaryProduct:
+        """The same with tiles no larger than so many outputs and its rows need."""
+        (tile_rows,) = block_sizes(self.rows, [self.tile_rows])
+        tile_vectors = min(self.tile_vectors, -(-outputs // self.outputs))
+        return replace(self, tile_rows=tile_rows, tile_vectors=tile_vectors)
+
+    def knobs(
+        self,
+        outputs: int,
+        tile_rows: Sequence[int] = TILE_ROWS,
+        tile_vectors: Sequence[int] = TILE_VECTORS,
+    ) -> Mapping[str, tuple[int, ...]]:
+        """Values of the parameters that it is made with: through a panel or not, and of tiles."""
+        most = min(MOST_VECTORS * self.width // self.outputs, -(-outputs // self.outputs))
+        return {
+            "panel_rows": (0, self.rows + 1),
+            "tile_rows": block_sizes(self.rows, tile_rows),
+            "tile_vectors": tuple(v for v in tile_vectors if v <= max(most, 1)),
+        }
 
     def scratch(self) -> Tensor:
         """The panel; one element where none is used."""

@@ -55,6 +55,10 @@ class Tiles(Protocol):
     def exact_depth(self) -> int:
         """The most values of k in a tile: whole steps."""
 
+    @property
+    def bytes(self) -> int:
+        """Of the accumulators of a row and a vector of packed weights."""
+
     def fill(self, panel: Any, vectors: int, steps: int, weights: Weights) -> None:
         """Unpack ``steps`` steps of ``vectors`` vectors."""
 
@@ -94,6 +98,11 @@ class IntegerTiles:
     @property
     def exact_depth(self) -> int:
         return self.dot.block
+
+    @property
+    def bytes(self) -> int:
+        size = self.dot.registers * self.dot.lanes * int(self.dot.dtype.removeprefix("int")) // 8
+        return max(size, 4 * self.outputs)
 
     def fill(self, panel: Any, vectors: int, steps: int, weights: Weights) -> None:
         with T.serial(steps) as step:
@@ -217,6 +226,10 @@ class FloatTiles:
     @property
     def exact_depth(self) -> int:
         return 1 << 20
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.outputs
 
     @property
     def _parts(self) -> int:

@@ -6,16 +6,21 @@ Every float product (linear, attention, matmul, experts) goes through ``accumula
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .lanes import Lanes
+from .record import Spec
 from .tir import Registers, T, broadcast, constant, row_blocks
 
 # activations(row, k, n): n consecutive values of row `row` of the tile, from k.
 Activations = Callable[[int, Any, int], Any]
 # weights(k, vector): a vector of weights of k for outputs `vector` of the tile.
 Weights = Callable[[Any, int], Any]
+
+# Bytes of sums of a tile, at most: the registers of no unit hold half as many, and others lie on
+# the stack, of which a kernel may take little.
+LARGEST_TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,25 @@ class Columns:
     count: int
     vectors: int
     valid: int
+
+
+def fits(lanes: Lanes, rows: int, vectors: int) -> bool:
+    """Whether there is a tile of so many rows and vectors of outputs."""
+    return min(rows, vectors) > 0 and rows * vectors * lanes.float_lanes * 4 <= LARGEST_TILE
+
+
+def tiled(spec: Spec, lanes: Lanes) -> Lanes:
+    """``lanes`` with the tile that the parameters of ``spec`` ask for."""
+    rows = spec.parameter("tile_rows", lanes.tile_rows)
+    return replace(
+        lanes, tile_rows=rows, tile_vectors=spec.parameter("tile_vectors", lanes.tile_vectors)
+    )
+
+
+def tiles_fit(spec: Spec, lanes: Lanes, rows: int) -> bool:
+    """Whether there is the tile that `tiled` asks for, of ``rows`` rows at most."""
+    tile = tiled(spec, lanes)
+    return fits(lanes, min(tile.tile_rows, rows), tile.tile_vectors)
 
 
 def column_blocks(outputs: int, tile_vectors: int, lanes: Lanes) -> list[Columns]:
@@ -70,25 +94,31 @@ def accumulate(
     activations: Activations,
     weights: Weights,
     total: Registers,
+    unroll_k: int | None = None,
 ) -> None:
     """total[r, v] += sum over k < depth of activations(r, k) * weights(k, v).
+
+    A turn of the loop takes ``unroll_k`` values of k, which is a multiple of the lanes' own.
 
     In order of k, row, vector: with the vector outside, LLVM spills the broadcast activations.
     One chain of additions an output, so results do not depend on the tile's size.
     """
-    turns, rest = divmod(depth, lanes.unroll_k)
+    unroll_k = unroll_k or lanes.unroll_k
+    turns, rest = divmod(depth, unroll_k)
 
-    def step(first: Any, count: int, whole: bool) -> None:
+    def step(first: Any, count: int) -> None:
         for offset in range(count):
+            group, member = divmod(offset, lanes.unroll_k)
+            start = group * lanes.unroll_k
             row_of_weights = [weights(first + offset, v) for v in range(vectors)]
             for r in range(rows):
 
                 def read(k: Any, n: int, r: int = r) -> Any:
                     return activations(r, k, n)
 
-                # A whole turn may read all its activations at once; the rest must not.
-                if whole:
-                    x = lanes.activation(read, first, offset)
+                # A whole group may read all its activations at once; the rest must not.
+                if start + lanes.unroll_k <= count:
+                    x = lanes.activation(read, first + start, member)
                 else:
                     x = broadcast(read(first + offset, 1), lanes.float_lanes)
                 for v in range(vectors):
@@ -97,6 +127,6 @@ def accumulate(
 
     if turns:
         with T.serial(turns) as turn:
-            step(turn * lanes.unroll_k, lanes.unroll_k, True)
+            step(turn * unroll_k, unroll_k)
     if rest:
-        step(turns * lanes.unroll_k, rest, False)
+        step(turns * unroll_k, rest)

@@ -10,7 +10,7 @@ stays a loop is ``with T.serial(n) as i``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
@@ -247,6 +247,11 @@ def row_blocks(rows: int, tile_rows: int) -> list[tuple[int, int, int]]:
     small, larger = divmod(rows, blocks)
     parts = [(0, larger, small + 1), (larger * (small + 1), blocks - larger, small)]
     return [part for part in parts if part[1]]
+
+
+def block_sizes(rows: int, wanted: Iterable[int]) -> tuple[int, ...]:
+    """The ``wanted`` rows a block, each as many as its largest block has: none means another."""
+    return tuple(dict.fromkeys(row_blocks(rows, size)[0][2] for size in wanted))
 
 
 def each_vector(count: int, lanes: int) -> Iterator[tuple[Any, int]]:
