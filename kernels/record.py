@@ -7,7 +7,7 @@ TIR function. TVM is imported inside ``build`` only, so records can be listed wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import product
@@ -125,19 +125,23 @@ class Kernel:
         A combination of knobs that comes to the same as one before it is left out.
         """
 
-        def supported(ways: Iterable[Mapping[str, int]]) -> Iterator[Mapping[str, int]]:
-            return (way for way in ways if self.supports(spec.with_parameters(way), lanes))
+        listed = [w for w in self.space(spec, lanes) if self._serves(spec, w, lanes)]
+        known = {self.plan(spec.with_parameters(way), lanes) for way in listed}
+        others = self.combinations(spec, lanes).items()
+        return (*listed, *(way for plan, way in others if plan not in known))
 
-        def plan(way: Mapping[str, int]) -> Hashable:
-            return self.plan(spec.with_parameters(way), lanes)
+    def combinations(self, spec: Spec, lanes: Lanes) -> dict[Hashable, Mapping[str, int]]:
+        """A combination of all knobs, by what it comes to; of several that do, the first."""
+        found: dict[Hashable, Mapping[str, int]] = {}
+        if knobs := self.knobs(spec, lanes):
+            for values in product(*knobs.values()):
+                way = dict(zip(knobs, values, strict=True))
+                if self._serves(spec, way, lanes):
+                    found.setdefault(self.plan(spec.with_parameters(way), lanes), way)
+        return found
 
-        listed, knobs = tuple(supported(self.space(spec, lanes))), self.knobs(spec, lanes)
-        if not knobs:
-            return listed
-        known, others = set(map(plan, listed)), dict[Hashable, Mapping[str, int]]()
-        for way in supported(dict(zip(knobs, v, strict=True)) for v in product(*knobs.values())):
-            others.setdefault(plan(way), way)
-        return (*listed, *(way for key, way in others.items() if key not in known))
+    def _serves(self, spec: Spec, way: Mapping[str, int], lanes: Lanes) -> bool:
+        return self.supports(spec.with_parameters(way), lanes)
 
     def arguments(self, spec: Spec) -> tuple[int, ...]:
         """The values of ``numbers`` for a call of the function that serves ``spec``."""

@@ -105,13 +105,15 @@ def _ways(
     spec = spec_of(node).with_parameters({})
     found: dict[Hashable, Way] = {}
     for kernel in sorted(select.able(node), key=lambda kernel: kernel.name != taken[0]):
+        places = kernel.combinations(spec, select.lanes)
         first = (taken[1],) if kernel.name == taken[0] else ()
         for parameters in (*first, *kernel.ways(spec, select.lanes)):
             asked = spec.with_parameters(parameters)
             predicted = kernel.cost(asked, select.lanes)
             # Parameters that come to the same function are one way.
             plan = kernel.name, kernel.plan(asked, select.lanes)
-            found.setdefault(plan, Way(kernel.name, parameters, predicted))
+            place = places.get(plan[1], parameters)
+            found.setdefault(plan, Way(kernel.name, parameters, predicted, place))
     default, *others = found.values()
     least = min(way.predicted or 0.0 for way in found.values())
     hopeful = [way for way in others if (way.predicted or 0.0) <= HOPELESS * least]

@@ -26,11 +26,20 @@ FADING = 0.8
 
 @attrs.frozen
 class Way:
-    """A kernel with parameters; ``predicted`` is what a model says that it takes, if one does."""
+    """A kernel with parameters; ``predicted`` is what a model says that it takes, if one does.
+
+    ``place`` are all parameters, by which neighbours are told, of a way that names only some.
+    """
 
     kernel: str
     parameters: Mapping[str, int]
     predicted: float | None = None
+    place: Mapping[str, int] | None = None
+
+    @property
+    def everywhere(self) -> Mapping[str, int]:
+        """Its place, or its parameters."""
+        return self.parameters if self.place is None else self.place
 
 
 class Search:
@@ -46,7 +55,8 @@ class Search:
         self._ways, self._random = ways, random.Random(seed)
         self._untried = dict.fromkeys(range(len(ways)))
         self._values: dict[int, float] = {}
-        self._places = {_place(way): i for i, way in enumerate(ways)}
+        self._places = {_place(w.kernel, w.parameters): i for i, w in enumerate(ways)}
+        self._children = {_place(w.kernel, w.everywhere): i for i, w in enumerate(ways)}
         self._steps = _steps(ways)
         self._first = self._beginning(hints)
 
@@ -61,14 +71,14 @@ class Search:
 
     def tell(self, way: Way, value: float | None) -> None:
         """What ``way`` took; None where it failed. Also for ways that were tried before."""
-        place = self._places[_place(way)]
+        place = self._places[_place(way.kernel, way.parameters)]
         self._untried.pop(place, None)
         if value is not None:
             self._values[place] = value
 
     def _beginning(self, hints: Sequence[Way]) -> list[int]:
         """The default, hints, what the model thinks best, and some of all."""
-        hinted = [self._places[_place(way)] for way in hints]
+        hinted = [self._places[_place(w.kernel, w.parameters)] for w in hints]
         likely = sorted(self._untried, key=lambda i: (self._predicted(i), i))[:LIKELY]
         some = self._random.sample(range(len(self._ways)), min(ANY, len(self._ways)))
         return [0, *hinted, *likely, *some]
@@ -102,22 +112,22 @@ class Search:
         if one.kernel != other.kernel:
             return -1
         mixed = {
-            name: self._random.choice((value, other.parameters.get(name, value)))
-            for name, value in one.parameters.items()
+            name: self._random.choice((value, other.everywhere.get(name, value)))
+            for name, value in one.everywhere.items()
         }
-        return self._places.get(_place(Way(one.kernel, mixed)), -1)
+        return self._children.get(_place(one.kernel, mixed), -1)
 
 
-def _place(way: Way) -> tuple[object, ...]:
-    return way.kernel, *sorted(way.parameters.items())
+def _place(kernel: str, parameters: Mapping[str, int]) -> tuple[object, ...]:
+    return kernel, *sorted(parameters.items())
 
 
 def _steps(ways: Sequence[Way]) -> list[list[int]]:
     """Of each way those that differ in one parameter, whose value is the next that there is."""
     lines: dict[object, list[tuple[int, int]]] = defaultdict(list)
     for i, way in enumerate(ways):
-        for name, value in way.parameters.items():
-            others = sorted((n, v) for n, v in way.parameters.items() if n != name)
+        for name, value in way.everywhere.items():
+            others = sorted((n, v) for n, v in way.everywhere.items() if n != name)
             lines[way.kernel, name, *others].append((value, i))
     found: list[list[int]] = [[] for _ in ways]
     for line in lines.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,19 @@ from butterflyc.verify import relative_errors
 from ..digits import digits_model
 
 pytestmark = pytest.mark.slow
-BATCH = 8
+BATCH = 4
 # Of an image whose experts are PyTorch's; others may differ by anything.
 LIMITS = {"f16": 2e-3, "bf16": 2e-2, "f32": 1e-5, "i8": 1e-2}
 AGREEMENT = {"f16": 0.995, "bf16": 0.97, "f32": 0.9999, "i8": 0.98}
 
 
-@pytest.mark.parametrize(("mode", "images"), [("f16", 40), ("f32", 8), ("bf16", 8), ("i8", 16)])
+@cache
+def on_host() -> bc.Program:
+    """The model as this machine computes it, of which the routing is PyTorch's."""
+    return bc.compile(digits_model(False).eval(), (torch.zeros(BATCH, 1, 8, 8),))
+
+
+@pytest.mark.parametrize(("mode", "images"), [("f16", 12), ("f32", 4), ("bf16", 4), ("i8", 8)])
 def test_digits(mode: str, images: int) -> None:
     """Every image gets PyTorch's answer, and experts but for near-ties."""
     model, pictures = digits_model(False).eval(), digits_test().floats()[:images]
@@ -32,9 +40,8 @@ def test_digits(mode: str, images: int) -> None:
     got = np.asarray(on(pictures))
     assert (got.argmax(-1) == wanted.argmax(-1)).all()
     assert np.quantile(relative_errors(got, wanted), 0.75) <= LIMITS[mode]
-    host = bc.compile(model, (torch.zeros(BATCH, 1, 8, 8),))
     batches = [(x,) for x in np.split(pictures, images // BATCH)]
-    ours, theirs = on.routing_each(batches), [host.routing(*x) for x in batches]
+    ours, theirs = on.routing_each(batches), [on_host().routing(*x) for x in batches]
     assert ours is not None
     same = [
         (np.sort(a, -1) == np.sort(b, -1)).all(-1).mean()

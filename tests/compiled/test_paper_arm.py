@@ -21,8 +21,14 @@ pytestmark = pytest.mark.slow
 IMAGES = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
 
 
-@pytest.mark.parametrize("target", ["cortex-a53", "cortex-a72", "cortex-a76", "armv7a"])
-@pytest.mark.parametrize("mode", ["f32", "a8", "int8"])
+# In float32 the cores of 64 bits differ in nothing but the order of instructions.
+@pytest.mark.parametrize(
+    ("target", "mode"),
+    [
+        *((target, mode) for target in ("cortex-a72", "armv7a") for mode in ("f32", "a8", "int8")),
+        *((target, mode) for target in ("cortex-a53", "cortex-a76") for mode in ("a8", "int8")),
+    ],
+)
 def test_the_model_of_the_papers(target: str, mode: str, needs_tool: Callable[..., str]) -> None:
     """f32 is within 1e-5 of PyTorch, a8 within 2e-3 of the interpreter, int8 gives its bits."""
     needs_tool(load_core(target).runner)
