@@ -30,6 +30,8 @@ INTERRUPTED = 130
 @click.option("--act-bits", type=int, metavar="N", help="Of activations in a8: 8 or 7.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--budget", default="5m", show_default=True, help="90s, 5m, 1h; or trials a kernel.")
+@click.option("--only", default="", metavar="TEXT", help="Kernels whose call holds it: linear.")
+@click.option("--engine", default="local", show_default=True, help="Or ray, ray://HOST:PORT.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of trials.")
 @click.option(
     "--database", type=click.Path(path_type=Path), help="By default $BUTTERFLYC_TUNE_DB, or yours."
@@ -49,6 +51,8 @@ def command(
     act_bits: int | None,
     target_file: Path | None,
     budget: str,
+    only: str,
+    engine: str,
     seed: int,
     database: Path | None,
     taken: Path | None,
@@ -87,6 +91,8 @@ def command(
         act_bits=act_bits,
         target_file=target_file,
         budget=budget,
+        only=only,
+        engine=engine,
         seed=seed,
         database=path,
     )

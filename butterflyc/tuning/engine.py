@@ -10,7 +10,8 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from ..targets.registry import Core
-from .measure import Asked
+from .engine_ray import Cluster, check_address
+from .measure import Asked, Meter
 from .worker import Outcome, Worker
 
 
@@ -68,11 +69,23 @@ class Local:
 
 
 @contextmanager
-def local(core: Core, alone: bool, limit: float) -> Iterator[Engine]:
-    """Processes on this machine: one for each of its cores, or one if it must be ``alone``."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    engine = Local(core, 1 if alone else cores or 1, limit)
+def engine(name: str, core: Core, meter: Meter, instrument: str) -> Iterator[Engine]:
+    """The engine called ``name``: ``local``, or a cluster of `engine_ray`.
+
+    On this machine: a process for each of its cores, or one if ``meter`` must be alone. Raises
+    UsageError for another name, and what `engine_ray.Cluster` raises.
+    """
+    if name == "local":
+        made: Engine = Local(core, 1 if meter.alone else _cores(), meter.limit)
+    else:
+        check_address(name, meter.alone)
+        made = Cluster(core, name, meter.limit, instrument)
     try:
-        yield engine
+        yield made
     finally:
-        engine.close()
+        made.close()
+
+
+def _cores() -> int:
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return there or 1

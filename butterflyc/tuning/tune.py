@@ -19,11 +19,11 @@ from ..source import open_model
 from ..targets.registry import Core, core_from, load_core
 from .calls import Call, calls_of
 from .database import Database, default_path
-from .engine import local
+from .engine import engine as started
 from .meters import meter_of, task_of, tools
 from .report import Report
 from .trial import Trial
-from .tuner import CallProgress, Tuner, budget_of
+from .tuner import Budget, CallProgress, Tuner, budget_of
 
 Told = Callable[[str], None]
 OnTrial = Callable[[Trial, CallProgress], None]
@@ -40,6 +40,8 @@ def tune(
     weight_snr: float | None = None,
     target_file: str | Path | None = None,
     budget: str = "5m",
+    only: str = "",
+    engine: str = "local",
     database: str | Path | None = None,
     seed: int = 0,
     on_trial: OnTrial = lambda trial, progress: None,
@@ -50,6 +52,8 @@ def tune(
     ``model`` and what goes with it are as `compile` takes them, for ``target`` (by default this
     machine); or ``model`` is a `Program`, or the path of one, which was compiled for its target.
     ``budget`` is a time (``90s``, ``5m``, ``1h``) or how many trials each kernel gets (``64``).
+    Only calls whose text holds ``only`` are tuned: ``linear``, ``i8[65x256]``. ``engine`` is where
+    measurements run: here, or ``ray`` or ``ray://HOST:PORT`` on a cluster, for what is counted.
     Trials go to ``database``, by default the user's, one at a time: what was measured once is not
     measured again, and after ^C or a crash the same call goes on (docs/tuning.md). ``on_trial`` is
     called with each. Ways that compute something wrong are disqualified.
@@ -60,33 +64,38 @@ def tune(
     """
     spent = budget_of(budget)
     program = _program(model)
+    budgets = {"act_bits": act_bits, "weight_snr": weight_snr}
     if program is not None:
-        _refuse_options(program, {"target": target, "mode": mode, "calibration": calibration})
+        given = {"target": target, "mode": mode, "calibration": calibration, **budgets}
+        _refuse_options(program, given)
         core, asked = _of_program(program)
     else:
         core = load_core(target or "host", Path(target_file) if target_file else None)
-        budgets = {"act_bits": act_bits, "weight_snr": weight_snr}
         asked = _of_model(model, example_inputs, core, mode, calibration, budgets, progress)
     progress("looking for kernels with a choice")
-    calls = calls_of(*asked)
-    return _search(calls, core, spent, Path(database or default_path()), seed, on_trial)
+    calls = [call for call in calls_of(*asked) if only in call.key]
+    path = Path(database or default_path())
+    return _search(calls, core, spent, path, seed, engine, on_trial)
 
 
 def _search(
-    calls: Sequence[Call], core: Core, budget: Any, path: Path, seed: int, on_trial: OnTrial
+    calls: Sequence[Call],
+    core: Core,
+    budget: Budget,
+    path: Path,
+    seed: int,
+    engine: str,
+    on_trial: OnTrial,
 ) -> Report:
     meter = meter_of(core)
     tasks = [task_of(meter, call.key) for call in calls]
     start = perf_counter()
-    with Database(path) as database, local(core, meter.alone, meter.limit) as engine:
-        tuner = Tuner(calls, tasks, tools(), database, engine, budget, seed, on_trial)
+    instrument = tasks[0].instrument if tasks else ""
+    with Database(path) as database, started(engine, core, meter, instrument) as running:
+        tuner = Tuner(calls, tasks, tools(), database, running, budget, seed, on_trial)
         found, interrupted = tuner.run()
     seconds = perf_counter() - start
-    return Report(core.name, meter.method, _instrument(tasks), path, found, seconds, interrupted)
-
-
-def _instrument(tasks: Sequence[Any]) -> str:
-    return tasks[0].instrument if tasks else ""
+    return Report(core.name, meter.method, instrument, path, found, seconds, interrupted)
 
 
 def _program(model: Any) -> Program | None:

@@ -1,4 +1,4 @@
-"""Linux programs for ARM in QEMU's user mode, and how often each instruction is executed.
+"""Linux programs in QEMU's user mode, and how often each instruction is executed.
 
 The counts are exact: the same in every run and on every host. They come from a plugin of QEMU,
 which the host's C compiler makes when it is first asked for.
@@ -49,6 +49,12 @@ ARCHITECTURES = {
         "arm-linux-gnueabihf-gcc",
         ("gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross"),
         "arm-linux-musleabihf",
+    ),
+    "x86_64": Architecture(
+        "qemu-x86_64",
+        "x86_64-linux-gnu-gcc",
+        ("gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"),
+        "x86_64-linux-musl",
     ),
 }
 

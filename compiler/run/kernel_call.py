@@ -1,4 +1,4 @@
-"""One call of a kernel on an ARM core that QEMU emulates: its results, and what it executed."""
+"""One call of a kernel on a CPU that QEMU emulates: its results, and what it executed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...kernels.layout import pack, storage
 from ...kernels.record import Kernel, Spec
 from ..ir.types import STORAGE
 from ..lower.tir import build_object
-from .executions import Executions, count_executions, static_linker
+from .executions import ARCHITECTURES, Executions, count_executions, static_linker
 from .kernel import with_layouts
 from .native import ALIGNMENT
 from .tools import run_tool
@@ -62,11 +62,12 @@ def call_kernel(
 ) -> CountedCall:
     """``kernel`` compiled for ``spec`` and called once on ``arrays``, which are given unpacked.
 
-    ``target`` is TVM's description, of which the triple says whether it is aarch64 or arm; ``cpu``
-    is QEMU's name of a core. What is counted is what a run that calls the kernel executes more than
-    one that does not: the kernel, and what it calls. Raises ToolMissing, ToolFailed.
+    ``target`` is TVM's description, of which the triple says whether it is aarch64, arm or x86_64;
+    ``cpu`` is QEMU's name of a core. What is counted is what a run that calls the kernel executes
+    more than one that does not: the kernel, and what it calls. Raises ToolMissing, ToolFailed.
     """
-    architecture = "aarch64" if target["mtriple"].startswith("aarch64") else "arm"
+    named = (name for name in ARCHITECTURES if target["mtriple"].startswith(name))
+    architecture = next(named)
     linker = static_linker(architecture)
     spec = with_layouts(kernel, spec, lanes)
     content = build_object({SYMBOL: kernel.build(kernel.opened(spec), lanes, SYMBOL)}, target)

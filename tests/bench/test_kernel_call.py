@@ -21,6 +21,7 @@ A72 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "ma
 A7 = {"kind": "llvm", "mtriple": "armv7a-linux-gnueabihf", "mcpu": "cortex-a7", "mattr": ["+neon"]}
 # Debian's linker looks at this, though no kernel takes floats as arguments.
 A7 |= {"mfloat-abi": "hard"}
+X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}
 LANES = Lanes()
 SMALL = [ternary(3, 40, 17), dense(3, 40, 17), integer_dense(3, 40, 17), experts(2, LANES)]
 
@@ -30,10 +31,10 @@ def called(case, target=A72):
     return call_kernel(kernel, case.spec, case.arrays, LANES, target)
 
 
-@pytest.mark.parametrize("target", [A72, A7], ids=["aarch64", "arm"])
+@pytest.mark.parametrize("target", [A72, A7, X86], ids=["aarch64", "arm", "x86_64"])
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_computes_what_the_op_means(arm, case, target):
-    """Results on both architectures are those of the op's meaning."""
+    """Results on every architecture are those of the op's meaning."""
     case.check(called(case, target).results)
 
 
