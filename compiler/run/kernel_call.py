@@ -88,7 +88,7 @@ def call_kernel(
         data, busy = count_executions(architecture, program, ["1"], cpu)
         return CountedCall(
             program.read_bytes(),
-            _split(data, filled[: len(spec.results)]),
+            split(data, filled[: len(spec.results)]),
             busy.less(idle),
             sum(array.nbytes for array in (*operands, *filled[: len(spec.results)])),
         )
@@ -108,8 +108,13 @@ def _write_program(
         writes="".join(f"    fwrite(b{i}, 1, {buffers[i].nbytes}, stdout);\n" for i in results),
     )
     (folder / "main.c").write_text(main)
+    write_data(folder, dict(zip(names, buffers, strict=True)))
+
+
+def write_data(folder: Path, buffers: Mapping[str, np.ndarray]) -> None:
+    """``data.S`` in ``folder``: the ``buffers`` by name, each of which starts at a cache line."""
     data = ["  .data"]
-    for name, buffer in zip(names, buffers, strict=True):
+    for name, buffer in buffers.items():
         (folder / f"{name}.bin").write_bytes(buffer.tobytes())
         data += [f"  .balign {ALIGNMENT}", f"  .global {name}", f"{name}:"]
         data += [f'  .incbin "{name}.bin"']
@@ -117,7 +122,7 @@ def _write_program(
     (folder / "data.S").write_text("\n".join(data) + "\n")
 
 
-def _split(data: bytes, like: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+def split(data: bytes, like: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """The arrays, of the shapes and types of ``like``, that were written one after another."""
     found, at = [], 0
     for array in like:

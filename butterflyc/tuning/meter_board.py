@@ -1,0 +1,49 @@
+"""Time on a board that ssh reaches: a way and the default one in turns, in one program there."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from statistics import quantiles
+
+from ..compiler.run.hosted import Place
+from ..compiler.run.timed_call import name_of, time_beside
+from ..targets import cpu
+from ..targets.registry import Core
+from .measure import Asked, Reading, kernel_of, trying
+from .search import Way
+
+_trying = lru_cache(maxsize=4)(trying)
+
+
+class BoardMeter:
+    """CPU seconds of one call at ``place``, of which one thing at a time may be asked."""
+
+    method, alone, limit = "time", True, 600.0
+
+    def __init__(self, core: Core, place: Place) -> None:
+        self.target = core.name
+        self._machine, self._place = cpu.machine(core), place
+
+    def features(self) -> tuple[str, ...]:
+        """The board's name. Raises what reaching it does."""
+        return (name_of(self._place, self._machine.target),)
+
+    def instrument(self) -> str:
+        return ""
+
+    def read(self, asked: Asked) -> Reading:
+        tried, machine = _trying(asked.spec), self._machine
+
+        def ready(way: Way):  # type: ignore[no-untyped-def]
+            return kernel_of(way), asked.spec.with_parameters(way.parameters)
+
+        ways = ready(asked.way), ready(asked.default)
+        timed = time_beside(
+            self._place, ways, tried.arrays, machine.lanes, machine.target, asked.rounds
+        )
+        tried.check(timed.results)
+        if asked.reference is None:
+            return Reading(float(timed.seconds[:, 1].min()))
+        ratios = timed.seconds[:, 0] / timed.seconds[:, 1]
+        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else (*ratios,) * 3
+        return Reading(asked.reference * float(middle), float((high - low) / middle))
