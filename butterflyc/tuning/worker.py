@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import BinaryIO, cast
 
 import attrs
@@ -49,9 +50,11 @@ class Worker:
         return self._exchange(asked, self._limit)
 
     def close(self) -> None:
-        """Ends the child, whatever it does."""
+        """Ends the child and all that it has started, whatever they do."""
         if self._child is not None:
-            self._child.kill()
+            # Its group may be there without it, or be gone with it.
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
             for pipe in (self._child.stdin, self._child.stdout):
                 if pipe is not None:
                     pipe.close()
