@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 import attrs
 
+from ..compiler.errors import ToolFailed
 from ..targets.registry import Core
 from .measure import Asked, Reading
 
@@ -42,11 +43,17 @@ class Worker:
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, asked: Asked) -> Outcome:
-        """What the meter of the core says; a fault where the child died or was not done in time."""
+        """What the meter of the core says; a fault where the child died or was not done in time.
+
+        Raises ToolFailed if no child starts, which says nothing of the way.
+        """
         if self._child is None:
             started = self._start()
             if started.fault:
-                return started
+                raise ToolFailed(
+                    f"a process that measures does not start: {started.fault}",
+                    help="what it has printed says why; what was measured before is kept",
+                )
         return self._exchange(asked, self._limit)
 
     def close(self) -> None:
