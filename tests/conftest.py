@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from difflib import unified_diff
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,10 @@ from hypothesis import HealthCheck, settings
 # Before torch or a BLAS is imported: as many test workers run as there are cores.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+
+# What was measured on this machine is not to decide what tests see, nor what they start.
+_nowhere = TemporaryDirectory(prefix="butterflyc-tests-")
+os.environ["BUTTERFLYC_TUNE_DB"] = str(Path(_nowhere.name) / "none.sqlite")
 
 STRICT_TOOLS = os.environ.get("BUTTERFLYC_STRICT_TOOLS", "") not in ("", "0")
 

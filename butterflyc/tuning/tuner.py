@@ -164,8 +164,11 @@ class Tuner:
         trial = Trial(
             state.progress.task, self.tools, way.kernel, way.parameters, value, outcome.fault
         )
-        self.database.add(trial)
         state.progress.running -= 1
+        if not self.database.add(trial):
+            # Another tuner was faster, and what it has measured is what is kept.
+            trial = self.database.find(trial.task, self.tools, trial.way) or trial
+            state.progress.earlier += 1
         state.tell(trial)
         self.on_trial(trial, state.progress)
 
@@ -221,7 +224,10 @@ class _State:
                 # Others are told in the figure of the default way: they wait for it.
                 self.is_open = self.progress.default is not None
                 return way
+            self.progress.earlier += 1
             self.tell(other)
+            if not self.is_open:
+                return None
         self.is_open = False
         return None
 

@@ -12,10 +12,12 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import BinaryIO, cast
 
 import attrs
 
+from ..compiler.errors import ToolFailed
 from ..targets.registry import Core
 from .measure import Asked, Reading
 
@@ -41,17 +43,25 @@ class Worker:
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, asked: Asked) -> Outcome:
-        """What the meter of the core says; a fault where the child died or was not done in time."""
+        """What the meter of the core says; a fault where the child died or was not done in time.
+
+        Raises ToolFailed if no child starts, which says nothing of the way.
+        """
         if self._child is None:
             started = self._start()
             if started.fault:
-                return started
+                raise ToolFailed(
+                    f"a process that measures does not start: {started.fault}",
+                    help="what it has printed says why; what was measured before is kept",
+                )
         return self._exchange(asked, self._limit)
 
     def close(self) -> None:
-        """Ends the child, whatever it does."""
+        """Ends the child and all that it has started, whatever they do."""
         if self._child is not None:
-            self._child.kill()
+            # Its group may be there without it, or be gone with it.
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
             for pipe in (self._child.stdin, self._child.stdout):
                 if pipe is not None:
                     pipe.close()
