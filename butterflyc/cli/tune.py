@@ -31,6 +31,7 @@ INTERRUPTED = 130
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--budget", default="5m", show_default=True, help="90s, 5m, 1h; or trials a kernel.")
 @click.option("--only", default="", metavar="TEXT", help="Kernels whose call holds it: linear.")
+@click.option("--on", default="native", show_default=True, help="Of ARM: ssh:user@host, a board.")
 @click.option("--engine", default="local", show_default=True, help="Or ray, ray://HOST:PORT.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of trials.")
 @click.option(
@@ -52,6 +53,7 @@ def command(
     target_file: Path | None,
     budget: str,
     only: str,
+    on: str,
     engine: str,
     seed: int,
     database: Path | None,
@@ -92,6 +94,7 @@ def command(
         target_file=target_file,
         budget=budget,
         only=only,
+        on=on,
         engine=engine,
         seed=seed,
         database=path,

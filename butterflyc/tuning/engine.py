@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..targets.registry import Core
 from .engine_ray import Cluster, check_address
-from .measure import Asked, Meter
+from .measure import HERE, Asked, Meter
 from .worker import Outcome, Worker
 
 
@@ -33,9 +33,9 @@ class Engine(Protocol):
 class Local:
     """``width`` processes on this machine, each of which measures one way at a time."""
 
-    def __init__(self, core: Core, width: int, limit: float) -> None:
+    def __init__(self, core: Core, width: int, limit: float, place: str = HERE) -> None:
         self.width = width
-        self._workers = [Worker(core, limit) for _ in range(width)]
+        self._workers = [Worker(core, limit, place) for _ in range(width)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -69,14 +69,15 @@ class Local:
 
 
 @contextmanager
-def engine(name: str, core: Core, meter: Meter, instrument: str) -> Iterator[Engine]:
+def engine(name: str, core: Core, place: str, meter: Meter, instrument: str) -> Iterator[Engine]:
     """The engine called ``name``: ``local``, or a cluster of `engine_ray`.
 
-    On this machine: a process for each of its cores, or one if ``meter`` must be alone. Raises
+    On this machine: a process for each of its cores, or one if ``meter`` must be alone; they
+    measure at ``place``. Raises
     UsageError for another name, and what `engine_ray.Cluster` raises.
     """
     if name == "local":
-        made: Engine = Local(core, 1 if meter.alone else _cores(), meter.limit)
+        made: Engine = Local(core, 1 if meter.alone else _cores(), meter.limit, place)
     else:
         check_address(name, meter.alone)
         made = Cluster(core, name, meter.limit, instrument)

@@ -14,6 +14,9 @@ from ..kernels.record import Kernel, Spec
 from .operands import error_of, meaning, operands
 from .search import Way
 
+# Where what is measured is: here, unless it is said.
+HERE = "native"
+
 
 class WrongResult(ButterflycError):
     """A kernel computed something else than its op."""

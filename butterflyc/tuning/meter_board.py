@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from statistics import quantiles
 
+from ..compiler.errors import Unsupported
+from ..compiler.run.executions import ARCHITECTURES
 from ..compiler.run.hosted import Place
+from ..compiler.run.remote import remote
 from ..compiler.run.timed_call import name_of, time_beside
+from ..kernels.record import Kernel, Spec
 from ..targets import cpu
 from ..targets.registry import Core
 from .measure import Asked, Reading, kernel_of, trying
@@ -34,7 +38,7 @@ class BoardMeter:
     def read(self, asked: Asked) -> Reading:
         tried, machine = _trying(asked.spec), self._machine
 
-        def ready(way: Way):  # type: ignore[no-untyped-def]
+        def ready(way: Way) -> tuple[Kernel, Spec]:
             return kernel_of(way), asked.spec.with_parameters(way.parameters)
 
         ways = ready(asked.way), ready(asked.default)
@@ -47,3 +51,16 @@ class BoardMeter:
         ratios = timed.seconds[:, 0] / timed.seconds[:, 1]
         low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else (*ratios,) * 3
         return Reading(asked.reference * float(middle), float((high - low) / middle))
+
+
+def meter_at(core: Core, place: str) -> BoardMeter:
+    """For the board that ``place`` names, whose processor is ``core``.
+
+    Raises Unsupported for what runs no program of Linux, UsageError for another place, ToolMissing.
+    """
+    if core.family != "cpu" or not core.triple.startswith(tuple(ARCHITECTURES)):
+        raise Unsupported(
+            f"kernels for {core.name} are not timed over ssh",
+            help="a board with Linux is: --target cortex-a72 --on ssh:pi@raspberrypi.local",
+        )
+    return BoardMeter(core, remote(place))

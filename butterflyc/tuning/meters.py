@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 from ..compiler.errors import Unsupported
 from ..targets.registry import Core
-from . import meter_arm, meter_bare, meter_host
-from .measure import Meter
+from . import meter_arm, meter_bare, meter_board, meter_host
+from .measure import HERE, Meter
 from .trial import Task, Tools
 
 # Raised by hand when a change of ours makes other code of the same kernels and parameters: a test
@@ -20,8 +20,13 @@ EPOCH = 1
 KINDS = meter_host, meter_arm, meter_bare
 
 
-def meter_of(core: Core) -> Meter:
-    """The meter for ``core``. Raises Unsupported where none of ours measures it."""
+def meter_of(core: Core, place: str = HERE) -> Meter:
+    """The meter for ``core``: here, or on the board at ``place``, as ``ssh:pi@raspberrypi.local``.
+
+    Raises Unsupported where none of ours measures it, UsageError for another place, ToolMissing.
+    """
+    if place != HERE:
+        return meter_board.meter_at(core, place)
     for kind in KINDS:
         found: Meter | None = kind.meter(core)
         if found is not None:
@@ -38,6 +43,6 @@ def tools() -> Tools:
     return Tools(f"apache-tvm {version('apache-tvm')}", EPOCH)
 
 
-def task_of(meter: Meter, key: str) -> Task:
+def task_of(meter: Meter, key: str = "") -> Task:
     """The task of measuring the call ``key``. Raises ToolMissing."""
     return Task(key, meter.target, meter.features(), meter.method, meter.instrument())

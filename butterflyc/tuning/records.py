@@ -18,8 +18,9 @@ from ..targets.registry import Core
 from .calls import asking, key_of, select_of
 from .database import Database, default_path
 from .exchange import read_trials
+from .measure import Meter
 from .meters import meter_of, tools
-from .trial import METHODS, Trial
+from .trial import METHODS, Task, Trial
 
 # Where records are: a file, the user's own, or nowhere.
 Where = str | Path | bool
@@ -79,7 +80,7 @@ def records_for(core: Core, where: Where = True) -> Records:
     for trial in _read(where, meter.target):
         if trial.tools != tools():
             ignored["made by other tools"] += 1
-        elif trial.task.features != meter.features():
+        elif not _fits(trial.task, meter):
             ignored["measured on another machine"] += 1
         else:
             best.setdefault(trial.task.spec, []).append(trial)
@@ -102,14 +103,26 @@ def _read(where: Where, target: str) -> tuple[Trial, ...]:
         return database.of_target(target)
 
 
+def _fits(task: Task, meter: Meter) -> bool:
+    """Whether figures of ``task`` are of what is compiled for.
+
+    A core that is not here is one of any board: a time of one says more than a model does.
+    """
+    if task.method == "time" and meter.method != "time":
+        return True
+    return task.features == meter.features()
+
+
 def _best(trials: list[Trial]) -> Trial | None:
     """Of one call: by the method nearest to the truth, and its instrument of most trials."""
-    groups: dict[tuple[str, str], list[Trial]] = {}
+    groups: dict[Task, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault((trial.task.method, trial.task.instrument), []).append(trial)
-    order = list(METHODS)
-    _, first = min(
-        groups.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]), item[0][1])
-    )
+        groups.setdefault(trial.task, []).append(trial)
+
+    def rank(task: Task) -> tuple[int, int, str, tuple[str, ...]]:
+        nearest = list(METHODS).index(task.method)
+        return nearest, -len(groups[task]), task.instrument, task.features
+
+    first = groups[min(groups, key=rank)]
     good = [trial for trial in first if trial.value is not None]
     return min(good, key=lambda trial: (trial.value, trial.way), default=None)

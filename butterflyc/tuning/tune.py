@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import attrs
 import numpy as np
 
 from ..build import before_kernels, family_of, lower
@@ -20,6 +21,7 @@ from ..targets.registry import Core, core_from, load_core
 from .calls import Call, calls_of
 from .database import Database, default_path
 from .engine import engine as started
+from .measure import HERE
 from .meters import meter_of, task_of, tools
 from .report import Report
 from .trial import Trial
@@ -42,6 +44,7 @@ def tune(
     budget: str = "5m",
     only: str = "",
     engine: str = "local",
+    on: str = HERE,
     database: str | Path | None = None,
     seed: int = 0,
     on_trial: OnTrial = lambda trial, progress: None,
@@ -53,8 +56,9 @@ def tune(
     machine); or ``model`` is a `Program`, or the path of one, which was compiled for its target.
     ``budget`` is a time (``90s``, ``5m``, ``1h``) or how many trials each kernel gets (``64``).
     Only calls whose text holds ``only`` are tuned: ``linear``, ``i8[65x256]``. ``engine`` is where
-    measurements run: here, or ``ray`` or ``ray://HOST:PORT`` on a cluster, for what is counted.
-    Trials go to ``database``, by default the user's, one at a time: what was measured once is not
+    measurements start: here, or ``ray`` or ``ray://HOST:PORT`` on a cluster, for what is counted.
+    With ``on="ssh:user@host"`` kernels for an ARM core are timed on that board. Trials go to
+    ``database``, by default the user's, one at a time: what was measured once is not
     measured again, and after ^C or a crash the same call goes on (docs/tuning.md). ``on_trial`` is
     called with each. Ways that compute something wrong are disqualified.
 
@@ -75,23 +79,25 @@ def tune(
     progress("looking for kernels with a choice")
     calls = [call for call in calls_of(*asked) if only in call.key]
     path = Path(database or default_path())
-    return _search(calls, core, spent, path, seed, engine, on_trial)
+    return _search(calls, core, on, spent, path, seed, engine, on_trial)
 
 
 def _search(
     calls: Sequence[Call],
     core: Core,
+    place: str,
     budget: Budget,
     path: Path,
     seed: int,
     engine: str,
     on_trial: OnTrial,
 ) -> Report:
-    meter = meter_of(core)
-    tasks = [task_of(meter, call.key) for call in calls]
+    meter = meter_of(core, place)
+    whole = task_of(meter)
+    tasks = [attrs.evolve(whole, spec=call.key) for call in calls]
     start = perf_counter()
-    instrument = tasks[0].instrument if tasks else ""
-    with Database(path) as database, started(engine, core, meter, instrument) as running:
+    instrument = whole.instrument
+    with Database(path) as database, started(engine, core, place, meter, instrument) as running:
         tuner = Tuner(calls, tasks, tools(), database, running, budget, seed, on_trial)
         found, interrupted = tuner.run()
     seconds = perf_counter() - start

@@ -1,7 +1,7 @@
 """A child process that measures: what crashes or hangs there is told, and another one goes on.
 
 The child is this file, run as a module. It reads pickles from its parent, and from nobody else:
-a core, then what is `Asked` of its meter; and writes an `Outcome` for each.
+a core and where it is, then what is `Asked` of its meter; and writes an `Outcome` for each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import attrs
 
 from ..compiler.errors import ToolFailed
 from ..targets.registry import Core
-from .measure import Asked, Reading
+from .measure import HERE, Asked, Reading
 
 # Seconds to import what compiles, on a slow machine.
 STARTING = 120.0
@@ -36,10 +36,10 @@ class Outcome:
 
 
 class Worker:
-    """Measures for ``core``, each within ``limit`` seconds; not for several threads at once."""
+    """Measures for ``core`` at ``place``, each within ``limit`` seconds; for one thread alone."""
 
-    def __init__(self, core: Core, limit: float) -> None:
-        self._core, self._limit = core, limit
+    def __init__(self, core: Core, limit: float, place: str = HERE) -> None:
+        self._subject, self._limit = (core, place), limit
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, asked: Asked) -> Outcome:
@@ -75,7 +75,7 @@ class Worker:
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
-        return self._exchange(self._core, STARTING)
+        return self._exchange(self._subject, STARTING)
 
     def _exchange(self, message: object, limit: float) -> Outcome:
         child = self._child
@@ -107,10 +107,10 @@ def _how(child: subprocess.Popen[bytes]) -> str:
 def main() -> None:
     """The child: answers until its parent has no more to ask, or is gone."""
     requests, answers = sys.stdin.buffer, _own_output()
-    core = pickle.load(requests)
+    core, place = pickle.load(requests)
     from .meters import meter_of
 
-    meter = meter_of(core)
+    meter = meter_of(core, place)
     _answer(answers, Outcome())
     while True:
         try:
