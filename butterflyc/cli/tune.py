@@ -83,6 +83,10 @@ def command(
         if given:
             _export(path, given, None)
         return 0
+    if plot:
+        from ..tuning.plot import check_picture
+
+        check_picture(plot)
     report = _tune(
         model,
         as_json,

@@ -15,20 +15,29 @@ SUFFIXES = (".svg", ".png")
 PLAIN = {".svg": {"Date": None}, ".png": {"Software": None}}
 
 
-def write_plot(report: Report, path: Path) -> None:
-    """Writes ``path``: of each kernel the best figure so far, over that of the default way.
+def check_picture(path: Path) -> None:
+    """Raises UsageError for a file that is neither .svg nor .png, ToolMissing without matplotlib.
 
-    Raises UsageError for a file that is neither .svg nor .png, ToolMissing without matplotlib,
-    CannotWrite.
+    Before anything is measured, since that takes long.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path} is no picture", help=f"name it {' or '.join(SUFFIXES)}")
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401  (whether it is there)
     except ImportError as error:
         raise ToolMissing(
             "matplotlib is not installed, which draws pictures", help="pip install matplotlib"
         ) from error
+
+
+def write_plot(report: Report, path: Path) -> None:
+    """Writes ``path``: of each kernel the best figure so far, over that of the default way.
+
+    Raises what `check_picture` does, and CannotWrite.
+    """
+    check_picture(path)
+    import matplotlib
+
     matplotlib.use("Agg")
     # Names of parts of an SVG are drawn at random otherwise.
     with matplotlib.rc_context({"svg.hashsalt": "butterflyc"}):

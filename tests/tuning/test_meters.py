@@ -121,10 +121,14 @@ def test_instruments_name_versions(target: str, needs_tool: Callable[..., str]) 
     assert tools().toolchain.startswith("apache-tvm 0.")
 
 
-def test_every_target_is_measured_or_refused() -> None:
-    """There is one method each, which is known."""
-    for name in core_names():
-        try:
-            assert meter_for(name).method in METHODS
-        except Unsupported as error:
-            assert name in str(error)
+def test_methods_are_known() -> None:
+    """Whatever is measured is measured in one of them."""
+    found = {meter.method for core in core_names() if (meter := meter_or_none(core))}
+    assert found == set(METHODS)
+
+
+def meter_or_none(target: str) -> Meter | None:
+    try:
+        return meter_for(target)
+    except Unsupported:
+        return None

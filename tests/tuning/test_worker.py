@@ -14,6 +14,7 @@ from threading import Thread
 
 import pytest
 
+from butterflyc.compiler.errors import ToolFailed
 from butterflyc.targets.registry import load_core
 from butterflyc.tuning.engine import Local, local
 from butterflyc.tuning.measure import Asked, WrongResult, trying
@@ -197,12 +198,17 @@ def test_what_a_child_runs_ends_with_it() -> None:
 
 
 def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends before it has read what it is to measure for has a status."""
+    """As an error, not as a fault of what was asked for: another time it may start."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    outcome = Worker(load_core("host"), 1.0).read(JOB)
-    assert outcome.fault == "ended the process that measured: status 1"
+    with pytest.raises(ToolFailed, match=r"does not start: .* status 1"):
+        Worker(load_core("host"), 1.0).read(JOB)
+    with local(load_core("host"), alone=True, limit=60.0) as engine:
+        engine.submit("job", JOB)
+        with pytest.raises(ToolFailed):
+            engine.finished(60.0)
 
 
+@pytest.mark.slow
 def test_an_engine_names_what_is_done() -> None:
     """By the keys that it was given; nothing is done before its time, or when all is closed."""
     core = load_core("host")
