@@ -138,6 +138,6 @@ def _answer(answers: BinaryIO, outcome: Outcome) -> None:
 
 if __name__ == "__main__":
     # As a module of the package: pickles name the classes there.
-    from butterflyc.tuning.worker import main as child
+    from .worker import main as child
 
     child()
