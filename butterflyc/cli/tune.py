@@ -149,7 +149,7 @@ def _export(database: Path, file: Path, report: Report | None) -> None:
     from ..tuning.database import Database
     from ..tuning.exchange import to_lines
 
-    with Database(database) as held:
+    with Database(database, read_only=database.is_file()) as held:
         trials = list(held)
     if report is not None:
         tasks = {each.task for each in report.found}

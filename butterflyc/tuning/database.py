@@ -58,17 +58,21 @@ def default_path() -> Path:
 
 
 class Database:
-    """The trials in the file ``path``, which is made if it is not there.
+    """The trials in the file ``path``, which is made if it is not there, unless ``read_only``.
 
     Raises Damaged for a file that is no such database, which is left as it is; Incompatible for one
     of a later butterflyc; CannotWrite where nothing can be written.
     """
 
-    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
-        self.path = path
-        make_folder(path.parent)
+    def __init__(self, path: Path, patience: float = PATIENCE, read_only: bool = False) -> None:
+        self.path, self._read_only = path, read_only
+        if not read_only:
+            make_folder(path.parent)
+        name = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         with self._told():
-            self._connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
+            self._connection = sqlite3.connect(
+                name, timeout=patience, isolation_level=None, uri=True
+            )
         try:
             with self._told():
                 self._open()
@@ -87,6 +91,8 @@ class Database:
         faults = [text for (text,) in self._execute("PRAGMA quick_check") if text != "ok"]
         if faults:
             raise self._damaged(faults[0])
+        if self._read_only:
+            return
         # Readers go on while one writes, and a write that was cut short leaves no trace.
         self._execute("PRAGMA journal_mode = WAL")
         self._execute("PRAGMA synchronous = NORMAL")

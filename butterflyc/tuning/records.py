@@ -99,7 +99,7 @@ def _read(where: Where, target: str) -> tuple[Trial, ...]:
         )
     if path.suffix == ".jsonl":
         return tuple(trial for trial in read_trials(path) if trial.task.target == target)
-    with Database(path) as database:
+    with Database(path, read_only=True) as database:
         return database.of_target(target)
 
 

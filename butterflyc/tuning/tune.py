@@ -70,8 +70,8 @@ def tune(
     program = _program(model)
     budgets = {"act_bits": act_bits, "weight_snr": weight_snr}
     if program is not None:
-        given = {"target": target, "mode": mode, "calibration": calibration, **budgets}
-        _refuse_options(program, given)
+        own = {"target": target, "target_file": target_file, "mode": mode, **budgets}
+        _refuse_options(program, {**own, "calibration": calibration})
         core, asked = _of_program(program)
     else:
         core = load_core(target or "host", Path(target_file) if target_file else None)

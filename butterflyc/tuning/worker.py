@@ -121,7 +121,8 @@ def main() -> None:
             outcome = Outcome(meter.read(asked))
         except Exception as error:  # whatever a kernel does to a compiler is a fault of that kernel
             outcome = Outcome(fault=f"{type(error).__name__}: {error}"[:LONGEST])
-        _answer(answers, outcome)
+        with suppress(BrokenPipeError):  # its parent is gone, which the next request tells
+            _answer(answers, outcome)
 
 
 def _own_output() -> BinaryIO:

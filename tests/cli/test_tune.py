@@ -173,6 +173,7 @@ def test_records_go_from_one_file_to_another(
     assert run_line("tune --import none.jsonl") == 2
 
 
+@pytest.mark.slow
 def test_a_model_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The document has all of the report; its records are exported; compile takes the best."""
     words = "tune m.py:make --budget 2 --database t.sqlite --export t.jsonl --plot t.svg --json"

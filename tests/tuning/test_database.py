@@ -65,6 +65,19 @@ def test_only_alike_trials_are_compared(path: Path) -> None:
         assert len(database.of_target(TASK.target)) == 7
 
 
+def test_who_only_reads_changes_nothing(path: Path) -> None:
+    """Records are found, none can be added; a file that is not there is not made."""
+    with pytest.raises(CannotWrite, match="cannot be used: unable to open"):
+        Database(path, read_only=True)
+    assert not path.exists()
+    with Database(path) as database:
+        database.add(trial(1))
+    with Database(path, read_only=True) as database:
+        assert len(database) == 1
+        with pytest.raises(CannotWrite, match="readonly"):
+            database.add(trial(2))
+
+
 def test_equal_figures_have_one_best(path: Path) -> None:
     """Whatever the order in which they were measured."""
     with Database(path) as database:

@@ -102,6 +102,7 @@ def test_the_best_is_taken(path: Path) -> None:
     assert error < 1e-5
 
 
+@pytest.mark.slow
 def test_the_same_records_make_the_same_bytes(path: Path, tmp_path: Path) -> None:
     """Twice from the database, and from lines of it; without records the bytes are others."""
     records = tuned(path)

@@ -115,6 +115,7 @@ def test_two_tuners_share_their_work(path: Path) -> None:
     check_whole(path)
 
 
+@pytest.mark.slow
 def test_an_interrupted_tuner_says_what_it_found(path: Path, tmp_path: Path) -> None:
     """^C ends with 130, and with the table; what was measured is there."""
     (tmp_path / "dense.py").write_text(DENSE)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 
@@ -16,8 +17,9 @@ import pytest
 
 from butterflyc.compiler.errors import ToolFailed
 from butterflyc.targets.registry import load_core
-from butterflyc.tuning.engine import Local, local
-from butterflyc.tuning.measure import Asked, WrongResult, trying
+from butterflyc.tuning.engine import Local, engine
+from butterflyc.tuning.measure import HERE, Asked, WrongResult, trying
+from butterflyc.tuning.meters import meter_of
 from butterflyc.tuning.search import Way
 from butterflyc.tuning.worker import Worker
 
@@ -162,7 +164,8 @@ def owner_of(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("busy", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [True, False])
 def test_no_orphan_stays(busy: bool) -> None:
     """Where a tuner is killed, its processes end, also one that measures just then."""
     last = Asked(LINEAR, WAY, WAY, rounds=100) if busy else None
@@ -202,31 +205,31 @@ def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ToolFailed, match=r"does not start: .* status 1"):
         Worker(load_core("host"), 1.0).read(JOB)
-    with local(load_core("host"), alone=True, limit=60.0) as engine:
-        engine.submit("job", JOB)
+    with closing(Local(load_core("host"), 1, 60.0)) as local:
+        local.submit("job", JOB)
         with pytest.raises(ToolFailed):
-            engine.finished(60.0)
+            local.finished(60.0)
 
 
 @pytest.mark.slow
 def test_an_engine_names_what_is_done() -> None:
     """By the keys that it was given; nothing is done before its time, or when all is closed."""
-    core = load_core("host")
-    with local(core, alone=True, limit=60.0) as engine:
-        assert engine.width == 1
-        engine.submit("bad", WRONG)
-        engine.submit("good", JOB)
-        found = dict(filter(None, (engine.finished(60.0) for _ in range(2))))
+    with closing(Local(load_core("host"), 1, 60.0)) as local:
+        local.submit("bad", WRONG)
+        local.submit("good", JOB)
+        found = dict(filter(None, (local.finished(60.0) for _ in range(2))))
         assert found["bad"].fault
         assert found["good"].reading
-        engine.submit("endless", ENDLESS)
-        assert engine.finished(0.1) is None
-        assert isinstance(engine, Local)
-        pid = child_of(engine._workers[0])
+        local.submit("endless", ENDLESS)
+        assert local.finished(0.1) is None
+        pid = child_of(local._workers[0])
     assert within(SOON, lambda: not is_there(pid))
 
 
 def test_an_engine_may_be_as_wide_as_the_machine() -> None:
     """One process for each core, where they do not disturb each other; none starts for nothing."""
-    with local(load_core("rv32imc"), alone=False, limit=60.0) as engine:
-        assert engine.width == len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    for target, width in (("host", 1), ("rv32imc", cores)):
+        core = load_core(target)
+        with engine("local", core, HERE, meter_of(core), "") as made:
+            assert made.width == width
