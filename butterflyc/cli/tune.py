@@ -32,6 +32,7 @@ INTERRUPTED = 130
 @click.option("--budget", default="5m", show_default=True, help="90s, 5m, 1h; or trials a kernel.")
 @click.option("--only", default="", metavar="TEXT", help="Kernels whose call holds it: linear.")
 @click.option("--on", default="native", show_default=True, help="Of ARM: ssh:user@host, a board.")
+@click.option("--retry", is_flag=True, help="Try again what crashed or took too long.")
 @click.option("--engine", default="local", show_default=True, help="Or ray, ray://HOST:PORT.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of trials.")
 @click.option(
@@ -54,6 +55,7 @@ def command(
     budget: str,
     only: str,
     on: str,
+    retry: bool,
     engine: str,
     seed: int,
     database: Path | None,
@@ -99,6 +101,7 @@ def command(
         budget=budget,
         only=only,
         on=on,
+        retry=retry,
         engine=engine,
         seed=seed,
         database=path,

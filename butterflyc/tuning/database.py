@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,15 @@ class Database:
         text = f"INSERT OR IGNORE INTO trials ({', '.join(COLUMNS)}) VALUES ({places})"
         with self._told():
             return self._connection.execute(text, _row(trial)).rowcount == 1
+
+    def forget(self, task: Task, tools: Tools, faults: Sequence[str]) -> int:
+        """How many trials are taken out: those of ``task`` whose fault begins with one of these."""
+        text = f"DELETE FROM trials WHERE {OF_TASK} AND toolchain = ? AND epoch = ? AND "
+        alike = " OR ".join(["substr(fault, 1, ?) = ?"] * len(faults))
+        starts = [part for fault in faults for part in (len(fault), fault)]
+        with self._told():
+            values = (*_row_of(task), tools.toolchain, tools.epoch, *starts)
+            return self._connection.execute(f"{text}({alike})", values).rowcount
 
     def trials(self, task: Task, tools: Tools) -> tuple[Trial, ...]:
         """All of ``task`` by these ``tools``, in the order in which they were written."""

@@ -26,6 +26,7 @@ from .meters import meter_of, task_of, tools
 from .report import Report
 from .trial import Trial
 from .tuner import Budget, CallProgress, Tuner, budget_of
+from .worker import DIED, LATE
 
 Told = Callable[[str], None]
 OnTrial = Callable[[Trial, CallProgress], None]
@@ -45,6 +46,7 @@ def tune(
     only: str = "",
     engine: str = "local",
     on: str = HERE,
+    retry: bool = False,
     database: str | Path | None = None,
     seed: int = 0,
     on_trial: OnTrial = lambda trial, progress: None,
@@ -60,7 +62,8 @@ def tune(
     With ``on="ssh:user@host"`` kernels for an ARM core are timed on that board. Trials go to
     ``database``, by default the user's, one at a time: what was measured once is not
     measured again, and after ^C or a crash the same call goes on (docs/tuning.md). ``on_trial`` is
-    called with each. Ways that compute something wrong are disqualified.
+    called with each. Ways that compute something wrong are disqualified, and so are those that
+    crash or take too long, until they are tried again with ``retry``.
 
     Raises UsageError (budget, a target beside a program), Unsupported for a target that nothing
     here measures, ToolMissing with what to install, Damaged or CannotWrite for the database, and
@@ -79,7 +82,7 @@ def tune(
     progress("looking for kernels with a choice")
     calls = [call for call in calls_of(*asked) if only in call.key]
     path = Path(database or default_path())
-    return _search(calls, core, on, spent, path, seed, engine, on_trial)
+    return _search(calls, core, on, spent, path, seed, engine, retry, on_trial)
 
 
 def _search(
@@ -90,6 +93,7 @@ def _search(
     path: Path,
     seed: int,
     engine: str,
+    retry: bool,
     on_trial: OnTrial,
 ) -> Report:
     meter = meter_of(core, place)
@@ -98,6 +102,8 @@ def _search(
     start = perf_counter()
     instrument = whole.instrument
     with Database(path) as database, started(engine, core, place, meter, instrument) as running:
+        for task in tasks if retry else ():
+            database.forget(task, tools(), (LATE, DIED))
         tuner = Tuner(calls, tasks, tools(), database, running, budget, seed, on_trial)
         found, interrupted = tuner.run()
     seconds = perf_counter() - start

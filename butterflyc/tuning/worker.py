@@ -25,6 +25,8 @@ from .measure import HERE, Asked, Reading
 STARTING = 120.0
 # How long a fault may be in a record.
 LONGEST = 300
+# How faults begin that may be of the machine, and not of the way: it was busy, or out of memory.
+LATE, DIED = "was not done within", "ended the process that measured"
 
 
 @attrs.frozen
@@ -88,9 +90,9 @@ class Worker:
             ready, _, _ = select.select([child.stdout], [], [], limit)
             if ready:
                 return cast(Outcome, pickle.load(child.stdout))
-            fault = f"was not done within {limit:g} seconds"
+            fault = f"{LATE} {limit:g} seconds"
         except (OSError, EOFError, pickle.UnpicklingError):
-            fault = f"ended the process that measured: {_how(child)}"
+            fault = f"{DIED}: {_how(child)}"
         self.close()
         return Outcome(fault=fault)
 

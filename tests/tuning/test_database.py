@@ -65,6 +65,18 @@ def test_only_alike_trials_are_compared(path: Path) -> None:
         assert len(database.of_target(TASK.target)) == 7
 
 
+def test_faults_are_forgotten_by_their_kind(path: Path) -> None:
+    """Those of a task and tools that begin so; all else stays."""
+    late = Trial(TASK, TOOLS, "linear", {"tile": 1}, None, "was late by 3 s")
+    other = [trial(2), trial(3, None), attrs.evolve(late, tools=OTHERS[0])]
+    with Database(path) as database:
+        for each in (late, *other):
+            database.add(each)
+        assert database.forget(TASK, TOOLS, ("died", "was late")) == 1
+        assert list(database) == other
+        assert database.add(late)
+
+
 def test_who_only_reads_changes_nothing(path: Path) -> None:
     """Records are found, none can be added; a file that is not there is not made."""
     with pytest.raises(CannotWrite, match="cannot be used: unable to open"):
