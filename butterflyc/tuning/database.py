@@ -24,9 +24,10 @@ SCHEMA = 1
 PATIENCE = 60.0
 COLUMNS = (
     "spec", "target", "features", "method", "instrument", "toolchain", "epoch", "kernel",
-    "parameters", "value", "fault",
+    "parameters", "value", "fault", "rounds",
 )  # fmt: skip
 IN_ORDER = "ORDER BY rowid"
+OF_WAY = "toolchain = ? AND epoch = ? AND kernel = ? AND parameters = ?"
 OF_TASK = "spec = ? AND target = ? AND features = ? AND method = ? AND instrument = ?"
 MAKE = """\
 CREATE TABLE IF NOT EXISTS trials (
@@ -41,6 +42,7 @@ CREATE TABLE IF NOT EXISTS trials (
     parameters TEXT NOT NULL,
     value REAL,
     fault TEXT NOT NULL,
+    rounds INTEGER NOT NULL,
     UNIQUE (
         spec, target, features, method, instrument, toolchain, epoch, kernel, parameters
     )
@@ -120,12 +122,19 @@ class Database:
         """All of ``task`` by these ``tools``, in the order in which they were written."""
         return tuple(t for t in self._of(task) if t.tools == tools)
 
+    def refine(self, trial: Trial) -> bool:
+        """Whether ``trial`` takes the place of one of the same way, which was of fewer rounds."""
+        where = f"{OF_TASK} AND {OF_WAY} AND rounds < ?"
+        text = f"UPDATE trials SET value = ?, rounds = ? WHERE {where}"
+        tools = trial.tools
+        way = *_row_of(trial.task), tools.toolchain, tools.epoch, *trial.way
+        with self._told():
+            values = trial.value, trial.rounds, *way, trial.rounds
+            return self._connection.execute(text, values).rowcount == 1
+
     def find(self, task: Task, tools: Tools, way: tuple[str, str]) -> Trial | None:
         """The trial of `Trial.way` ``way``, if it was tried."""
-        text = (
-            f"SELECT {', '.join(COLUMNS)} FROM trials WHERE {OF_TASK} "
-            "AND toolchain = ? AND epoch = ? AND kernel = ? AND parameters = ?"
-        )
+        text = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE {OF_TASK} AND {OF_WAY}"
         found = self._read(text, (*_row_of(task), tools.toolchain, tools.epoch, *way))
         return found[0] if found else None
 
@@ -209,7 +218,8 @@ class Database:
 
 def _row(trial: Trial) -> tuple[object, ...]:
     task, tools = trial.task, trial.tools
-    return (*_row_of(task), tools.toolchain, tools.epoch, *trial.way, trial.value, trial.fault)
+    figure = trial.value, trial.fault, trial.rounds
+    return (*_row_of(task), tools.toolchain, tools.epoch, *trial.way, *figure)
 
 
 def _row_of(task: Task) -> tuple[str, ...]:
@@ -219,7 +229,7 @@ def _row_of(task: Task) -> tuple[str, ...]:
 
 def _trial(row: tuple[Any, ...]) -> Trial:
     spec, target, features, method, instrument, toolchain, epoch, kernel, parameters, *rest = row
-    value, fault = rest
+    value, fault, rounds = rest
     task = Task(spec, target, tuple(json.loads(features)), method, instrument)
     held = {str(name): int(number) for name, number in json.loads(parameters).items()}
-    return Trial(task, Tools(toolchain, int(epoch)), kernel, held, value, fault)
+    return Trial(task, Tools(toolchain, int(epoch)), kernel, held, value, fault, int(rounds))

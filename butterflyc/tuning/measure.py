@@ -16,6 +16,8 @@ from .search import Way
 
 # Where what is measured is: here, unless it is said.
 HERE = "native"
+# Of a way and the default one in turns, where times are measured.
+ROUNDS = 9
 
 
 class WrongResult(ButterflycError):
@@ -44,7 +46,7 @@ class Asked:
     way: Way
     default: Way
     reference: float | None = None
-    rounds: int = 9
+    rounds: int = ROUNDS
 
 
 @attrs.frozen(eq=False)

@@ -41,7 +41,10 @@ class Tools:
 
 @attrs.frozen
 class Trial:
-    """One way to compute a task, and what it took; or what is wrong with it."""
+    """One way to compute a task, and what it took; or what is wrong with it.
+
+    A figure is of so many ``rounds``: more are better, where they differ.
+    """
 
     task: Task
     tools: Tools
@@ -49,6 +52,7 @@ class Trial:
     parameters: Mapping[str, int]
     value: float | None = None
     fault: str = ""
+    rounds: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
     def __attrs_post_init__(self) -> None:
         if (self.value is None) != bool(self.fault):

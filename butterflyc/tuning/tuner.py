@@ -13,13 +13,13 @@ from ..compiler.errors import UsageError
 from .calls import Call
 from .database import Database
 from .engine import Engine
-from .measure import Asked, Reading
+from .measure import ROUNDS, Asked, Reading
 from .search import Search, Way
 from .trial import Task, Tools, Trial, way_text
 from .worker import Outcome
 
-# Rounds by which the best way of a time is compared with the default one, in the end.
-CONFIRMING = 30
+# Rounds by which the best ways of a time are measured in the end, and how many at most.
+CONFIRMING, CONFIRMED = 30, 10
 # How long to wait for a measurement before looking whether time is up.
 PATIENCE = 0.5
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -50,8 +50,8 @@ def budget_of(text: str) -> Budget:
 class CallProgress:
     """How far a call is: what was tried of it, by this run and, ``earlier``, by others.
 
-    ``hints`` are records of it that are of other tools, machines or methods. ``confirmed`` is the
-    best way in `CONFIRMING` rounds beside the default one, where times are measured.
+    ``hints`` are records of it that are of other tools, machines or methods. ``confirmed`` is what
+    this run read of the best way in `CONFIRMING` rounds, where times are measured.
     """
 
     call: Call
@@ -79,8 +79,7 @@ class CallProgress:
         default, best = self.default, self.best
         if default is None or default.value is None or best is None or best.value is None:
             return None
-        value = self.confirmed.value if self.confirmed else best.value
-        return default.value / value if value else 1.0
+        return default.value / best.value if best.value else 1.0
 
     @property
     def faults(self) -> Counter[str]:
@@ -161,9 +160,8 @@ class Tuner:
         number, way = key
         state = states[number]
         value = outcome.reading.value if outcome.reading else None
-        trial = Trial(
-            state.progress.task, self.tools, way.kernel, way.parameters, value, outcome.fault
-        )
+        made = state.progress.task, self.tools, way.kernel, way.parameters
+        trial = Trial(*made, value, outcome.fault, ROUNDS if state.is_timed else 1)
         state.progress.running -= 1
         if not self.database.add(trial):
             # Another tuner was faster, and what it has measured is what is kept.
@@ -173,17 +171,33 @@ class Tuner:
         self.on_trial(trial, state.progress)
 
     def _confirm(self, states: list[_State]) -> None:
-        """Times the best ways beside the default ones once more, and for longer."""
-        waiting = [state for state in states if state.progress.task.method == "time"]
-        for state in waiting:
-            best = state.progress.best
-            if best is None or _is(best, state.call.ways[0]):
-                continue
-            way = Way(best.kernel, best.parameters)
-            self.engine.submit(state.number, state.asked(way, CONFIRMING))
-            while (done := self.engine.finished(PATIENCE)) is None:
-                pass
-            state.progress.confirmed = done[1].reading
+        """Times the best way of each call for longer, until the best one is one of that kind.
+
+        Of many short measurements the least is mostly luck.
+        """
+        for state in filter(lambda state: state.is_timed, states):
+            for _ in range(CONFIRMED):
+                best = state.progress.best
+                if best is None or best.rounds >= CONFIRMING or _is(best, state.call.ways[0]):
+                    break
+                if not self._refine(state, best):
+                    break
+
+    def _refine(self, state: _State, trial: Trial) -> bool:
+        """Measures the way of a trial once more, for `CONFIRMING` rounds; False if that fails."""
+        way = Way(trial.kernel, trial.parameters)
+        self.engine.submit(state.number, state.asked(way, CONFIRMING))
+        while (done := self.engine.finished(PATIENCE)) is None:
+            pass
+        reading = done[1].reading
+        if reading is None:
+            return False
+        better = attrs.evolve(trial, value=reading.value, rounds=CONFIRMING)
+        self.database.refine(better)
+        state.progress.confirmed = reading
+        trials = state.progress.trials
+        trials[trials.index(trial)] = better
+        return True
 
 
 class _State:
@@ -207,6 +221,10 @@ class _State:
     @property
     def call(self) -> Call:
         return self.progress.call
+
+    @property
+    def is_timed(self) -> bool:
+        return self.progress.task.method == "time"
 
     def urgency(self) -> float:
         """What a call takes of an inference, by how often it was tried."""
@@ -238,11 +256,10 @@ class _State:
         if _is(trial, self.call.ways[0]):
             self.is_open = trial.value is not None
 
-    def asked(self, way: Way, rounds: int | None = None) -> Asked:
+    def asked(self, way: Way, rounds: int = ROUNDS) -> Asked:
         default = self.progress.default
         reference = default.value if default else None
-        asked = Asked(self.call.spec, way, self.call.ways[0], reference)
-        return attrs.evolve(asked, rounds=rounds) if rounds else asked
+        return Asked(self.call.spec, way, self.call.ways[0], reference, rounds)
 
 
 def _is(trial: Trial, way: Way) -> bool:

@@ -65,6 +65,17 @@ def test_only_alike_trials_are_compared(path: Path) -> None:
         assert len(database.of_target(TASK.target)) == 7
 
 
+def test_a_longer_measurement_takes_the_place(path: Path) -> None:
+    """Of the trial of its way; a shorter one does not, and nothing is added."""
+    long, short = (attrs.evolve(trial(1, v), rounds=n) for v, n in ((2.0, 30), (3.0, 9)))
+    with Database(path) as database:
+        assert not database.refine(long), "there is none"
+        database.add(trial(1, 1.0))
+        assert database.refine(long)
+        assert not database.refine(short)
+        assert list(database) == [long]
+
+
 def test_faults_are_forgotten_by_their_kind(path: Path) -> None:
     """Those of a task and tools that begin so; all else stays."""
     late = Trial(TASK, TOOLS, "linear", {"tile": 1}, None, "was late by 3 s")
@@ -194,7 +205,7 @@ def test_rows_that_are_no_trials_are_told(path: Path) -> None:
         row: dict[str, Any] = {
             "spec": "s", "target": "t", "features": "[]", "method": "time", "instrument": "",
             "toolchain": "c", "epoch": 1, "kernel": "k", "parameters": "{}", "value": 1.0,
-            "fault": "",
+            "fault": "", "rounds": 1,
         } | {column: value}  # fmt: skip
         with sqlite3.connect(path) as connection:
             connection.execute("DELETE FROM trials")

@@ -11,6 +11,7 @@ import pytest
 from butterflyc.compiler.errors import UsageError
 from butterflyc.tuning import tuner
 from butterflyc.tuning.database import Database
+from butterflyc.tuning.measure import ROUNDS
 from butterflyc.tuning.search import Way
 from butterflyc.tuning.trial import Tools
 from butterflyc.tuning.tuner import CONFIRMING, Budget, budget_of
@@ -258,14 +259,34 @@ def test_an_interrupted_run_keeps_all(path: Path) -> None:
 
 
 def test_times_are_confirmed(path: Path) -> None:
-    """The best way runs for longer beside the default one, and that is the gain."""
-    engine = Fake(lambda number, way: 800.0 if engine.asked[-1][1].rounds > 9 else by_tile(0, way))
+    """The best way runs for longer, and that is its figure; so does the next, if it was luck."""
+    longer = {5: 999.0, 4: 997.0, 3: 996.5, 2: 1.0}
+
+    def figure(number, way):
+        tile = way.parameters["tile"]
+        return longer[tile] if engine.asked[-1][1].rounds > ROUNDS else by_tile(0, way)
+
+    engine = Fake(figure)
     (progress,), _ = tune(path, [CALL], engine, method="time")
-    last = engine.asked[-1][1]
-    assert (last.rounds, last.way.parameters, last.reference) == (CONFIRMING, {"tile": 5}, 1000.0)
-    assert progress.confirmed is not None
-    assert progress.gain == 1000 / 800
+    confirming = [asked for _, asked in engine.asked if asked.rounds == CONFIRMING]
+    assert [asked.way.parameters["tile"] for asked in confirming] == [5, 4, 3]
+    assert {asked.reference for asked in confirming} == {1000.0}
+    assert progress.best is not None
+    assert (progress.best.parameters, progress.gain) == ({"tile": 3}, 1000 / 996.5)
     assert len(rows(path)) == 6, "a confirmation is no trial"
+    (progress,), _ = tune(path, [CALL], again := Fake(), method="time")
+    assert again.asked == [], "what was confirmed once is not measured again"
+    assert progress.gain == 1000 / 996.5
+
+
+def test_a_confirmation_that_fails_changes_nothing(path: Path) -> None:
+    """The figure stays that of the trial."""
+    engine = Fake(
+        lambda number, way: "late" if engine.asked[-1][1].rounds > ROUNDS else by_tile(0, way)
+    )
+    (progress,), _ = tune(path, [CALL], engine, method="time")
+    assert progress.confirmed is None
+    assert progress.gain == 1000 / 995
 
 
 def test_a_default_that_is_best_is_not_confirmed(path: Path) -> None:
@@ -290,7 +311,7 @@ def test_trials_are_told(path: Path) -> None:
 def test_tools_are_of_the_trials(path: Path) -> None:
     """Rows name the task and what made the code."""
     tune(path, [CALL], Fake(), 1)
-    ((_, spec, target, *others, epoch, kernel, parameters, value, fault),) = rows(path)
+    ((_, spec, target, *others, epoch, kernel, parameters, value, fault, _),) = rows(path)
     assert (spec, target, kernel, parameters) == ("a", "a-core", "k", '{"tile": 0}')
     assert others == ["[]", "instructions", "a meter 1.0", TOOLS.toolchain]
     assert (epoch, value, fault) == (TOOLS.epoch, 1000.0, "")
