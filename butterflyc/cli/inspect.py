@@ -16,6 +16,7 @@ from ._instructions import instructions, show_instructions
 from ._memory import show_placement
 from ._output import bytes_text, print_columns, print_json
 from ._quantization import quantization, show_quantization
+from ._tuning import tuning_text
 
 if TYPE_CHECKING:
     from ..program import Program
@@ -114,7 +115,7 @@ def summary(program: Program) -> dict[str, Any]:
     """What matters in a manifest, in the order in which a person asks for it."""
     manifest = program.manifest
     keys = ["name", "target", "mode", "act_bits", "inputs", "outputs", "stages", "census", "memory"]
-    keys += ["tools", *(["threads"] if program.threads > 1 else [])]
+    keys += ["tuning", "tools", *(["threads"] if program.threads > 1 else [])]
     sections = {name: entry["bytes"] for name, entry in manifest["hashes"].items()}
     return {**{key: manifest.get(key) for key in keys}, "sections": sections}
 
@@ -138,12 +139,15 @@ def memory(program: Program) -> dict[str, Any]:
 
 def kernels(program: Program) -> dict[str, Any]:
     """Each op that is computed, with its kernel and its types, in the order of the run."""
+    from ..passes.select_kernels import spec_of
+
     graph = program.stages[program.manifest["stages"][-1]]
     rows = [
         {
             "name": node.name,
             "op": node.op,
             "kernel": node.notes["kernel"],
+            "parameters": dict(spec_of(node).parameters),
             "operands": [str(operand.type) for operand in node.operands],
             "results": [str(type) for type in node.types],
             "source": node.source,
@@ -173,6 +177,7 @@ def _show_summary(data: Mapping[str, Any]) -> None:
         "stages": " -> ".join,
         "census": _pairs,
         "memory": lambda sizes: ", ".join(f"{k} {bytes_text(v)}" for k, v in sizes.items()),
+        "tuning": tuning_text,
         "tools": _pairs,
         "sections": lambda sizes: ", ".join(f"{k} {bytes_text(v)}" for k, v in sizes.items()),
     }
@@ -193,10 +198,15 @@ def _show_memory(data: Mapping[str, Any]) -> None:
 
 def _show_kernels(data: Mapping[str, Any]) -> None:
     rows = [
-        (k["kernel"], k["op"], ", ".join(k["results"]), k["name"], k["source"])
+        (_kernel(k), k["op"], ", ".join(k["results"]), k["name"], k["source"])
         for k in data["kernels"]
     ]
     print_columns([("kernel", "op", "result", "name", "source"), *rows])
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+    """With the parameters by which it computes, if they are no default."""
+    return " ".join([kernel["kernel"], *(f"{k}={v}" for k, v in kernel["parameters"].items())])
 
 
 def _show_experts(data: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import butterflyc as bc
+from butterflyc.cli.inspect import kernels, summary
 from butterflyc.compiler.errors import Damaged, UsageError
 from butterflyc.passes.select_kernels import spec_of
 from butterflyc.program import Program
@@ -114,6 +115,15 @@ def test_the_same_records_make_the_same_bytes(path: Path, tmp_path: Path) -> Non
         for i, where in enumerate((path, path, lines, False))
     ]
     assert made[0] == made[1] == made[2] != made[3]
+
+
+def test_inspect_shows_what_was_tuned(path: Path) -> None:
+    """The summary says of how many kernels, and the list of kernels has their parameters."""
+    program = compiled(written(path, *tuned(path)))
+    assert summary(program)["tuning"]["tuned"] == 2
+    listed = {each["name"]: each for each in kernels(program)["kernels"]}
+    for call, i in ((LINEAR, -1), (EXPERTS, 5)):
+        assert listed[call.nodes[0]]["parameters"] == way_of(call, i)[1]
 
 
 def test_untuned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
