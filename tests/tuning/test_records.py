@@ -117,9 +117,10 @@ def test_the_same_records_make_the_same_bytes(path: Path, tmp_path: Path) -> Non
     assert made[0] == made[1] == made[2] != made[3]
 
 
-def test_inspect_shows_what_was_tuned(path: Path) -> None:
+def test_inspect_shows_what_was_tuned(path: Path, tmp_path: Path) -> None:
     """The summary says of how many kernels, and the list of kernels has their parameters."""
-    program = compiled(written(path, *tuned(path)))
+    made = compiled(written(path, *tuned(path)))
+    program = bc.load(made.save(tmp_path / "tuned.bfly"))
     assert summary(program)["tuning"]["tuned"] == 2
     listed = {each["name"]: each for each in kernels(program)["kernels"]}
     for call, i in ((LINEAR, -1), (EXPERTS, 5)):
