@@ -66,7 +66,9 @@ class Worker:
                 os.killpg(self._child.pid, signal.SIGKILL)
             for pipe in (self._child.stdin, self._child.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    # What was not sent yet cannot be sent any more.
+                    with suppress(BrokenPipeError):
+                        pipe.close()
             self._child.wait()
             self._child = None
 
