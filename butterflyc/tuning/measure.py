@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import attrs
 import numpy as np
 
+from ..bench.timing import Timings
 from ..compiler.errors import ButterflycError
 from ..kernels import all_kernels
 from ..kernels.record import Kernel, Spec
@@ -63,10 +65,22 @@ class Trying:
             raise WrongResult(error)
 
 
+@lru_cache(maxsize=4)
 def trying(spec: Spec) -> Trying:
     """Operands and results for ``spec``, the same each time."""
     arrays = operands(spec)
     return Trying(spec, arrays, meaning(spec, arrays))
+
+
+def told(times: Timings, reference: float | None) -> Reading:
+    """What ``times`` of a ``way`` and the ``default`` one say, in the ``reference`` of the latter.
+
+    Without one it is the best time of the default way.
+    """
+    if reference is None:
+        return Reading(times.best("default"))
+    ratio, spread = times.ratio("way", "default")
+    return Reading(reference * ratio, spread / ratio)
 
 
 def kernel_of(way: Way) -> Kernel:

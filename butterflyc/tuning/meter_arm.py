@@ -5,7 +5,6 @@ Cores that LLVM has no model of are measured in instructions alone. Caches are i
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from ..bench.cortex_a_cores import CORES
@@ -17,8 +16,6 @@ from ..compiler.run.user_mode import EMULATORS
 from ..targets import cpu
 from ..targets.registry import Core
 from .measure import Asked, Reading, kernel_of, trying
-
-_trying = lru_cache(maxsize=4)(trying)
 
 
 class ArmMeter:
@@ -41,7 +38,7 @@ class ArmMeter:
         return f"{counted}, llvm-mca {llvm_version()} for {self._model}" if self._model else counted
 
     def read(self, asked: Asked) -> Reading:
-        tried = _trying(asked.spec)
+        tried = trying(asked.spec)
         spec = asked.spec.with_parameters(asked.way.parameters)
         target: dict[str, Any] = self._machine.target
         lanes, kernel = self._machine.lanes, kernel_of(asked.way)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from ..compiler.run.bare_call import call_on_machine
 from ..compiler.run.bare_metal import compiler_version
 from ..compiler.run.machine import machine_names
 from ..targets import mcu
 from ..targets.registry import Core
 from .measure import Asked, Reading, kernel_of, trying
-
-_trying = lru_cache(maxsize=4)(trying)
 
 
 class BareMeter:
@@ -31,7 +27,7 @@ class BareMeter:
         return compiler_version(self.target)
 
     def read(self, asked: Asked) -> Reading:
-        tried = _trying(asked.spec)
+        tried = trying(asked.spec)
         spec = asked.spec.with_parameters(asked.way.parameters)
         call = call_on_machine(
             self.target, kernel_of(asked.way), spec, tried.arrays, self._lanes, self.limit

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from statistics import quantiles
-
+from ..bench.timing import Timings
 from ..compiler.errors import Unsupported
 from ..compiler.run.executions import ARCHITECTURES
 from ..compiler.run.hosted import Place
@@ -13,10 +11,8 @@ from ..compiler.run.timed_call import name_of, time_beside
 from ..kernels.record import Kernel, Spec
 from ..targets import cpu
 from ..targets.registry import Core
-from .measure import Asked, Reading, kernel_of, trying
+from .measure import Asked, Reading, kernel_of, told, trying
 from .search import Way
-
-_trying = lru_cache(maxsize=4)(trying)
 
 
 class BoardMeter:
@@ -36,7 +32,7 @@ class BoardMeter:
         return ""
 
     def read(self, asked: Asked) -> Reading:
-        tried, machine = _trying(asked.spec), self._machine
+        tried, machine = trying(asked.spec), self._machine
 
         def ready(way: Way) -> tuple[Kernel, Spec]:
             return kernel_of(way), asked.spec.with_parameters(way.parameters)
@@ -46,11 +42,8 @@ class BoardMeter:
             self._place, ways, tried.arrays, machine.lanes, machine.target, asked.rounds
         )
         tried.check(timed.results)
-        if asked.reference is None:
-            return Reading(float(timed.seconds[:, 1].min()))
-        ratios = timed.seconds[:, 0] / timed.seconds[:, 1]
-        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else (*ratios,) * 3
-        return Reading(asked.reference * float(middle), float((high - low) / middle))
+        ours, default = (tuple(map(float, side)) for side in timed.seconds.T)
+        return told(Timings({"way": ours, "default": default}), asked.reference)
 
 
 def meter_at(core: Core, place: str) -> BoardMeter:

@@ -12,10 +12,10 @@ from ..compiler.run.native import cpu_name
 from ..kernels.record import Spec
 from ..targets import cpu
 from ..targets.registry import Core
-from .measure import Asked, Reading, kernel_of, trying
+from .measure import Asked, Reading, kernel_of, told, trying
 from .search import Way
 
-# Specs whose operands, and ways whose code, are kept from one measurement to the next.
+# Ways whose code is kept from one measurement to the next.
 KEPT = 4
 
 
@@ -38,11 +38,7 @@ class HostMeter:
         default, way = (self._bound(asked.spec, w) for w in (asked.default, asked.way))
         calls = {"default": default.raw(), "way": way.raw()}
         with one_core():
-            times = interleave(calls, asked.rounds)
-        if asked.reference is None:
-            return Reading(times.best("default"))
-        ratio, spread = times.ratio("way", "default")
-        return Reading(asked.reference * ratio, spread / ratio)
+            return told(interleave(calls, asked.rounds), asked.reference)
 
     def _bound(self, spec: Spec, way: Way) -> Call:
         """The compiled call, whose results are right. Raises WrongResult if they are not."""
@@ -53,7 +49,7 @@ class HostMeter:
 def _bound(
     meter: HostMeter, spec: Spec, kernel: str, parameters: tuple[tuple[str, int], ...]
 ) -> Call:
-    machine, tried = meter._machine, _trying(spec)
+    machine, tried = meter._machine, trying(spec)
     way = spec.with_parameters(dict(parameters))
     call = bind(kernel_of(Way(kernel, {})), way, tried.arrays, machine.lanes, machine.target)
     for result in call.results:
@@ -61,9 +57,6 @@ def _bound(
     call()
     tried.check(call.results)
     return call
-
-
-_trying = lru_cache(maxsize=KEPT)(trying)
 
 
 def meter(core: Core) -> HostMeter | None:

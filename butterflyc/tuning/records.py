@@ -18,7 +18,6 @@ from ..targets.registry import Core
 from .calls import asking, key_of, select_of
 from .database import Database, default_path
 from .exchange import read_trials
-from .measure import Meter
 from .meters import meter_of, tools
 from .trial import METHODS, Task, Trial
 
@@ -75,12 +74,13 @@ def records_for(core: Core, where: Where = True) -> Records:
         meter = meter_of(core)
     except Unsupported:
         return Records()
+    ours, machine = tools(), meter.features()
     best: dict[str, list[Trial]] = {}
     ignored: Counter[str] = Counter()
     for trial in _read(where, meter.target):
-        if trial.tools != tools():
+        if trial.tools != ours:
             ignored["made by other tools"] += 1
-        elif not _fits(trial.task, meter):
+        elif not _fits(trial.task, meter.method, machine):
             ignored["measured on another machine"] += 1
         else:
             best.setdefault(trial.task.spec, []).append(trial)
@@ -103,14 +103,14 @@ def _read(where: Where, target: str) -> tuple[Trial, ...]:
         return database.of_target(target)
 
 
-def _fits(task: Task, meter: Meter) -> bool:
-    """Whether figures of ``task`` are of what is compiled for.
+def _fits(task: Task, method: str, machine: tuple[str, ...]) -> bool:
+    """Whether figures of ``task`` are of what is compiled for, which is measured by ``method``.
 
     A core that is not here is one of any board: a time of one says more than a model does.
     """
-    if task.method == "time" and meter.method != "time":
+    if task.method == "time" and method != "time":
         return True
-    return task.features == meter.features()
+    return task.features == machine
 
 
 def _best(trials: list[Trial]) -> Trial | None:
