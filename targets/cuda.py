@@ -102,8 +102,8 @@ def _capability() -> int | None:
     return 10 * major + minor
 
 
-def _device(capability: int) -> str:
-    """The driver's name of this machine's GPU, if it is of that capability."""
+def device_name(capability: int) -> str:
+    """The driver's name of this machine's GPU, if it is of that capability; else nothing."""
     import torch
 
     return torch.cuda.get_device_name() if _capability() == capability else ""
@@ -142,7 +142,7 @@ def passes(
     gpu, records = machine(core).lanes, kernels()
     if mode == "bf16" and not gpu.has_bf16:
         check_mode(core.name, mode, [each for each in MODES if each != "bf16"])
-    shipped, _ = by_device.find(_device(gpu.capability), gpu.capability)
+    shipped, _ = by_device.find(device_name(gpu.capability), gpu.capability)
     return (
         Canonicalize(),
         MergeRotations(),

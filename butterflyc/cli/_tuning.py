@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._output import print_line, print_table
+from ._output import bytes_text, print_line, print_table
 
 if TYPE_CHECKING:
+    from ..tuning.calls import Call
+    from ..tuning.check import Checked
     from ..tuning.report import Report
     from ..tuning.trial import Trial
     from ..tuning.tuner import CallProgress
 
 HEADER = ("kernel", "calls", "default", "best", "gain", "trials", "best way")
+CHECKED = ("kernel", "way", "registers", "shared", "spills", "tensor cores", "")
 SCALES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (0.0, "ns"))
 
 
@@ -22,7 +25,7 @@ def kernel_line(trial: Trial, progress: CallProgress) -> str:
     took = trial.fault.partition(":")[0] if trial.fault else _figure(trial.value, progress)
     gain = f"best x{progress.gain:.2f}" if progress.gain else ""
     tried = f"{len(progress.trials)} of {len(progress.call.ways)} ways"
-    return f"{_name(progress)}: {tried}, {took}  {gain}".rstrip()
+    return f"{_call_name(progress.call)}: {tried}, {took}  {gain}".rstrip()
 
 
 def show_report(report: Report) -> None:
@@ -33,6 +36,22 @@ def show_report(report: Report) -> None:
     print_table([HEADER, *map(_row, report.found)])
     for line in _summary(report):
         print_line(line)
+
+
+def show_checked(found: Sequence[Checked]) -> None:
+    """A line a way: what its code takes, or why there is none."""
+    if not found:
+        print_line("no kernel of this model can be computed in more than one way")
+        return
+    rows = [
+        (_call_name(each.call), _way_name(each.way.kernel, each.way.parameters), each.registers,
+         bytes_text(each.shared), each.spills, each.tensor_core, each.fault)
+        for each in found
+    ]  # fmt: skip
+    print_table([CHECKED, *rows])
+    fine = sum(not each.fault and not each.spills for each in found)
+    print_line(f"{fine} of {len(found)} ways compile, fit and spill nothing")
+    print_line("nothing was measured: tune on a machine that has such a GPU")
 
 
 def tuning_text(tuning: Mapping[str, Any]) -> str:
@@ -48,28 +67,26 @@ def _row(progress: CallProgress) -> tuple[object, ...]:
     if progress.confirmed:
         gain += f" ±{progress.confirmed.spread / 2:.1%}"
     return (
-        _name(progress),
+        _call_name(progress.call),
         progress.call.count,
         _figure(default.value if default else None, progress),
         _figure(best.value if best else None, progress),
         gain,
         f"{len(progress.trials)}/{len(progress.call.ways)}",
-        _way(best),
+        _way_name(best.kernel, best.parameters) if best else "",
     )
 
 
-def _name(progress: CallProgress) -> str:
+def _call_name(call: Call) -> str:
     """The op, and the shapes of its first operand and its first result."""
-    spec = progress.call.spec
+    spec = call.spec
     sizes = ("x".join(map(str, t.shape)) or "1" for t in (spec.operands[0], spec.results[0]))
     return f"{spec.op} {' -> '.join(sizes)}"
 
 
-def _way(trial: Trial | None) -> str:
-    if trial is None:
-        return ""
-    parameters = " ".join(f"{name}={value}" for name, value in sorted(trial.parameters.items()))
-    return f"{trial.kernel} {parameters or '(default)'}"
+def _way_name(kernel: str, parameters: Mapping[str, int]) -> str:
+    text = " ".join(f"{name}={value}" for name, value in sorted(parameters.items()))
+    return f"{kernel} {text or '(default)'}"
 
 
 def _figure(value: float | None, progress: CallProgress) -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..compiler.errors import UsageError
+from ..compiler.errors import ToolFailed, UsageError
 from ._output import print_json
 from ._progress import progress
 from ._threads import one_thread
-from ._tuning import kernel_line, show_report
+from ._tuning import kernel_line, show_checked, show_report
 
 if TYPE_CHECKING:
     from ..tuning.report import Report
@@ -33,6 +33,7 @@ INTERRUPTED = 130
 @click.option("--only", default="", metavar="TEXT", help="Kernels whose call holds it: linear.")
 @click.option("--on", default="native", show_default=True, help="Of ARM: ssh:user@host, a board.")
 @click.option("--retry", is_flag=True, help="Try again what crashed or took too long.")
+@click.option("--check", is_flag=True, help="Of a GPU that is not here: compile, measure nothing.")
 @click.option("--engine", default="local", show_default=True, help="Or ray, ray://HOST:PORT.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of trials.")
 @click.option(
@@ -56,6 +57,7 @@ def command(
     only: str,
     on: str,
     retry: bool,
+    check: bool,
     engine: str,
     seed: int,
     database: Path | None,
@@ -89,17 +91,21 @@ def command(
         from ..tuning.plot import check_picture
 
         check_picture(plot)
+    asked: dict[str, Any] = {
+        "target": target,
+        "mode": mode,
+        "calibration": _samples(calibrate),
+        "weight_snr": weight_snr,
+        "act_bits": act_bits,
+        "target_file": target_file,
+        "budget": budget,
+        "only": only,
+    }
+    if check:
+        return _check(model, as_json, asked)
     report = _tune(
         model,
-        as_json,
-        target=target,
-        mode=mode,
-        calibration=_samples(calibrate),
-        weight_snr=weight_snr,
-        act_bits=act_bits,
-        target_file=target_file,
-        budget=budget,
-        only=only,
+        **asked,
         on=on,
         retry=retry,
         engine=engine,
@@ -125,7 +131,20 @@ def _samples(path: Path | None) -> Any:
     return read_arrays(path)[0] if path else None
 
 
-def _tune(model: str, as_json: bool, **options: Any) -> Report:
+def _check(model: str, as_json: bool, asked: dict[str, Any]) -> int:
+    from ..tuning.check import check
+
+    with progress() as say:
+        found = check(model, progress=say, **asked)
+    if as_json:
+        print_json("check", {"ways": [each.as_dict() for each in found]})
+    else:
+        show_checked(found)
+    faults = [each.fault for each in found if each.is_default and each.fault]
+    return ToolFailed.exit_status if faults else 0
+
+
+def _tune(model: str, **options: Any) -> Report:
     from ..tuning.tune import tune
 
     with progress() as say:

@@ -74,7 +74,7 @@ def records_for(core: Core, where: Where = True) -> Records:
         meter = meter_of(core)
     except Unsupported:
         return Records()
-    ours, machine = tools(), meter.features()
+    ours, machine = tools(core), meter.features()
     best: dict[str, list[Trial]] = {}
     ignored: Counter[str] = Counter()
     for trial in _read(where, meter.target):
@@ -106,9 +106,9 @@ def _read(where: Where, target: str) -> tuple[Trial, ...]:
 def _fits(task: Task, method: str, machine: tuple[str, ...]) -> bool:
     """Whether figures of ``task`` are of what is compiled for, which is measured by ``method``.
 
-    A core that is not here is one of any board: a time of one says more than a model does.
+    A core that is not here is one of any board, or any GPU: a time of one says more than a model.
     """
-    if task.method == "time" and method != "time":
+    if task.method == "time" and (method != "time" or not machine):
         return True
     return task.features == machine
 

@@ -33,6 +33,7 @@ from .layer import (
     MOST_CHOSEN,
     Layer,
     Way,
+    as_launched,
     divided,
     layer_of,
     number,
@@ -339,4 +340,8 @@ def cost(spec: Spec, gpu: Lanes) -> float:
     return fused_seconds(layer, gpu, blocks) + epilogue_seconds(layer, gpu) + adding
 
 
-KERNEL = Kernel("gpu_fused", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)
+KERNEL = Kernel(
+    *("gpu_fused", ("butterfly_layer",), supports, build, cost),
+    *(scratch, layouts, space),
+    plan=as_launched(build),
+)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ..lanes import Lanes
 from ..record import Spec, Tensor
 from .activations import NAMES
-from .launch import TRITON, Argument, Gpu, Value
+from .launch import TRITON, Argument, Gpu, Plan, Value
 
 FIRST = "x", "pairs_in", "w", "scale", "bias", "gates", "experts", "pairs_out"
 OPERANDS = (*FIRST, "w_down")
@@ -176,6 +177,11 @@ def serves(spec: Spec, gpu: Gpu, layout: str, op: str = "butterfly_layer") -> bo
         and layer.rows < COUNTED
         and counted
     )
+
+
+def as_launched(build: Callable[[Spec, Lanes, str], Plan]) -> Callable[[Spec, Lanes], Plan]:
+    """The ``plan`` of a record: what ``build`` launches is all that parameters come to."""
+    return lambda spec, gpu: build(spec, gpu, "")
 
 
 Way = dict[str, int]

@@ -23,6 +23,7 @@ from .layer import (
     MOST_CHOSEN,
     Layer,
     Way,
+    as_launched,
     divided,
     layer_of,
     number,
@@ -258,4 +259,8 @@ def cost(spec: Spec, gpu: Lanes) -> float:
     return rotation_seconds(layer, gpu) + up + down_decode_seconds(layer, gpu)
 
 
-KERNEL = Kernel("gpu_decode", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)
+KERNEL = Kernel(
+    *("gpu_decode", ("butterfly_layer",), supports, build, cost),
+    *(scratch, layouts, space),
+    plan=as_launched(build),
+)

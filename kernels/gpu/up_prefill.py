@@ -24,6 +24,7 @@ from .layer import (
     MOST_CHOSEN,
     Layer,
     Way,
+    as_launched,
     divided,
     layer_of,
     number,
@@ -243,4 +244,8 @@ def cost(spec: Spec, gpu: Lanes) -> float:
     return rotation + up_seconds(layer, gpu, blocks) + epilogue_seconds(layer, gpu) + down
 
 
-KERNEL = Kernel("gpu_prefill", ("butterfly_layer",), supports, build, cost, scratch, layouts, space)
+KERNEL = Kernel(
+    *("gpu_prefill", ("butterfly_layer",), supports, build, cost),
+    *(scratch, layouts, space),
+    plan=as_launched(build),
+)

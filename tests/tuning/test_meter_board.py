@@ -97,7 +97,7 @@ def test_times_of_a_board_come_before_models(tmp_path: Path) -> None:
     own = Task(key, "x86-64-v3", (cpu_name(),), "time")
     with Database(path) as database:
         for task, rows in ((slow, 1), (board, 2), (other, 3), (own, 4)):
-            database.add(Trial(task, tools(), "linear", {"tile_rows": rows}, 1.0 / rows))
+            database.add(Trial(task, tools(CORE), "linear", {"tile_rows": rows}, 1.0 / rows))
     assert records_for(CORE, path).tuned(SPEC) == ("linear", {"tile_rows": 2})
     assert records_for(CORE, path).ignored == {}
     here = records_for(load_core("host"), path)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from butterflyc.compiler.errors import Unsupported
+from butterflyc.compiler.errors import Incompatible, Unsupported
 from butterflyc.compiler.run.bare_metal import available
 from butterflyc.kernels.record import Spec
 from butterflyc.targets import cpu
@@ -103,11 +103,10 @@ def test_boards_of_one_processor_share_their_records(needs_tool: Callable[..., s
         assert one == other
 
 
-@pytest.mark.parametrize("target", ["cuda-sm90", "c99"])
-def test_what_nothing_here_measures(target: str) -> None:
-    """A GPU, and a machine of which nothing is known, are refused by name."""
-    with pytest.raises(Unsupported, match=f"nothing here measures kernels for {target}"):
-        meter_for(target)
+def test_what_nothing_here_measures() -> None:
+    """A machine of which nothing is known is refused by name."""
+    with pytest.raises(Unsupported, match="nothing here measures kernels for c99"):
+        meter_for("c99")
 
 
 @pytest.mark.parametrize("target", ["rv32imc", "cortex-m4", "cortex-a72", "armv7a"])
@@ -118,7 +117,7 @@ def test_instruments_name_versions(target: str, needs_tool: Callable[..., str]) 
     assert any(word[0].isdigit() and "." in word for word in text.split()), text
     names = {"rv32imc": "gcc", "cortex-m4": "gcc", "cortex-a72": "llvm-mca", "armv7a": "QEMU"}
     assert names[target] in text
-    assert tools().toolchain.startswith("apache-tvm 0.")
+    assert tools(load_core(target)).toolchain.startswith("apache-tvm 0.")
 
 
 def test_methods_are_known() -> None:
@@ -130,5 +129,5 @@ def test_methods_are_known() -> None:
 def meter_or_none(target: str) -> Meter | None:
     try:
         return meter_for(target)
-    except Unsupported:
+    except (Unsupported, Incompatible):  # of any machine, of a GPU that is not here
         return None

@@ -61,7 +61,8 @@ def tuned(machine: str, asked: Spec, trials: int, path: Path) -> CallProgress:
     call = call_for(asked, mcu.machine(load_core(machine)).lanes)
     with Database(path) as database:
         task = task_of(meter, call.key)
-        run = Tuner([call], [task], tools(), database, Inline(meter), Budget(trials=trials))
+        ours, budget = tools(load_core(machine)), Budget(trials=trials)
+        run = Tuner([call], [task], ours, database, Inline(meter), budget)
         (progress,), interrupted = run.run()
     assert not interrupted
     return progress

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from butterflyc.compiler.ir.ops.deep_layer import turn_layers
 from butterflyc.compiler.ir.types import FLOATS, STORAGE
 from butterflyc.compiler.run.kernel import bind, spec_for
 from butterflyc.kernels import all_kernels
@@ -179,6 +180,33 @@ def test_what_operands_are() -> None:
     assert 0.02 < scale.min() < scale.max() < 0.08
     assert 0 < gates.min() < gates.max() < 1
     assert 0.8 < x.std() < 1.2
+
+
+LAYER_OF_GPUS = "ternary 32 16, f32 , f32 32, f32 5 2, i64 5 2"
+TURNED = {"dtype": "f16", "activation": "gelu"}
+
+
+def test_turns_of_gpus_keep_lengths() -> None:
+    """Pairs are of angles; partners of many layers are each other's, and turn by one angle."""
+    given = f"f32 5 16, f16 3 4 4 2, {LAYER_OF_GPUS}, f16 3 8 4 2, f16 16 32"
+    pairs = operands(spec("butterfly_layer", given, "f32 5 16", **TURNED))[1]
+    np.testing.assert_allclose(np.hypot(*np.moveaxis(pairs, -1, 0)), 1, atol=2e-3)
+    given = f"f32 5 12, f16 3 4 16 2, {LAYER_OF_GPUS}, f16 3 6 32 2, i32 4 16, i32 6 32, f16 16 30"
+    deep = operands(spec("butterfly_deep_layer", given, "f32 5 16", kept=30, **TURNED))
+    x = np.random.default_rng(0).standard_normal((7, 32))
+    turned = turn_layers(x, deep[7][1].astype(float), deep[9])
+    np.testing.assert_allclose(*(np.linalg.norm(a, axis=-1) for a in (turned, x)), rtol=1e-3)
+    assert np.abs(turned - x).max() > 1
+    assert deep[6].max() < 3
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("f32", 1e-5), ("f16", 2e-3), ("bf16", 1.6e-2)])
+def test_what_halves_may_differ_by(dtype: str, allowed: float) -> None:
+    """Rows that are rounded to them may be off by as much as they round."""
+    asked = spec("butterfly_layer", "f32 1 4", "f32 1 4", dtype=dtype, activation_bits=0)
+    wanted = np.ones((1, 4))
+    assert error_of([wanted * (1 + 0.9 * allowed)], [wanted], asked) == ""
+    assert f"of {allowed:g} allowed" in error_of([wanted * (1 + 1.1 * allowed)], [wanted], asked)
 
 
 def test_an_op_that_nothing_is_known_of() -> None:

@@ -46,7 +46,7 @@ def trial(call: Call, number: int, value: float | None, **changes: Any) -> Trial
     """A record of a way of ``call``; with other fields by ``changes``."""
     way = call.ways[number]
     fault = "" if value is not None else "WrongResult: x"
-    made = Trial(task(call), tools(), way.kernel, way.parameters, value, fault)
+    made = Trial(task(call), tools(HOST), way.kernel, way.parameters, value, fault)
     return attrs.evolve(made, **changes)
 
 

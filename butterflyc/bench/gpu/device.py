@@ -16,10 +16,9 @@ from ...compiler.errors import ButterflycError, Incompatible
 from ...compiler.lower.cubin import Code, compile_all
 from ...compiler.run.cuda_driver import Driver
 from ...compiler.run.gpu import Driven, Interpreted
-from ...compiler.run.sass import resources
+from ...compiler.run.sass import Resources, resources
 from ...kernels.gpu.launch import Gpu, Launch, Plan
 
-# Launches that are compiled between two looks at the clock.
 BATCH = 64
 # Of memory: what PyTorch may hold when a graph is captured.
 CACHED_PART = 0.4
@@ -97,24 +96,33 @@ def launches_of(plan: Plan) -> list[Launch]:
 
 @dataclass
 class Codes:
-    """Compiled kernels by symbol, and why others are not there."""
+    """Compiled kernels by symbol, what they use, and why others are not there.
+
+    So many are compiled between two looks at the clock as are a ``batch``.
+    """
 
     capability: int
     folder: Path
+    batch: int = BATCH
     found: dict[str, Code] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    spilled: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, Resources] = field(default_factory=dict)
 
     def add(self, launches: Iterable[Launch], clock: Clock, spilling: bool) -> dict[str, str]:
         """Compiles what is new; by symbol, why there is no code that will do."""
         wanted = {launch.symbol: launch for launch in launches}
         known = {*self.found, *self.failed}
         new = [launch for symbol, launch in wanted.items() if symbol not in known]
-        for start in range(0, len(new), BATCH):
+        for start in range(0, len(new), self.batch):
             if clock.left > 0:
-                self._compile(new[start : start + BATCH], clock)
+                self._compile(new[start : start + self.batch], clock)
         late = {symbol: LATE for symbol in wanted if symbol not in self.found}
-        refused = self.failed if spilling else {**self.failed, **self.spilled}
+        spilled = {
+            symbol: f"{SPILLS}: {use.spills} loads and stores of them"
+            for symbol, use in self.uses.items()
+            if use.spills
+        }
+        refused = self.failed if spilling else {**self.failed, **spilled}
         return {**late, **{symbol: why for symbol, why in refused.items() if symbol in wanted}}
 
     def _compile(self, launches: Sequence[Launch], clock: Clock) -> None:
@@ -132,10 +140,8 @@ class Codes:
             return
         with ThreadPoolExecutor() as pool:
             used = pool.map(resources, (code.cubin for code in made.values()))
-            for (symbol, code), use in zip(made.items(), used, strict=True):
-                self.found[symbol] = code
-                if use.spills:
-                    self.spilled[symbol] = f"{SPILLS}: {use.spills} loads and stores of them"
+            self.uses |= dict(zip(made, used, strict=True))
+        self.found |= made
 
 
 class Cuda:
