@@ -288,7 +288,11 @@ def recognised(kind: type[Gathered]) -> tuple[LayerReport, float]:
     return result.layers[0], float(np.abs(now - was).max() / np.abs(was).max())
 
 
-@pytest.mark.parametrize("kind", [*chain(*FULL.values())])
+# Element by element: thousands of nodes.
+SLOW = {WrittenToZeros: pytest.param(WrittenToZeros, marks=pytest.mark.slow)}
+
+
+@pytest.mark.parametrize("kind", [SLOW.get(kind, kind) for kind in chain(*FULL.values())])
 def test_other_styles_are_recognised_in_full(kind: type[Gathered]) -> None:
     """However it is written, the layer is found with all its experts, and computes the same."""
     report, difference = recognised(kind)

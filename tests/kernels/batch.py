@@ -72,11 +72,8 @@ def run_batch(
     assert not unserved, f"kernel {kernel.name} does not support {unserved}"
     distinct = {f"{kernel.name}_{spec.digest}": spec for spec in specs}
     functions = {name: kernel.build(spec, lanes, name) for name, spec in distinct.items()}
-    functions_of = linked(lanes, build_object(functions, TARGETS[lanes.name]))
-    calls = {
-        name: functions_of(name, len(spec.operands) + len(spec.results), 0)
-        for name, spec in distinct.items()
-    }
+    taken = {n: (len(spec.operands) + len(spec.results), 0) for n, spec in distinct.items()}
+    calls = linked(lanes, build_object(functions, TARGETS[lanes.name]), taken)
     found = []
     arrays = others or [case.arrays for case in cases]
     for case, spec, given in zip(cases, specs, arrays, strict=True):

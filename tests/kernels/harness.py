@@ -7,7 +7,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from butterflyc.targets.lanes_in_order_dot import NeonDotInOrder
 from butterflyc.targets.lanes_neon import Neon, NeonDot, NeonV7
 from butterflyc.targets.lanes_x86 import Avx2
 
-from .emulated import EMULATORS, Emulated
+from .emulated import EMULATORS, Emulated, Taken
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -105,19 +105,18 @@ _numbers = count()
 Call = Callable[[Sequence[Array], Sequence[int]], None]
 
 
-def linked(lanes: Lanes, content: bytes) -> Callable[[str, int, int], Call]:
-    """An object's functions, each by its symbol and how many buffers and numbers it takes."""
+def linked(lanes: Lanes, content: bytes, kernels: Taken) -> dict[str, Call]:
+    """The functions of an object by symbol."""
     if lanes.name in EMULATORS:
-        return lambda symbol, buffers, numbers: Emulated(
-            lanes.name, content, symbol, buffers, numbers
-        )
+        program = Emulated(lanes.name, content, kernels)
+        return {symbol: partial(program.call, symbol) for symbol in kernels}
     path = Path(_folder.name) / f"kernels_{next(_numbers)}"
     path.with_suffix(".o").write_bytes(content)
     command = ["cc", "-shared", "-Wl,-z,defs", "-o", f"{path}.so", f"{path}.o"]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(f"{path}.so")
 
-    def function(symbol: str, buffers: int, numbers: int) -> Call:
+    def function(symbol: str) -> Call:
         def call(memory: Sequence[Array], numbers: Sequence[int]) -> None:
             pointers = (ctypes.c_void_p(m.ctypes.data) for m in memory)
             library[symbol](*pointers, *map(ctypes.c_int32, numbers))
@@ -125,7 +124,7 @@ def linked(lanes: Lanes, content: bytes) -> Callable[[str, int, int], Call]:
         library[symbol].restype = None
         return call
 
-    return function
+    return {symbol: function(symbol) for symbol in kernels}
 
 
 @cache
@@ -135,7 +134,7 @@ def load(kernel: Kernel, spec: Spec, lanes: Lanes) -> Call:
     functions = {name: kernel.build(kernel.opened(spec), lanes, name)}
     buffers = [*spec.operands, *spec.results, *kernel.scratch(spec, lanes)]
     content = build_object(functions, TARGETS[lanes.name])
-    return linked(lanes, content)(name, len(buffers), len(kernel.arguments(spec)))
+    return linked(lanes, content, {name: (len(buffers), len(kernel.arguments(spec)))})[name]
 
 
 def guarded(tensor: Tensor) -> tuple[Array, Array]:
