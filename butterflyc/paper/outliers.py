@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..compiler.errors import Unsupported
+from ..compiler.errors import BadInput, Unsupported
 from ..models.butterfly import ButterflyMoE
 from ..models.routing import choose
 from ..models.ternary import ternary
@@ -43,10 +43,19 @@ class Rotated:
 
 
 def outliers_in(rows: Tensor) -> Outliers:
-    """The figures of rows [N, d] of float activations, of which no row is all zero."""
+    """The figures of rows [N, d] of float activations; rows of zeros are left out.
+
+    BadInput where all values are the same, since these have no kurtosis.
+    """
     x = rows.detach().double()
+    x = x[(x != 0).any(dim=1)]
     centred = x - x.mean()
     squares = (centred**2).mean()
+    if not squares > 0:
+        raise BadInput(
+            "these activations are all the same: they have no outliers to measure",
+            help="give a trained model, and images that differ",
+        )
     peaks = x.abs().amax(dim=1)
     return Outliers(
         kurtosis=float((centred**4).mean() / squares**2),

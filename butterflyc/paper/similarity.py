@@ -43,11 +43,12 @@ def off_diagonal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def similarity_of(model: ViT) -> Similarity:
-    """Cosines of the experts' effective matrices, flattened. Unsupported for a dense model.
+    """Cosines of the experts' effective matrices, flattened.
 
     Of a ButterflyMoE layer the effective matrix [F, d] is B(phi_i) W_hat B(theta_i) (eq. 3): the
     ternary W_hat, with GELU between the two left out, which is the same for all. W_down is shared
-    and left out. Of a StandardMoE layer it is its up-projection W1_i [F, d].
+    and left out. Of a StandardMoE layer it is its up-projection W1_i [F, d]. Unsupported for a
+    model that has no two experts in a layer.
     """
     found = []
     for block in model.blocks:
@@ -55,9 +56,9 @@ def similarity_of(model: ViT) -> Similarity:
             found.append(cosines(butterfly_matrices(block.mlp)))
         elif isinstance(block.mlp, StandardMoE):
             found.append(cosines(block.mlp.up.detach()))
-    if not found:
+    if not found or len(found[0]) < 2:
         raise Unsupported(
-            "a model without experts has none to compare",
+            "a model without two experts in a layer has none to compare",
             help="give a checkpoint of a ButterflyViT or of a StandardMoE ViT",
         )
     return Similarity(tuple(found))

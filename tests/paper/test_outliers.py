@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from butterflyc.compiler.errors import Unsupported
+from butterflyc.compiler.errors import BadInput, Unsupported
 from butterflyc.models.butterfly import ButterflyConfig, MaskedLoopButterflyMoE
 from butterflyc.models.vit import DenseConfig, MlpConfig, ViT, ViTConfig
 from butterflyc.paper.outliers import (
@@ -46,6 +46,15 @@ def test_int8_errors() -> None:
     assert mixed.per_token == pytest.approx(0, abs=1e-12)
     # The second row is a quarter of a step, which becomes 0.
     assert mixed.per_tensor == pytest.approx(2 / math.hypot(1000, 2), rel=1e-9)
+
+
+def test_rows_of_zeros() -> None:
+    """Rows of zeros count for nothing; where there is nothing else, that is told."""
+    rows = torch.randn(5, 8)
+    assert outliers_in(torch.cat([rows, torch.zeros(3, 8)])) == outliers_in(rows)
+    for same in (torch.zeros(2, 8), torch.ones(2, 8)):
+        with pytest.raises(BadInput, match="all the same"):
+            outliers_in(same)
 
 
 @torch.no_grad()

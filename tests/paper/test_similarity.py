@@ -83,10 +83,11 @@ def test_standard_experts_compare_what_goes_up() -> None:
     assert abs(found[0, 2]) < 0.5
 
 
-def test_dense_model_has_no_experts() -> None:
-    """A dense model is refused."""
-    with pytest.raises(Unsupported, match="without experts"):
-        similarity_of(vit(DenseConfig(d_model=12, d_ff=24)))
+@pytest.mark.parametrize("mlp", [DenseConfig(12, 24), replace(LAYER, experts=1, top_k=1)])
+def test_two_experts_are_needed(mlp: MlpConfig) -> None:
+    """A dense model is refused, and one of a single expert."""
+    with pytest.raises(Unsupported, match="without two experts"):
+        similarity_of(vit(mlp))
 
 
 def test_rows_have_plain_keys() -> None:
