@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from . import accounting as of
-from .accounting import BUTTERFLY_MOE, BUTTERFLY_VIT, GIB, HALF_BITS, KIB, MB, MIB, Stack
+from .accounting import (
+    BUTTERFLY_MOE,
+    BUTTERFLY_VIT,
+    GIB,
+    HALF_BITS,
+    KIB,
+    MB,
+    MIB,
+    Stack,
+    butterfly_bytes,
+    compression,
+    equation_11_bytes,
+    expert_bytes,
+    experts_that_fit,
+    limit_by_table_2,
+    limit_printed,
+    millijoules,
+    picojoules_per_bit,
+    rounded,
+    standard_bytes,
+)
 from .devices import fitting
 from .rows import Row, Table
 
@@ -21,7 +40,7 @@ def contradictions() -> Table:
 
 def _of_compression() -> tuple[Row, ...]:
     stack = BUTTERFLY_VIT
-    whole = of.compression(stack, 64, down_bits=32)
+    whole = compression(stack, 64, down_bits=32)
     return (
         _row(
             "w-down",
@@ -33,15 +52,15 @@ def _of_compression() -> tuple[Row, ...]:
         _row(
             "proposition-2",
             "Prop. 2: limit of many experts",
-            ("times", "409", of.limit_printed(stack), 1),
+            ("times", "409", limit_printed(stack), 1),
             "The printed expression divides one fp32 matrix by an expert of eq. 11. 409 is "
-            f"{of.limit_by_table_2(stack):.1f}: two matrices over Table 2's expert.",
+            f"{limit_by_table_2(stack):.1f}: two matrices over Table 2's expert.",
         ),
     )
 
 
 def _of_an_expert() -> tuple[Row, ...]:
-    eq_11, half = of.equation_11_bytes(ONE_LAYER), of.expert_bytes(ONE_LAYER, HALF_BITS)
+    eq_11, half = equation_11_bytes(ONE_LAYER), expert_bytes(ONE_LAYER, HALF_BITS)
     return (
         _row(
             "expert-bytes-equation",
@@ -58,7 +77,7 @@ def _of_an_expert() -> tuple[Row, ...]:
         _row(
             "expert-bytes-table",
             "Table 2: the same",
-            ("B", "5,120", of.expert_bytes(ONE_LAYER), 0),
+            ("B", "5,120", expert_bytes(ONE_LAYER), 0),
             "n_l (d + F) / 2 angles in fp32: what Table 2's MB come from.",
         ),
     )
@@ -66,58 +85,58 @@ def _of_an_expert() -> tuple[Row, ...]:
 
 def _of_sizes() -> tuple[Row, ...]:
     vit, moe = BUTTERFLY_VIT, BUTTERFLY_MOE
-    standard = of.standard_bytes(vit, 64)
+    standard = standard_bytes(vit, 64)
     return (
         _row(
             "one-layer",
             "memory at 64 experts, beside Table 2's",
-            ("MB", "0.379", of.butterfly_bytes(vit, 64) / MB, 3),
-            f"0.379 is one layer ({of.butterfly_bytes(ONE_LAYER, 64) / MB:.4f}); the model has 7.",
+            ("MB", "0.379", butterfly_bytes(vit, 64) / MB, 3),
+            f"0.379 is one layer ({butterfly_bytes(ONE_LAYER, 64) / MB:.4f}); the model has 7.",
         ),
         _row(
             "dense",
             "memory of the dense model's MLPs",
-            ("MB", "117.44", of.standard_bytes(vit, 1) / MB, 2),
+            ("MB", "117.44", standard_bytes(vit, 1) / MB, 2),
             "117.44 is StandardMoE with 8 experts; a dense model has one MLP a layer.",
         ),
         _row(
             "a-layer",
             'introduction: "a ViT layer with 64 experts"',
-            ("MB", "939", of.standard_bytes(ONE_LAYER, 64) / MB, 1),
+            ("MB", "939", standard_bytes(ONE_LAYER, 64) / MB, 1),
             "939 is all 7 layers.",
         ),
         _row(
             "two-bits",
             "introduction: StandardMoE in 2 bits, a layer of 64 experts",
-            ("MB", "hundreds", of.standard_bytes(ONE_LAYER, 64, bits=2) / MB, 2),
-            f"All 7 layers take {of.standard_bytes(vit, 64, bits=2) / MB:.1f} MB in 2 bits.",
+            ("MB", "hundreds", standard_bytes(ONE_LAYER, 64, bits=2) / MB, 2),
+            f"All 7 layers take {standard_bytes(vit, 64, bits=2) / MB:.1f} MB in 2 bits.",
         ),
         _row(
             "moe-two-bits",
             "ButterflyMoE's introduction: 2 bits, a layer of 256 experts",
-            ("MiB", "128", of.standard_bytes(moe, 256, matrices=1, bits=2) / MIB, 0),
+            ("MiB", "128", standard_bytes(moe, 256, matrices=1, bits=2) / MIB, 0),
             "Up and down take 128; the 256 MB of its 64 experts in fp32, and its 150 times, count "
             "the up-projection only.",
         ),
         _row(
             "project-page",
             "the author's project page: ButterflyMoE's 256 experts",
-            ("MiB", "4.7", of.butterfly_bytes(moe, 256, angle_bits=HALF_BITS) / MIB, 2),
+            ("MiB", "4.7", butterfly_bytes(moe, 256, angle_bits=HALF_BITS) / MIB, 2),
             "Beside 1 GB it calls this 150 times less, which is what 6.82 give.",
         ),
         _row(
             "energy",
             "StandardMoE, 64 experts: energy of a forward pass",
-            ("mJ", "13 and 90", of.millijoules(standard), 1),
+            ("mJ", "13 and 90", millijoules(standard), 1),
             "6.4 pJ a bit of 939.5 MB. 13 is what 256 MB take, the size of ButterflyMoE's layer; "
-            f"90 would be {of.picojoules_per_bit(90, standard):.1f} pJ a bit.",
+            f"90 would be {picojoules_per_bit(90, standard):.1f} pJ a bit.",
         ),
     )
 
 
 def _of_devices() -> tuple[Row, ...]:
     esp32s3, nano = fitting(512 * KIB), fitting(256 * KIB)
-    standard = of.experts_that_fit(4 * GIB, 0, of.standard_bytes(BUTTERFLY_MOE, 1, matrices=1))
+    standard = experts_that_fit(4 * GIB, 0, standard_bytes(BUTTERFLY_MOE, 1, matrices=1))
     return (
         _row(
             "four-gigabytes",
@@ -145,5 +164,5 @@ def _of_devices() -> tuple[Row, ...]:
 
 def _row(key: str, what: str, claim: tuple[str, str, float, int], why: str) -> Row:
     unit, paper, value, digits = claim
-    shown = of.rounded(value, digits)
+    shown = rounded(value, digits)
     return Row(f"contradictions.{key}", what, unit, paper, value, shown, why)

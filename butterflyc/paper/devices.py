@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..targets.registry import load_core
-from . import accounting as of
-from .accounting import BUTTERFLY_VIT, FLOAT_BITS, GIB, HALF_BITS
+from .accounting import (
+    BUTTERFLY_VIT,
+    FLOAT_BITS,
+    GIB,
+    HALF_BITS,
+    TERNARY_BITS,
+    equation_11_bytes,
+    expert_bytes,
+    experts_that_fit,
+    matrix_bytes,
+    standard_bytes,
+)
 from .rows import Row, Table
 
 
@@ -59,12 +69,12 @@ def fitting(memory: float) -> dict[str, int]:
     As eq. 11 has it: W_hat and angles alone, no W_down, no attention, no activations.
     """
     stack = BUTTERFLY_VIT
-    shared = of.matrix_bytes(stack, of.TERNARY_BITS)
+    shared = matrix_bytes(stack, TERNARY_BITS)
     return {
-        "standard": of.experts_that_fit(memory, 0, of.standard_bytes(stack, 1)),
-        "equation-11": of.experts_that_fit(memory, shared, of.equation_11_bytes(stack)),
-        "table-2": of.experts_that_fit(memory, shared, of.expert_bytes(stack, FLOAT_BITS)),
-        "text": of.experts_that_fit(memory, shared, of.expert_bytes(stack, HALF_BITS)),
+        "standard": experts_that_fit(memory, 0, standard_bytes(stack, 1)),
+        "equation-11": experts_that_fit(memory, shared, equation_11_bytes(stack)),
+        "table-2": experts_that_fit(memory, shared, expert_bytes(stack, FLOAT_BITS)),
+        "text": experts_that_fit(memory, shared, expert_bytes(stack, HALF_BITS)),
     }
 
 
@@ -74,8 +84,8 @@ def fitting_flash(flash: float) -> int:
     Attention, embeddings and code are not counted.
     """
     stack = BUTTERFLY_VIT
-    shared = of.matrix_bytes(stack, of.TERNARY_BITS) + of.matrix_bytes(stack, 8)
-    return of.experts_that_fit(flash, shared, of.expert_bytes(stack, HALF_BITS))
+    shared = matrix_bytes(stack, TERNARY_BITS) + matrix_bytes(stack, 8)
+    return experts_that_fit(flash, shared, expert_bytes(stack, HALF_BITS))
 
 
 def figure_6() -> Table:
@@ -88,9 +98,9 @@ def figure_6() -> Table:
         "eq. 11 counts; `flash` rows count W_down too, in the flash that the firmware leaves. "
         "Memories of the microcontrollers are those of `targets/cores/`. The paper's text says "
         f"{MICROCONTROLLERS_PRINTED} experts for ESP32-S3 and Arduino Nano 33 together; what its "
-        "figure prints for the other two is not known to us. The project page of ButterflyMoE's "
-        "author gives figures for a model of its own, beside StandardMoE's 63, 31 and 0: they come "
-        "from no formula that the papers print."
+        "figure prints for the other two is not known to us. The [project page]"
+        "(https://github.com/AryanKarmore/butterflymoe) of ButterflyMoE's author gives figures for "
+        "a model of its own, beside StandardMoE's 63, 31 and 0; we know no formula that gives them."
     )
     title = "Figure 6 of ButterflyViT: experts that fit"
     return Table("figure6", title, note, tuple(rows), "devices.png")

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import ToolMissing
-from . import accounting as of
-from .accounting import MB
+from .accounting import BUTTERFLY_VIT, GIB, KIB, MB, compression, millijoules, rounded
 from .devices import MICROCONTROLLERS_PRINTED, WAYS, Device, devices, fitting
 from .tables import CURVES, memory_curves
 
@@ -62,8 +61,8 @@ def memory_picture() -> bytes:
         axes.set_xlim(counts[0] * 0.85, counts[-1] * 1.12)
         axes.minorticks_off()
         axes.grid(True)
-        ratio = of.rounded(of.compression(of.BUTTERFLY_VIT, 64))
-        whole = of.rounded(of.compression(of.BUTTERFLY_VIT, 64, down_bits=32))
+        ratio = rounded(compression(BUTTERFLY_VIT, 64))
+        whole = rounded(compression(BUTTERFLY_VIT, 64, down_bits=32))
         axes.set(
             title=f"64 experts: {ratio} times less memory as counted, {whole} with fp32 W_down",
             xlabel="experts a layer",
@@ -119,7 +118,7 @@ def energy_picture() -> bytes:
     with _style():
         figure, axes = _axes(8.4, 3.4)
         kinds = list(reversed(CURVES))
-        values = [of.millijoules(memory_curves(64)[kind]) for kind in kinds]
+        values = [millijoules(memory_curves(64)[kind]) for kind in kinds]
         axes.barh(range(len(kinds)), values, 0.6, color=[COLOURS[kind] for kind in kinds])
         for place, value in enumerate(values):
             inside = value > 10  # what the text says stands behind this bar
@@ -198,8 +197,8 @@ _POWERS = ["1", "10", "100", "1,000", "10,000", "100,000", "1,000,000"]
 
 
 def _place_name(device: Device) -> str:
-    size = of.GIB if device.ram >= of.GIB else of.KIB
-    unit = "GiB" if size == of.GIB else "KiB"
+    size = GIB if device.ram >= GIB else KIB
+    unit = "GiB" if size == GIB else "KiB"
     return f"{device.name.split(',')[0]}\n{device.ram // size} {unit}"
 
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from . import accounting as of
-from .accounting import BUTTERFLY_MOE, BUTTERFLY_VIT, HALF_BITS, MB, MIB, TERNARY_BITS, Mlp
+from .accounting import (
+    BUTTERFLY_MOE,
+    BUTTERFLY_VIT,
+    HALF_BITS,
+    MB,
+    MIB,
+    TERNARY_BITS,
+    Mlp,
+    butterfly_bytes,
+    compression,
+    expert_bytes,
+    millijoules,
+    picojoules_per_bit,
+    rounded,
+    standard_bytes,
+    truncated,
+    vit_parameters,
+)
 from .rows import Row, Table
 
 EXPERTS = (8, 16, 32, 64)
@@ -23,7 +39,7 @@ def table_1() -> Table:
     }
     why = "Patch 4, a class token, biases everywhere but in gates and Butterfly's up and down."
     rows = [
-        _row(f"table1.{mlp}.parameters", name, "parameters", digits, of.vit_parameters(mlp), 0, why)
+        _row(f"table1.{mlp}.parameters", name, "parameters", digits, vit_parameters(mlp), 0, why)
         for mlp, (name, digits) in printed.items()
     ]
     return Table(
@@ -38,15 +54,15 @@ def table_2() -> Table:
     """Table 2 of ButterflyViT: MB and ratio by the number of experts."""
     stack, rows = BUTTERFLY_VIT, []
     for experts in EXPERTS:
-        standard = of.standard_bytes(stack, experts) / MB
-        butterfly = of.butterfly_bytes(stack, experts) / MB
+        standard = standard_bytes(stack, experts) / MB
+        butterfly = butterfly_bytes(stack, experts) / MB
         for kind, value, unit, why in (
             ("standard", standard, "MB", "Up and down, fp32, 7 layers, no biases."),
             ("butterfly", butterfly, "MB", "W_hat at 1.58 bits and fp32 angles: no W_down."),
             ("ratio", standard / butterfly, "times", "Counts W_down on one side only."),
         ):
             paper = TABLE_2_PRINTED.get((experts, kind))
-            shown = of.rounded(value) if kind == "ratio" else of.truncated(value, 2)
+            shown = rounded(value) if kind == "ratio" else truncated(value, 2)
             key, what = f"table2.{experts}.{kind}", f"{experts} experts, {_NAMES[kind]}"
             rows.append(Row(key, what, unit, paper, value, shown, why))
     note = (
@@ -73,7 +89,7 @@ def whole_ffn() -> Table:
             name,
             "times",
             printed,
-            of.compression(stack, experts, angle_bits=angles, down_bits=down),
+            compression(stack, experts, angle_bits=angles, down_bits=down),
             0,
             why,
         )
@@ -90,8 +106,8 @@ def moe_150() -> Table:
     """ButterflyMoE's 150 times at 256 experts, and what the author prints beside it."""
     stack, rows = BUTTERFLY_MOE, []
     for experts, (size, ratio) in MOE_PRINTED.items():
-        butterfly = of.butterfly_bytes(stack, experts, angle_bits=HALF_BITS)
-        found = of.compression(stack, experts, matrices=1, angle_bits=HALF_BITS)
+        butterfly = butterfly_bytes(stack, experts, angle_bits=HALF_BITS)
+        found = compression(stack, experts, matrices=1, angle_bits=HALF_BITS)
         why = "W_hat at 1.58 bits, fp16 angles, L = log2 of the width on either side; MiB."
         key, name = f"moe.{experts}", f"{experts} experts"
         rows.append(_row(f"{key}.butterfly", name, "MiB", size, butterfly / MIB, 2, why))
@@ -100,13 +116,13 @@ def moe_150() -> Table:
             why += " 80.0 is 32.00 / 0.40, a quotient of rounded figures."
         decimals = len(ratio.partition(".")[2])
         rows.append(_row(f"{key}.ratio", f"{name}, ratio", "times", ratio, found, decimals, why))
-    both = of.compression(stack, 256, matrices=2, angle_bits=HALF_BITS)
+    both = compression(stack, 256, matrices=2, angle_bits=HALF_BITS)
     why = "Counted as ButterflyViT does, StandardMoE's down-projection too, ButterflyMoE's not."
     rows.append(_row("moe.256.both", "256 experts, ratio", "times", None, both, 2, why))
     note = (
         "One layer, d = 512, F = 2048. The abstract says 150; the digits are those of a public "
-        "summary of a later version of the paper. The author's project page has the same, but for "
-        "150.10."
+        "summary of a later version of the paper. The author's [project page]"
+        "(https://github.com/AryanKarmore/butterflymoe) has the same, but for 150.10."
     )
     return Table("moe", "ButterflyMoE: 150 times at 256 experts", note, tuple(rows))
 
@@ -118,7 +134,7 @@ def figure_4() -> Table:
         for kind, value in memory_curves(experts).items():
             key, name = f"figure4.{experts}.{kind}", f"{experts} experts, {CURVES[kind]}"
             rows.append(_row(key, name, "MB", None, value / MB, 2, _FIGURE_4_WHY[kind]))
-    each = of.expert_bytes(stack)
+    each = expert_bytes(stack)
     why = "Its angles in fp32, where StandardMoE takes two fp32 matrices of 14.68 MB in all."
     rows.append(_row("figure4.each", "one more Butterfly expert", "MB", None, each / MB, 4, why))
     note = (
@@ -141,12 +157,12 @@ def memory_curves(experts: int) -> dict[str, float]:
     """Bytes of the papers' 7 layers with so many experts, by the keys of ``CURVES``."""
     stack = BUTTERFLY_VIT
     return {
-        "standard": of.standard_bytes(stack, experts),
-        "down-f32": of.butterfly_bytes(stack, experts, down_bits=32),
-        "down-ternary": of.butterfly_bytes(
+        "standard": standard_bytes(stack, experts),
+        "down-f32": butterfly_bytes(stack, experts, down_bits=32),
+        "down-ternary": butterfly_bytes(
             stack, experts, angle_bits=HALF_BITS, down_bits=TERNARY_BITS
         ),
-        "butterfly": of.butterfly_bytes(stack, experts),
+        "butterfly": butterfly_bytes(stack, experts),
     }
 
 
@@ -159,10 +175,10 @@ def figure_7() -> Table:
             paper = "13 and 90"
             why = (
                 "The text says both. 13 is what 256 MB take (13.1), ButterflyMoE's figure for its "
-                f"own layer; 90 would be {of.picojoules_per_bit(90, count):.1f} pJ a bit."
+                f"own layer; 90 would be {picojoules_per_bit(90, count):.1f} pJ a bit."
             )
         key, name = f"figure7.{kind}", f"64 experts, {CURVES[kind]}"
-        rows.append(_row(key, name, "mJ", paper, of.millijoules(count), 3, why))
+        rows.append(_row(key, name, "mJ", paper, millijoules(count), 3, why))
     note = (
         "Every weight of all 7 layers is read once a forward pass at 6.4 pJ a bit of DRAM. That "
         "is the paper's model: it knows no cache, no activations and no expert that no token chose."
@@ -185,4 +201,4 @@ def _row(
     key: str, what: str, unit: str, paper: str | None, value: float, digits: int, why: str
 ) -> Row:
     """A row whose formula is shown rounded to ``digits`` decimals."""
-    return Row(key, what, unit, paper, value, of.rounded(value, digits), why)
+    return Row(key, what, unit, paper, value, rounded(value, digits), why)

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.rotation import padded_width as padded_width_of_models
-from butterflyc.models.vit import butterfly_vit, dense_vit, standard_vit
-from butterflyc.paper import accounting as of
-from butterflyc.paper.accounting import BUTTERFLY_MOE, BUTTERFLY_VIT, Mlp
+from butterflyc.models.vit import ViT, butterfly_vit, dense_vit, standard_vit
+from butterflyc.paper.accounting import (
+    BUTTERFLY_MOE,
+    BUTTERFLY_VIT,
+    HALF_BITS,
+    MB,
+    MIB,
+    TERNARY_BITS,
+    Mlp,
+    Stack,
+    butterfly_bytes,
+    compression,
+    equation_11_bytes,
+    expert_bytes,
+    experts_that_fit,
+    limit_by_table_2,
+    limit_printed,
+    millijoules,
+    padded_width,
+    picojoules_per_bit,
+    rounded,
+    standard_bytes,
+    truncated,
+    vit_parameters,
+)
 
-ONE_LAYER = of.Stack(d_model=256, d_ff=1024, layers=1, layers_in=2, layers_out=2)
+ONE_LAYER = Stack(d_model=256, d_ff=1024, layers=1, layers_in=2, layers_out=2)
 
 
 @pytest.mark.parametrize(
@@ -24,9 +48,9 @@ ONE_LAYER = of.Stack(d_model=256, d_ff=1024, layers=1, layers_in=2, layers_out=2
 )
 def test_table_2(experts: int, standard: str, butterfly: str, ratio: str) -> None:
     """7 layers, up and down against W_hat and fp32 angles: MB truncated, ratios rounded."""
-    assert of.truncated(of.standard_bytes(BUTTERFLY_VIT, experts) / of.MB, 2) == standard
-    assert of.truncated(of.butterfly_bytes(BUTTERFLY_VIT, experts) / of.MB, 2) == butterfly
-    assert of.rounded(of.compression(BUTTERFLY_VIT, experts)) == ratio
+    assert truncated(standard_bytes(BUTTERFLY_VIT, experts) / MB, 2) == standard
+    assert truncated(butterfly_bytes(BUTTERFLY_VIT, experts) / MB, 2) == butterfly
+    assert rounded(compression(BUTTERFLY_VIT, experts)) == ratio
 
 
 @pytest.mark.parametrize(
@@ -40,11 +64,11 @@ def test_table_2(experts: int, standard: str, butterfly: str, ratio: str) -> Non
 )
 def test_150_times_at_256_experts(experts: int, standard: str, butterfly: str, ratio: str) -> None:
     """One layer, the up-projection alone, fp16 angles: MiB and ratios as the author prints them."""
-    assert of.rounded(of.standard_bytes(BUTTERFLY_MOE, experts, matrices=1) / of.MIB, 2) == standard
-    size = of.butterfly_bytes(BUTTERFLY_MOE, experts, angle_bits=of.HALF_BITS)
-    assert of.rounded(size / of.MIB, 2) == butterfly
-    found = of.compression(BUTTERFLY_MOE, experts, matrices=1, angle_bits=of.HALF_BITS)
-    assert of.rounded(found, len(ratio.partition(".")[2])) == ratio
+    assert rounded(standard_bytes(BUTTERFLY_MOE, experts, matrices=1) / MIB, 2) == standard
+    size = butterfly_bytes(BUTTERFLY_MOE, experts, angle_bits=HALF_BITS)
+    assert rounded(size / MIB, 2) == butterfly
+    found = compression(BUTTERFLY_MOE, experts, matrices=1, angle_bits=HALF_BITS)
+    assert rounded(found, len(ratio.partition(".")[2])) == ratio
 
 
 @pytest.mark.parametrize(
@@ -55,58 +79,58 @@ def test_150_times_at_256_experts(experts: int, standard: str, butterfly: str, r
         ("dense", 5_583_972, dense_vit),
     ],
 )
-def test_table_1_parameters(mlp: Mlp, count: int, make) -> None:
+def test_table_1_parameters(mlp: Mlp, count: int, make: Callable[[], ViT]) -> None:
     """The closed form gives Table 1's counts, which are those of our modules."""
-    assert of.vit_parameters(mlp) == count
+    assert vit_parameters(mlp) == count
     assert sum(parameter.numel() for parameter in make().parameters()) == count
 
 
 def test_angles_are_those_of_the_models() -> None:
     """An expert owns as many angles as the layer gives it, where widths are padded too."""
     config = ButterflyConfig(d_model=48, d_ff=100, layers_in=3, layers_out=2)
-    stack = of.Stack(48, 100, layers=4, layers_in=3, layers_out=2)
+    stack = Stack(48, 100, layers=4, layers_in=3, layers_out=2)
     assert stack.angles == 4 * (config.rotation_in.angles + config.rotation_out.angles)
     for width in range(1, 70):
-        assert of.padded_width(width) == padded_width_of_models(width)
+        assert padded_width(width) == padded_width_of_models(width)
 
 
 def test_ratios_that_count_w_down() -> None:
     """At 64 experts 94 with W_down in fp32, 502 with a ternary one and fp16 angles."""
-    assert of.rounded(of.compression(BUTTERFLY_VIT, 64, down_bits=32)) == "94"
-    ternary = of.compression(BUTTERFLY_VIT, 64, down_bits=of.TERNARY_BITS, angle_bits=of.HALF_BITS)
-    assert of.rounded(ternary) == "502"
+    assert rounded(compression(BUTTERFLY_VIT, 64, down_bits=32)) == "94"
+    ternary = compression(BUTTERFLY_VIT, 64, down_bits=TERNARY_BITS, angle_bits=HALF_BITS)
+    assert rounded(ternary) == "502"
 
 
 def test_expert_bytes_three_ways() -> None:
     """An expert of one layer: 10,240 B by eq. 11, 5,120 by Table 2, 2,560 by eq. 11's text."""
-    assert of.equation_11_bytes(ONE_LAYER) == 10_240
-    assert of.expert_bytes(ONE_LAYER) == 5_120
-    assert of.expert_bytes(ONE_LAYER, of.HALF_BITS) == 2_560
+    assert equation_11_bytes(ONE_LAYER) == 10_240
+    assert expert_bytes(ONE_LAYER) == 5_120
+    assert expert_bytes(ONE_LAYER, HALF_BITS) == 2_560
 
 
 def test_limits_of_proposition_2() -> None:
     """What Proposition 2 prints as an expression is 102.4; 409.6 is what Table 2's counts give."""
-    assert of.limit_printed(BUTTERFLY_VIT) == pytest.approx(102.4)
-    assert of.limit_by_table_2(BUTTERFLY_VIT) == pytest.approx(409.6)
-    assert of.compression(BUTTERFLY_VIT, 10**9) == pytest.approx(409.6, rel=1e-6)
+    assert limit_printed(BUTTERFLY_VIT) == pytest.approx(102.4)
+    assert limit_by_table_2(BUTTERFLY_VIT) == pytest.approx(409.6)
+    assert compression(BUTTERFLY_VIT, 10**9) == pytest.approx(409.6, rel=1e-6)
 
 
 def test_energy_of_one_read() -> None:
     """939.5 MB at 6.4 pJ a bit are 48.1 mJ; 256 MB are 13.1."""
-    assert of.rounded(of.millijoules(of.standard_bytes(BUTTERFLY_VIT, 64)), 1) == "48.1"
-    assert of.rounded(of.millijoules(256 * of.MB), 1) == "13.1"
-    assert of.picojoules_per_bit(of.millijoules(1000), 1000) == pytest.approx(6.4)
+    assert rounded(millijoules(standard_bytes(BUTTERFLY_VIT, 64)), 1) == "48.1"
+    assert rounded(millijoules(256 * MB), 1) == "13.1"
+    assert picojoules_per_bit(millijoules(1000), 1000) == pytest.approx(6.4)
 
 
 def test_experts_that_fit() -> None:
     """As many as there is room for; none where not even the shared part fits."""
-    assert of.experts_that_fit(100, 40, 20) == 3
-    assert of.experts_that_fit(99, 40, 20) == 2
-    assert of.experts_that_fit(30, 40, 20) == 0
+    assert experts_that_fit(100, 40, 20) == 3
+    assert experts_that_fit(99, 40, 20) == 2
+    assert experts_that_fit(30, 40, 20) == 0
 
 
 def test_printed_forms() -> None:
     """Truncation cuts, rounding takes halves up; thousands have commas."""
-    assert of.truncated(2.659, 2) == "2.65"
-    assert of.rounded(2.655, 2) == "2.66"
-    assert of.rounded(1234.5) == "1,235"
+    assert truncated(2.659, 2) == "2.65"
+    assert rounded(2.655, 2) == "2.66"
+    assert rounded(1234.5) == "1,235"
