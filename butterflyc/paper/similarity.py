@@ -96,9 +96,11 @@ def figure_5(found: Mapping[str, Similarity]) -> Table:
     note = (
         "Cosines between the experts' effective matrices B(phi_i) W_hat B(theta_i), flattened; of "
         "StandardMoE between its W1_i. GELU, which lies between W_hat and B(phi_i), and the shared "
-        "W_down are left out. What the figure prints is not known to us. A public summary of "
-        "a later version of ButterflyMoE tells of diversity 0.87, and of 0.912 for StandardMoE, in "
-        "models that are not published; it does not define diversity."
+        "W_down are left out. `before training` are fresh weights of the same configuration, `the "
+        "papers' start` the same with angles of N(0, 0.01^2). What the figure prints "
+        "is not known to us. A public summary of a later version of ButterflyMoE tells of "
+        "diversity 0.87, and of 0.912 for StandardMoE, in models that are not published; it does "
+        "not define diversity."
     )
     return Table("figure5", "Figure 5: how alike experts are", note, tuple(rows), "similarity.png")
 
