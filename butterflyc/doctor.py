@@ -22,6 +22,7 @@ PACKAGES = (
     ("torch-mlir", "show a model in MLIR"),
     ("ziglang", "link for other CPUs"),
     ("scikit-learn", "train the digits model"),
+    ("matplotlib", "draw pictures"),
 )
 # Programs of which any one serves, and what they are for.
 PROGRAMS = (

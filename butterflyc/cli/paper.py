@@ -1,0 +1,60 @@
+"""``butterflyc paper``: the papers' tables and figures, computed and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ._output import print_columns, print_json
+from ._progress import progress
+from ._threads import one_thread
+
+if TYPE_CHECKING:
+    from ..paper.report import Report
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for README.md, paper.json and pictures.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A trained ButterflyViT with test images; by default the shipped digits model.",
+)
+@click.option(
+    "--standard", type=click.Path(path_type=Path), help="A trained StandardMoE ViT, to compare."
+)
+@click.option("--force", is_flag=True, help="Overwrite the report in a folder that is not empty.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(
+    output: Path, checkpoint: Path | None, standard: Path | None, force: bool, as_json: bool
+) -> None:
+    """Write the papers' tables and figures: as printed, by formula, as measured."""
+    one_thread()
+    from ..models.checkpoint import DIGITS
+    from ..paper.report import build, check_folder, write
+
+    check_folder(output, force)
+    with progress() as report:
+        made = build(checkpoint or DIGITS, standard=standard, progress=report)
+        paths = write(made, output, force=force)
+    if as_json:
+        print_json("paper", {"files": [str(path) for path in paths], **made.as_dict()})
+    else:
+        _print(made, output)
+
+
+def _print(made: Report, folder: Path) -> None:
+    rows = [("table", "rows", "measured", "picture")]
+    for table in made.tables:
+        measured = sum(row.measured is not None for row in table.rows)
+        rows.append((table.title, str(len(table.rows)), str(measured), table.picture or ""))
+    print_columns(rows)
+    click.echo(f"wrote {folder / 'README.md'}")

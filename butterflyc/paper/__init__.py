@@ -1,0 +1,1 @@
+"""The papers' tables and figures: as printed, as their formulas give, and as measured."""

@@ -1,0 +1,242 @@
+"""The pictures of the report, as PNG bytes: the same figures make the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.errors import ToolMissing
+from .accounting import BUTTERFLY_VIT, GIB, KIB, MB, compression, millijoules, rounded
+from .devices import MICROCONTROLLERS_PRINTED, WAYS, Device, devices, fitting
+from .tables import CURVES, memory_curves
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .similarity import Similarity
+
+# Okabe and Ito's colours, which people tell apart whose eyes lack one kind of cone.
+ORANGE, SKY, GREEN, BLUE, RED, GREY = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#666666",
+)
+COLOURS = {"standard": RED, "down-f32": ORANGE, "down-ternary": GREEN, "butterfly": BLUE}
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "figure.dpi": 130,
+}
+
+
+def memory_picture() -> bytes:
+    """Figure 4: MB of the experts of all 7 layers by their number, both axes logarithmic.
+
+    This and the other pictures raise ToolMissing without matplotlib.
+    """
+    counts = [2**power for power in range(1, 9)]
+    with _style():
+        figure, axes = _axes(8.4, 4.8)
+        for kind, name in CURVES.items():
+            sizes = [memory_curves(count)[kind] / MB for count in counts]
+            dashes = "--" if kind.startswith("down") else "-"
+            axes.plot(counts, sizes, dashes, color=COLOURS[kind], marker="o", markersize=4)
+            _label_line(axes, counts[-1], sizes[-1], name, COLOURS[kind])
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+        axes.set_xlim(counts[0] * 0.85, counts[-1] * 1.12)
+        axes.minorticks_off()
+        axes.grid(True)
+        ratio = rounded(compression(BUTTERFLY_VIT, 64))
+        whole = rounded(compression(BUTTERFLY_VIT, 64, down_bits=32))
+        axes.set(
+            title=f"64 experts: {ratio} times less memory as counted, {whole} with fp32 W_down",
+            xlabel="experts a layer",
+            ylabel="memory of the experts, MB",
+        )
+        return _png(figure)
+
+
+def devices_picture() -> bytes:
+    """Figure 6: experts that fit the RAM of each device, a bar for each way to count them."""
+    names = {
+        "standard": "StandardMoE, fp32",
+        "equation-11": "eq. 11, 10,240 B",
+        "table-2": "Table 2, 5,120 B",
+        "text": "text under eq. 11, 2,560 B",
+    }
+    colours = dict(zip(WAYS, (RED, BLUE, SKY, GREEN), strict=True))
+    with _style():
+        figure, axes = _axes(8.4, 5.0)
+        found = devices()
+        for number, way in enumerate(WAYS):
+            places = [place + (number - 1.5) * 0.2 for place in range(len(found))]
+            counts = [fitting(device.ram)[way] for device in found]
+            axes.bar(places, counts, 0.18, color=colours[way], label=names[way])
+            for place, count in zip(places, counts, strict=True):
+                _label_bar(axes, place, max(count, _NONE), _short(count))
+        low, high = (float(part) for part in MICROCONTROLLERS_PRINTED.split("-"))
+        axes.fill_between([1.55, 3.45], low, high, color=GREY, alpha=0.3, linewidth=0, zorder=0)
+        axes.annotate(
+            f"the paper's text: {MICROCONTROLLERS_PRINTED}",
+            (2.98, (low * high) ** 0.5),
+            ha="center",
+            va="center",
+            fontsize=9,
+        )
+        axes.set_yscale("log")
+        axes.set_ylim(_NONE, 1.5e6)
+        axes.set_yticks([10**power for power in range(7)], _POWERS)
+        axes.set_xticks(range(len(found)), [_place_name(device) for device in found])
+        axes.tick_params(axis="x", length=0)
+        axes.minorticks_off()
+        axes.grid(True, axis="y")
+        figure.legend(frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+        axes.set(
+            title="Experts that fit into RAM, by what an expert takes of a layer",
+            ylabel="experts in each of 7 layers",
+        )
+        return _png(figure)
+
+
+def energy_picture() -> bytes:
+    """Figure 7: mJ to read the weights of 64 experts once, at 6.4 pJ a bit."""
+    with _style():
+        figure, axes = _axes(8.4, 3.4)
+        kinds = list(reversed(CURVES))
+        values = [millijoules(memory_curves(64)[kind]) for kind in kinds]
+        axes.barh(range(len(kinds)), values, 0.6, color=[COLOURS[kind] for kind in kinds])
+        for place, value in enumerate(values):
+            inside = value > 10  # what the text says stands behind this bar
+            axes.annotate(
+                f"{value:.3g} mJ",
+                (value, place),
+                xytext=(-5 if inside else 5, 0),
+                textcoords="offset points",
+                va="center",
+                ha="right" if inside else "left",
+                color="white" if inside else "black",
+            )
+        top = len(kinds) - 1
+        for printed in (13.0, 90.0):
+            axes.plot([printed, printed], [top - 0.4, top + 0.4], color="black", linewidth=1.5)
+            axes.annotate(
+                f"the text: {printed:.0f}",
+                (printed, top - 0.4),
+                xytext=(0, -2),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=9,
+            )
+        axes.set_xscale("log")
+        axes.set_xlim(0.05, 200)
+        axes.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        axes.set_yticks(range(len(kinds)), [CURVES[kind] for kind in kinds])
+        axes.tick_params(axis="y", length=0)
+        axes.minorticks_off()
+        axes.grid(True, axis="x")
+        axes.set(
+            title="Energy to read the weights of 64 experts once",
+            xlabel="mJ a forward pass, 6.4 pJ a bit of DRAM (logarithmic)",
+        )
+        return _png(figure)
+
+
+def similarity_picture(found: Mapping[str, Similarity]) -> bytes:
+    """Figure 5: a heat map of cosines for each layer, a row of them for each named model."""
+    with _style():
+        from matplotlib.figure import Figure
+
+        columns = max(len(each.layers) for each in found.values())
+        size = (1.6 + 1.7 * columns, 0.9 + 1.75 * len(found))
+        figure = Figure(figsize=size, layout="constrained")
+        figure.suptitle("Cosines between the experts of a layer", fontsize=12, fontweight="bold")
+        grid = figure.subplots(len(found), columns, squeeze=False)
+        for line, (name, each) in zip(grid, found.items(), strict=True):
+            for number, axes in enumerate(line):
+                if number >= len(each.layers):
+                    axes.set_axis_off()
+                    continue
+                image = _heat_map(axes, each.layers[number], f"layer {number}")
+            line[0].set_ylabel(name.replace(", ", ",\n"), fontsize=9)
+        bar = figure.colorbar(image, ax=grid.ravel().tolist(), aspect=35, ticks=[-1, 0, 1])
+        bar.outline.set_visible(False)
+        return _png(figure)
+
+
+def _heat_map(axes: Any, matrix: NDArray[np.float64], name: str) -> Any:
+    from .similarity import off_diagonal
+
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    mean = off_diagonal(matrix).mean()
+    axes.set_title(f"{name}: mean {mean:.3f}", fontsize=9, fontweight="normal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return image
+
+
+_NONE = 0.5  # where a logarithmic axis begins, below 1 expert
+_POWERS = ["1", "10", "100", "1,000", "10,000", "100,000", "1,000,000"]
+
+
+def _place_name(device: Device) -> str:
+    size = GIB if device.ram >= GIB else KIB
+    unit = "GiB" if size == GIB else "KiB"
+    return f"{device.name.split(',')[0]}\n{device.ram // size} {unit}"
+
+
+def _short(count: int) -> str:
+    """12,345 as 12k."""
+    return f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,}"
+
+
+def _style() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ToolMissing(
+            "matplotlib is not installed, which draws pictures",
+            help="pip install 'butterflyc[train]'",
+        ) from error
+    return matplotlib.rc_context(STYLE)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _label_line(axes: Any, x: float, y: float, name: str, colour: str) -> None:
+    axes.annotate(
+        name, (x, y), xytext=(8, 0), textcoords="offset points", va="center", color=colour
+    )
+
+
+def _label_bar(axes: Any, x: float, y: float, text: str) -> None:
+    axes.annotate(text, (x, y), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    # Without the name of the program, which has its version.
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()

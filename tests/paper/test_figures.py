@@ -1,0 +1,64 @@
+"""The pictures are PNGs that are made again to the byte."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from butterflyc.compiler.errors import ToolMissing
+from butterflyc.paper.figures import (
+    devices_picture,
+    energy_picture,
+    memory_picture,
+    similarity_picture,
+)
+from butterflyc.paper.similarity import Similarity
+
+
+def similarities() -> bytes:
+    """Two models, of which one has a layer less."""
+    few, many = Similarity((np.eye(3),)), Similarity((np.eye(3), -np.eye(3)))
+    return similarity_picture({"a": many, "b": few})
+
+
+def chunks(png: bytes) -> dict[str, bytes]:
+    """The parts of a PNG by their names, each with the right checksum."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    found, place = {}, 8
+    while place < len(png):
+        (size,) = struct.unpack_from(">I", png, place)
+        name, data = png[place + 4 : place + 8], png[place + 8 : place + 8 + size]
+        (checksum,) = struct.unpack_from(">I", png, place + 8 + size)
+        assert checksum == zlib.crc32(name + data)
+        found[name.decode()] = found.get(name.decode(), b"") + data
+        place += size + 12
+    return found
+
+
+@pytest.mark.parametrize("draw", [memory_picture, devices_picture, energy_picture, similarities])
+def test_pictures(draw: Callable[[], bytes]) -> None:
+    """Whole, of some size, not of one colour, without dates or versions, and the same again."""
+    png = draw()
+    parts = chunks(png)
+    width, height = struct.unpack(">II", parts["IHDR"][:8])
+    assert 400 < width < 2000
+    assert 300 < height < 2000
+    assert len(set(zlib.decompress(parts["IDAT"]))) > 50
+    assert not {"tEXt", "iTXt", "zTXt", "tIME"} & parts.keys()
+    assert draw() == png
+
+
+@pytest.mark.parametrize("draw", [memory_picture, similarities])
+def test_matplotlib_is_asked_for(
+    draw: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without matplotlib the error says what to install."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ToolMissing, match="matplotlib is not installed") as caught:
+        draw()
+    assert "butterflyc[train]" in str(caught.value.help)
