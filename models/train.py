@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..compiler.errors import ButterflycError, CannotWrite, UsageError
+from .blocks import DenseConfig, MlpConfig
 from .butterfly import ButterflyConfig
 from .checkpoint import save_checkpoint
 from .criteria import measure, percent_right
 from .data import Split, cifar100, digits
 from .standard import StandardConfig
 from .trainer import TrainConfig, Trainer
-from .vit import DenseConfig, MlpConfig, ViT, ViTConfig
+from .vit import ViT, ViTConfig
 
 KINDS: dict[str, MlpConfig] = {
     "butterfly": ButterflyConfig(),

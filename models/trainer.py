@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compiler.errors import BadInput, Damaged, UsageError
+from .blocks import DenseConfig
 from .checkpoint import write_atomically
 from .data import ImageSet
 from .losses import LossTerms, training_loss
-from .vit import DenseConfig, ViT, ViTConfig
+from .vit import ViT, ViTConfig
 
 # What torch.load and the load_state_dict functions raise for a file that was cut or changed.
 _BROKEN = (

@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 
 from butterflyc.compiler.errors import BadInput, CannotWrite, Damaged, UsageError
+from butterflyc.models.blocks import DenseConfig, MlpConfig
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.checkpoint import read_checkpoint
 from butterflyc.models.data import ImageSet, Split
 from butterflyc.models.standard import StandardConfig
 from butterflyc.models.train import cifar100_recipe, digits_recipe, main, train
 from butterflyc.models.trainer import TrainConfig, Trainer, make_optimizer, schedule, shifted
-from butterflyc.models.vit import DenseConfig, MlpConfig, ViT, ViTConfig
+from butterflyc.models.vit import ViT, ViTConfig
 
 LAYER = ButterflyConfig(d_model=16, d_ff=32, experts=4, gate="topk_softmax", angle_std=0.5)
 

@@ -1,0 +1,125 @@
+"""A byte-level language model whose MLPs are ButterflyMoE, StandardMoE, or dense layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compiler.errors import BadInput, UsageError
+from .blocks import Block, Memory, MlpConfig, check_widths, mlp_as_dict, mlp_from_dict
+from .butterfly import ButterflyConfig, ButterflyMoE
+from .standard import StandardMoE
+
+BYTES = 256
+
+
+def _default_mlp() -> ButterflyConfig:
+    return ButterflyConfig(d_model=128, d_ff=512, gate="topk_softmax")
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A pre-norm decoder over bytes, with learned positions and a class for each byte.
+
+    Positions are learned: they are one constant for a compiler to add, where rotary ones would be
+    a table of cosines at each attention layer. ``context``: bytes that are seen at once at most.
+    ``embedding_std``: spread of the embeddings of bytes and of positions at the start.
+    """
+
+    context: int = 256
+    d_model: int = 128
+    heads: int = 4
+    layers: int = 6
+    embedding_std: float = 0.02
+    mlp: MlpConfig = field(default_factory=_default_mlp)
+
+    def __post_init__(self) -> None:
+        if self.context < 1:
+            raise UsageError(
+                f"a context of {self.context} bytes", help="give a context of at least 1"
+            )
+        check_widths("language model", self.d_model, self.heads, self.mlp)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as plain data; ``from_dict`` reads it back."""
+        return {**asdict(self), "mlp": mlp_as_dict(self.mlp)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LanguageConfig:
+        """The configuration that ``as_dict`` wrote. KeyError or TypeError if it is none."""
+        return cls(**{**data, "mlp": mlp_from_dict(data["mlp"])})
+
+
+class LanguageModel(nn.Module):
+    """Bytes to the logits of the byte that follows each."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.d_model
+        self.embed = nn.Embedding(BYTES, d)
+        self.position = nn.Parameter(torch.empty(config.context, d))
+        for table in (self.embed.weight, self.position):
+            nn.init.normal_(table, std=config.embedding_std)
+        self.blocks = nn.ModuleList(
+            Block(d, config.heads, config.mlp, causal=True) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(d)
+        self.head = nn.Linear(d, BYTES, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, N, 256] of the byte after each of the bytes int64 [B, N], N <= context."""
+        y, _ = self.with_gates(tokens)
+        return y
+
+    def with_gates(
+        self, tokens: Tensor, memories: Sequence[Memory] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits [B, N, 256], and of each MoE layer the gate logits [B, N, E].
+
+        With ``memories``, one a layer, the tokens follow those that are in them, and are added.
+        Raises BadInput for tokens of another shape, or more than the context holds.
+        """
+        past = memories[0].tokens if memories else 0
+        if tokens.dim() != 2 or not 1 <= tokens.shape[1] <= self.config.context - past:
+            raise BadInput(
+                f"bytes of shape {list(tokens.shape)} after {past}, wanted [batch, 1 to "
+                f"{self.config.context - past}]",
+                help=f"give [batch, bytes], all in all at most {self.config.context} bytes",
+            )
+        x = self.embed(tokens) + self.position[past : past + tokens.shape[1]]  # [B, N, d]
+        gates: list[Tensor] = []
+        for number, block in enumerate(self.blocks):
+            x, logits = block(x, memories[number] if memories else None)
+            if logits is not None:
+                gates.append(logits)
+        y: Tensor = self.head(self.norm(x))
+        return y, gates
+
+    def memories(self) -> list[Memory]:
+        """An empty KV cache: the memory of each layer."""
+        return [Memory() for _ in self.blocks]
+
+
+def active_parameters(model: LanguageModel) -> int:
+    """How many numbers of the model one byte is computed with.
+
+    Of the embeddings of bytes and positions these are a row each; of each layer the parameters of
+    its chosen experts, not of the others; what experts share counts once, however many use it.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    total -= (BYTES - 1 + model.config.context - 1) * model.config.d_model
+    for layer in model.modules():
+        if isinstance(layer, ButterflyMoE):
+            own = [layer.theta, layer.phi]
+        elif isinstance(layer, StandardMoE):
+            own = [layer.up, layer.up_bias, layer.down, layer.down_bias]
+        else:
+            continue
+        idle = layer.config.experts - layer.config.top_k
+        total -= idle * sum(parameter[0].numel() for parameter in own)
+    return total
