@@ -42,6 +42,11 @@ def mlp_from_dict(data: dict[str, Any]) -> MlpConfig:
     return kind(**{name: value for name, value in data.items() if name != "kind"})
 
 
+def experts_a_token(config: MlpConfig) -> int:
+    """How many experts each token goes to: top_k, and 1 where the MLP is dense."""
+    return 1 if isinstance(config, DenseConfig) else config.top_k
+
+
 def check_widths(what: str, d_model: int, heads: int, mlp: MlpConfig) -> None:
     """UsageError where heads do not divide the width of ``what``, or its MLP has another width."""
     if d_model % heads:
