@@ -88,13 +88,35 @@ class Memory:
         """How many tokens are remembered."""
         return 0 if self.keys is None else self.keys.shape[2]
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember those of new tokens [B, heads, N, d/heads]; all so far, the new ones last."""
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Remember those of N new tokens [B, heads, N, d/heads]: all keys and values so far, and
+        which of these each new token sees, [N, tokens], or None for all."""
+        past, new = self.tokens, keys.shape[2]
         if self.keys is not None and self.values is not None:
             keys = torch.cat((self.keys, keys), dim=2)
             values = torch.cat((self.values, values), dim=2)
         self.keys, self.values = keys, values
-        return keys, values
+        seen = None if new == 1 else torch.ones(new, past + new, dtype=torch.bool).tril(past)
+        return keys, values, seen
+
+
+class Slots:
+    """A KV cache of a fixed size, for one token at a time: shapes that a compiler can know.
+
+    ``place``: int64 [1], the slot of the token; keys and values: [heads, context, d/heads].
+    """
+
+    def __init__(self, place: Tensor, keys: Tensor, values: Tensor) -> None:
+        self.place, self.keys, self.values = place, keys, values
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill the slot with those of one token [1, heads, 1, d/heads]: the keys and values of all
+        slots, and which of these the token sees, [1, context]: those up to its own."""
+        slots = torch.arange(self.keys.shape[1])
+        own = (slots == self.place).unsqueeze(-1)  # [context, 1]
+        self.keys = torch.where(own, key[0], self.keys)
+        self.values = torch.where(own, value[0], self.values)
+        return self.keys.unsqueeze(0), self.values.unsqueeze(0), (slots <= self.place).unsqueeze(0)
 
 
 class Attention(nn.Module):
@@ -107,19 +129,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | Slots | None = None) -> Tensor:
         """x: [B, N, d], same shape; with a memory, x are the tokens after those in it."""
         qkv = torch.unflatten(self.qkv(x), -1, (3, self.heads, -1))  # [B, N, 3, heads, d/heads]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, d/heads]
-        past = 0 if memory is None else memory.tokens
-        if memory is not None:
-            k, v = memory.extend(k, v)
-        if past and self.causal and x.shape[1] > 1:
-            # PyTorch's is_causal takes the first query for the first key's token.
-            seen = torch.ones(x.shape[1], k.shape[2], dtype=torch.bool).tril(past)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        if memory is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and not past)
+            k, v, seen = memory.extend(k, v)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         y: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return y
 
@@ -142,7 +160,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(d_model)
         self.mlp = _make_mlp(mlp, masked_loop)
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, memory: Memory | Slots | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The block's output [B, N, d] and its gate logits [B, N, E], None where it is dense."""
         x = x + self.attention(self.norm1(x), memory)
         if isinstance(self.mlp, DenseMLP):

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compiler.errors import BadInput, UsageError
-from .blocks import Block, Memory, MlpConfig, check_widths, mlp_as_dict, mlp_from_dict
+from .blocks import Block, Memory, MlpConfig, Slots, check_widths, mlp_as_dict, mlp_from_dict
 from .butterfly import ButterflyConfig, ButterflyMoE
 from .standard import StandardMoE
 
@@ -103,6 +104,43 @@ class LanguageModel(nn.Module):
     def memories(self) -> list[Memory]:
         """An empty KV cache: the memory of each layer."""
         return [Memory() for _ in self.blocks]
+
+
+class DecodeStep(nn.Module):
+    """A language model that takes one byte at a time, with its KV cache as inputs and results.
+
+    Every shape is fixed, so that it compiles like any model. ``model`` keeps its weights.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """The keys and the values before the first byte, [layers, heads, context, d/heads] each."""
+        config = self.model.config
+        width = config.d_model // config.heads
+        shape = config.layers, config.heads, config.context, width
+        return torch.zeros(shape), torch.zeros(shape)
+
+    def forward(
+        self, byte: Tensor, place: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [1, 256] of what follows a byte, and keys and values with those of this byte.
+
+        byte: int64 [1]; place: int64 [1], its place among the bytes that are seen, below the
+        context; keys, values: what the byte before left, [layers, heads, context, d/heads].
+        """
+        model = self.model
+        x = model.embed(byte) + F.embedding(place, model.position)  # [1, d]
+        x = x.unsqueeze(0)
+        pairs = zip(keys.unbind(0), values.unbind(0), strict=True)
+        slots = [Slots(place, key, value) for key, value in pairs]
+        for block, slot in zip(model.blocks, slots, strict=True):
+            x, _ = block(x, slot)
+        logits: Tensor = model.head(model.norm(x))[0]
+        keys = torch.stack([slot.keys for slot in slots])
+        return logits, keys, torch.stack([slot.values for slot in slots])
 
 
 def active_parameters(model: LanguageModel) -> int:

@@ -32,11 +32,12 @@ class _Level:
 
 
 class NGram:
-    """Byte n-grams, interpolated Kneser-Ney with one discount a level, n1 / (n1 + 2 n2).
+    """Byte n-grams, interpolated Kneser-Ney with one discount a level: n1 / (n1 + 2 n2).
 
     p(c | h) = max(count(h c) - D, 0) / count(h) + D followers(h) / count(h) * p(c | h'), where h'
     lacks the oldest byte of h, below the top level the count of a gram is the number of different
-    bytes before it, and below all levels stands 1/256. Kneser and Ney 1995; Chen and Goodman 1999,
+    bytes before it, and below all levels stands 1/256. D is one half where no
+    count is one. Kneser and Ney 1995; Chen and Goodman 1999,
     section 3. ``order``: how many bytes are looked back upon.
     """
 
@@ -81,7 +82,7 @@ def _level(grams: Numbers, counts: Numbers) -> _Level:
     contexts, first = np.unique(grams // BYTES, return_index=True)
     totals, followers = np.add.reduceat(counts, first), np.diff(first, append=len(grams))
     once, twice = (counts == 1).sum(), (counts == 2).sum()
-    discount = once / max(1, once + 2 * twice)
+    discount = once / (once + 2 * twice) if once else 0.5  # at 0 nothing would be left for others
     shares = np.maximum(counts - discount, 0.0) / np.repeat(totals, followers)
     # What was cut from each gram goes below; a count is at least 1, so nothing is cut twice.
     return _Level(grams, shares, contexts, discount * followers / totals)
