@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,26 @@ class Slots:
         return self.keys.unsqueeze(0), self.values.unsqueeze(0), (slots <= self.place).unsqueeze(0)
 
 
+class Turns(NamedTuple):
+    """Cosines and sines of the rotary angles of N tokens, [N, d/heads/2] each."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, tokens: int, width: int) -> Turns:
+        """Those of the places 0 to ``tokens`` - 1: place * 10000^(-2j / width) for channel pair j
+        of a head of ``width`` channels. RoFormer (Su et al. 2021), equation 15."""
+        rates = 10000.0 ** (torch.arange(0, width, 2) / -width)
+        angles = torch.arange(tokens).unsqueeze(1) * rates
+        return cls(angles.cos(), angles.sin())
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x: [..., N, d/heads], the channels j and j + d/heads/2 of each token turned."""
+        a, b = torch.unflatten(x, -1, (2, -1)).unbind(-2)
+        return torch.cat((a * self.cos - b * self.sin, a * self.sin + b * self.cos), dim=-1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens, or over those up to each where ``causal``."""
 
@@ -129,10 +149,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, memory: Memory | Slots | None = None) -> Tensor:
-        """x: [B, N, d], same shape; with a memory, x are the tokens after those in it."""
+    def forward(
+        self, x: Tensor, turns: Turns | None = None, memory: Memory | Slots | None = None
+    ) -> Tensor:
+        """x: [B, N, d], same shape. Queries and keys are turned by ``turns``, if there are any;
+        with a memory, x are the tokens after those in it."""
         qkv = torch.unflatten(self.qkv(x), -1, (3, self.heads, -1))  # [B, N, 3, heads, d/heads]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, d/heads]
+        if turns is not None:
+            q, k = turns.apply(q), turns.apply(k)
         if memory is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
@@ -161,10 +186,13 @@ class Block(nn.Module):
         self.mlp = _make_mlp(mlp, masked_loop)
 
     def forward(
-        self, x: Tensor, memory: Memory | Slots | None = None
+        self, x: Tensor, turns: Turns | None = None, memory: Memory | Slots | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The block's output [B, N, d] and its gate logits [B, N, E], None where it is dense."""
-        x = x + self.attention(self.norm1(x), memory)
+        """The block's output [B, N, d] and its gate logits [B, N, E], None where it is dense.
+
+        ``turns`` and ``memory`` are those of `Attention`.
+        """
+        x = x + self.attention(self.norm1(x), turns, memory)
         if isinstance(self.mlp, DenseMLP):
             return x + self.mlp(self.norm2(x)), None
         y, logits = self.mlp.with_logits(self.norm2(x))

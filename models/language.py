@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compiler.errors import BadInput, UsageError
-from .blocks import Block, Memory, MlpConfig, Slots, check_widths, mlp_as_dict, mlp_from_dict
+from .blocks import Block, Memory, MlpConfig, Slots, Turns, check_widths, mlp_as_dict, mlp_from_dict
 from .butterfly import ButterflyConfig, ButterflyMoE
 from .standard import StandardMoE
 
@@ -24,24 +24,29 @@ def _default_mlp() -> ButterflyConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """A pre-norm decoder over bytes, with learned positions and a class for each byte.
+    """A pre-norm decoder over bytes, with rotary positions and a class for each byte.
 
-    Positions are learned: they are one constant for a compiler to add, where rotary ones would be
-    a table of cosines at each attention layer. ``context``: bytes that are seen at once at most.
-    ``embedding_std``: spread of the embeddings of bytes and of positions at the start.
+    Rotary positions tell distances from the first step on; with learned ones, two million bytes
+    are hardly enough to learn which byte is the one before. ``context``: bytes that are seen at
+    once at most. ``embedding_std``: spread of the embeddings at the start.
     """
 
     context: int = 256
     d_model: int = 128
     heads: int = 4
     layers: int = 6
-    embedding_std: float = 0.02
+    embedding_std: float = 0.1
     mlp: MlpConfig = field(default_factory=_default_mlp)
 
     def __post_init__(self) -> None:
         if self.context < 1:
             raise UsageError(
                 f"a context of {self.context} bytes", help="give a context of at least 1"
+            )
+        if self.d_model % (2 * self.heads):
+            raise UsageError(
+                f"{self.heads} heads of a width of {self.d_model}, whose channels turn in pairs",
+                help="choose a number of heads that divides half of d_model",
             )
         check_widths("language model", self.d_model, self.heads, self.mlp)
 
@@ -58,14 +63,18 @@ class LanguageConfig:
 class LanguageModel(nn.Module):
     """Bytes to the logits of the byte that follows each."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
         d = config.d_model
         self.embed = nn.Embedding(BYTES, d)
-        self.position = nn.Parameter(torch.empty(config.context, d))
-        for table in (self.embed.weight, self.position):
-            nn.init.normal_(table, std=config.embedding_std)
+        nn.init.normal_(self.embed.weight, std=config.embedding_std)
+        turns = Turns.of(config.context, d // config.heads)
+        self.register_buffer("cos", turns.cos, persistent=False)  # [context, d/heads/2]
+        self.register_buffer("sin", turns.sin, persistent=False)
         self.blocks = nn.ModuleList(
             Block(d, config.heads, config.mlp, causal=True) for _ in range(config.layers)
         )
@@ -92,10 +101,12 @@ class LanguageModel(nn.Module):
                 f"{self.config.context - past}]",
                 help=f"give [batch, bytes], all in all at most {self.config.context} bytes",
             )
-        x = self.embed(tokens) + self.position[past : past + tokens.shape[1]]  # [B, N, d]
+        x = self.embed(tokens)  # [B, N, d]
+        places = slice(past, past + tokens.shape[1])
+        turns = Turns(self.cos[places], self.sin[places])
         gates: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            x, logits = block(x, memories[number] if memories else None)
+            x, logits = block(x, turns, memories[number] if memories else None)
             if logits is not None:
                 gates.append(logits)
         y: Tensor = self.head(self.norm(x))
@@ -132,12 +143,12 @@ class DecodeStep(nn.Module):
         context; keys, values: what the byte before left, [layers, heads, context, d/heads].
         """
         model = self.model
-        x = model.embed(byte) + F.embedding(place, model.position)  # [1, d]
-        x = x.unsqueeze(0)
+        x = model.embed(byte).unsqueeze(0)  # [1, 1, d]
+        turns = Turns(F.embedding(place, model.cos), F.embedding(place, model.sin))
         pairs = zip(keys.unbind(0), values.unbind(0), strict=True)
         slots = [Slots(place, key, value) for key, value in pairs]
         for block, slot in zip(model.blocks, slots, strict=True):
-            x, _ = block(x, slot)
+            x, _ = block(x, turns, slot)
         logits: Tensor = model.head(model.norm(x))[0]
         keys = torch.stack([slot.keys for slot in slots])
         return logits, keys, torch.stack([slot.values for slot in slots])
@@ -146,11 +157,11 @@ class DecodeStep(nn.Module):
 def active_parameters(model: LanguageModel) -> int:
     """How many numbers of the model one byte is computed with.
 
-    Of the embeddings of bytes and positions these are a row each; of each layer the parameters of
-    its chosen experts, not of the others; what experts share counts once, however many use it.
+    Of the embeddings these are one row; of each layer the parameters of its chosen experts, not
+    of the others; what experts share counts once, however many use it.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
-    total -= (BYTES - 1 + model.config.context - 1) * model.config.d_model
+    total -= (BYTES - 1) * model.config.d_model
     for layer in model.modules():
         if isinstance(layer, ButterflyMoE):
             own = [layer.theta, layer.phi]

@@ -99,7 +99,7 @@ def text_recipe(kind: str = "butterfly") -> TextTraining:
         model,
         epochs=20,
         batch=4,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         angle_learning_rate=0.0 if kind in ("static", "frozen") else 1e-2,
         balance_weight=0.01,
         epoch_steps=100,

@@ -71,10 +71,10 @@ def test_configuration_survives_plain_data(mlp: MlpConfig) -> None:
 
 
 def test_active_parameters_are_those_of_one_byte() -> None:
-    """All but idle experts and the other rows of the tables; the default has over a million."""
+    """All but idle experts and the other rows of the table; the default has over a million."""
     model = small()
     total = sum(parameter.numel() for parameter in model.parameters())
-    idle_rows = (255 + 11) * 16
+    idle_rows = 255 * 16
     idle_angles = 2 * 2 * (2 * 8 + 2 * 16)  # two layers, two experts, L = 2 on 16 and on 32
     assert active_parameters(model) == total - idle_rows - idle_angles
     dense = small(DenseConfig(d_model=16, d_ff=24))
@@ -100,7 +100,7 @@ def test_exports_whole() -> None:
     ("make", "error", "says"),
     [
         (lambda: LanguageConfig(context=0), UsageError, "a context of 0 bytes"),
-        (lambda: LanguageConfig(heads=3), UsageError, "3 heads do not divide"),
+        (lambda: LanguageConfig(heads=3), UsageError, "3 heads of a width of 128"),
         (lambda: LanguageConfig(d_model=64), UsageError, "128 to 128 in a language model of 64"),
         (lambda: small()(torch.zeros(12, dtype=torch.int64)), BadInput, "1 to 12"),
         (lambda: small()(torch.zeros(1, 13, dtype=torch.int64)), BadInput, "at most|1 to 12"),

@@ -98,7 +98,7 @@ def test_pythons_own_library_is_enough() -> None:
     assert 0.01 < len(split.held_out) / len(split.train) < 0.2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.binary(min_size=8, max_size=300), st.binary(min_size=3, max_size=3), st.integers(0, 3))
 def test_probabilities_sum_to_one(seen: bytes, context: bytes, order: int) -> None:
     """Over all 256 bytes, behind contexts that occur and ones that do not."""
