@@ -106,6 +106,11 @@ def text_recipe(kind: str = "butterfly") -> TextTraining:
     )
 
 
+def run_name(data: str, kind: str | None, seed: int) -> str:
+    """What the files of a run are called: its data, its kind, and any seed but 0."""
+    return "-".join([data, *([kind] if kind else []), *([f"seed{seed}"] if seed else [])])
+
+
 def _text_layer() -> ButterflyConfig:
     return ButterflyConfig(
         d_model=TEXT_WIDTH,

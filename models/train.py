@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..compiler.errors import ButterflycError, CannotWrite, UsageError, unknown_name
 from .data import cifar100, digits
 from .image_task import ImageTask
-from .recipes import KINDS, TEXT_KINDS, cifar100_recipe, digits_recipe, text_recipe
+from .recipes import KINDS, TEXT_KINDS, cifar100_recipe, digits_recipe, run_name, text_recipe
 from .text import library_text
 from .text_task import TextTask
 from .trainer import Model, Task, Trainer
@@ -143,17 +143,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train_chosen(chosen: argparse.Namespace) -> Path | None:
     changes = {"seed": chosen.seed, **({"epochs": chosen.epochs} if chosen.epochs else {})}
-    seed = f"-seed{chosen.seed}" if chosen.seed else ""
+    kind = None if chosen.data == "digits" else chosen.kind
+    name = run_name(chosen.data, kind, chosen.seed)
     how: dict[str, Any] = {"resume": chosen.resume, "minutes": chosen.minutes}
     if chosen.data == "digits":
         _check_kind(chosen.kind, ["butterfly"])
         digits_task = ImageTask(replace(digits_recipe(), **changes), digits(), with_images=True)
-        return train(digits_task, chosen.output, name=f"digits{seed}", **how)
+        return train(digits_task, chosen.output, name=name, **how)
     if chosen.data == "text":
         _check_kind(chosen.kind, list(TEXT_KINDS))
         recipe = replace(text_recipe(chosen.kind), **changes)
         task = TextTask(recipe, library_text(chosen.text))
-        return train(task, chosen.output, name=f"text-{chosen.kind}{seed}", **how)
+        return train(task, chosen.output, name=name, **how)
     if chosen.images is None:
         raise UsageError(
             "CIFAR-100 is not shipped with butterflyc",
@@ -162,7 +163,7 @@ def _train_chosen(chosen: argparse.Namespace) -> Path | None:
     _check_kind(chosen.kind, list(KINDS))
     config = replace(cifar100_recipe(KINDS[chosen.kind]), **changes)
     cifar_task = ImageTask(config, cifar100(chosen.images))
-    return train(cifar_task, chosen.output, name=f"cifar100-{chosen.kind}{seed}", **how)
+    return train(cifar_task, chosen.output, name=name, **how)
 
 
 def _check_kind(kind: str, known: Sequence[str]) -> None:
