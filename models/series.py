@@ -56,7 +56,8 @@ def train_series(
     """Train what is not trained yet of ``runs``, pairs of a kind and a seed, and read the rest.
 
     The checkpoints are those of ``python -m butterflyc.models.train text``; the outcomes are also
-    written to ``folder/text.json``. Raises UsageError for a checkpoint of other settings or another text.
+    written to ``folder/text.json``. Raises UsageError for a checkpoint of other settings or of
+    another text.
     """
     console = console or Console(stderr=True)
     outcomes = []
