@@ -84,9 +84,12 @@ def train_afresh(folder: Path) -> Path:
     Needs scikit-learn, which brings the images. Returns the checkpoint.
     """
     from .models.data import digits
-    from .models.train import digits_recipe, train
+    from .models.image_task import ImageTask
+    from .models.recipes import digits_recipe
+    from .models.train import train
 
     begun = (folder / "digits.state").exists()
-    path = train(digits_recipe(), digits(), folder, name="digits", resume=begun, with_images=True)
+    task = ImageTask(digits_recipe(), digits(), with_images=True)
+    path = train(task, folder, name="digits", resume=begun)
     assert path is not None, "training without a time limit ends with a checkpoint"
     return path

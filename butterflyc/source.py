@@ -129,17 +129,25 @@ def open_model(
 
 
 def _checkpoint(path: Path, calibration: list[np.ndarray]) -> tuple[Any, tuple[Any, ...]]:
-    """A checkpoint of models/ and one input for it; its calibration images, if it holds any."""
+    """A checkpoint of models/ and one input for it; its calibration samples, if it holds any."""
     import torch
 
     from .models.checkpoint import read_checkpoint
+    from .models.vit import ViTConfig
 
     found = read_checkpoint(path)
-    config = found.config
-    example = torch.zeros(1, config.channels, config.image, config.image)
-    if "calibration" in found.images:
-        calibration.append(found.images["calibration"].floats())
-        example = torch.from_numpy(calibration[0][:1].copy())
+    config, samples = found.config, None
+    if isinstance(config, ViTConfig):
+        example = torch.zeros(1, config.channels, config.image, config.image)
+        if "calibration" in found.images:
+            samples = found.images["calibration"].floats()
+    else:
+        example = torch.zeros(1, config.context, dtype=torch.int64)
+        if "calibration" in found.text:
+            samples = found.text["calibration"].astype(np.int64)
+    if samples is not None:
+        calibration.append(samples)
+        example = torch.from_numpy(samples[:1].copy())
     return found.model(), (example,)
 
 

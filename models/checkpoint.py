@@ -17,27 +17,40 @@ from torch import Tensor
 
 from ..compiler.errors import ButterflycError, CannotWrite, Damaged, Incompatible, UsageError
 from .data import ImageSet
+from .language import LanguageConfig, LanguageModel
+from .ngram import Bytes
 from .vit import ViT, ViTConfig
 
+Model = ViT | LanguageModel
+ModelConfig = ViTConfig | LanguageConfig
 # One metadata entry, as JSON: safetensors writes several in an order that differs from run to run.
 HEAD = "butterflyc.checkpoint"
-VERSION = 1
+VERSION = 2
 DIGITS = Path(__file__).with_name("digits.safetensors")
+# Of each family of models its configuration, and the oldest version that reads it.
+_FAMILIES: dict[str, tuple[type[ModelConfig], int]] = {
+    "vit": (ViTConfig, 1),
+    "language": (LanguageConfig, 2),
+}
+_FAMILY_OF = {config: family for family, (config, _) in _FAMILIES.items()}
 _FOREIGN = "give a .safetensors file that butterflyc's trainer or save_checkpoint wrote"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds. ``notes``: figures and origin, as plain data."""
+    """What a checkpoint file holds. ``text``: windows of bytes, uint8 [N, context], by their use;
+    ``notes``: figures and origin, as plain data."""
 
-    config: ViTConfig
+    config: ModelConfig
     weights: dict[str, Tensor]
     images: dict[str, ImageSet] = field(default_factory=dict)
+    text: dict[str, Bytes] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def model(self) -> ViT:
+    def model(self) -> Model:
         """The module with these weights, in evaluation mode. Damaged if they do not fit."""
-        model = ViT(self.config)
+        config = self.config
+        model = ViT(config) if isinstance(config, ViTConfig) else LanguageModel(config)
         wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
         found = {name: list(value.shape) for name, value in self.weights.items()}
         for name in sorted(wanted.keys() | found.keys()):
@@ -53,9 +66,10 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path,
-    model: ViT,
+    model: Model,
     *,
     images: dict[str, ImageSet] | None = None,
+    text: dict[str, Bytes] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> None:
     """Write ``model`` to ``path`` in one step; CannotWrite leaves nothing half-written."""
@@ -63,8 +77,12 @@ def save_checkpoint(
     for name, part in (images or {}).items():
         tensors[f"images.{name}.pixels"] = torch.from_numpy(part.images.copy())
         tensors[f"images.{name}.labels"] = torch.from_numpy(part.labels.astype(np.uint8))
+    for name, windows in (text or {}).items():
+        tensors[f"text.{name}"] = torch.from_numpy(windows.copy())
+    family = _FAMILY_OF[type(model.config)]
     head = {
-        "version": VERSION,
+        "version": _FAMILIES[family][1],
+        "family": family,
         "config": model.config.as_dict(),
         "white": {name: part.white for name, part in (images or {}).items()},
         "notes": notes or {},
@@ -114,7 +132,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-def load_checkpoint(path: Path) -> tuple[ViT, ViTConfig]:
+def load_checkpoint(path: Path) -> tuple[Model, ModelConfig]:
     """The module in evaluation mode, and its configuration; errors as ``read_checkpoint``."""
     found = read_checkpoint(path)
     try:
@@ -126,7 +144,9 @@ def load_checkpoint(path: Path) -> tuple[ViT, ViTConfig]:
 
 def load_digits() -> ViT:
     """The shipped ButterflyViT for 8 x 8 digits; input pixels / 16, float32 [B, 1, 8, 8]."""
-    return load_checkpoint(DIGITS)[0]
+    model, _ = load_checkpoint(DIGITS)
+    assert isinstance(model, ViT), "the digits model is a ViT"
+    return model
 
 
 def digits_calibration() -> ImageSet:
@@ -169,7 +189,8 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 def _parse(head: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     try:
-        config = ViTConfig.from_dict(head["config"])
+        # The first version held ViTs alone, and did not say so.
+        config = _FAMILIES[head.get("family", "vit")][0].from_dict(head["config"])
     except UsageError as error:
         raise Damaged(f"its configuration is not possible: {error.what}", help=_FOREIGN) from error
     prefix = "weights."
@@ -190,4 +211,5 @@ def _parse(head: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         )
         for name, white in head["white"].items()
     }
-    return Checkpoint(config, weights, images, dict(head["notes"]))
+    text = {k.removeprefix("text."): v.numpy() for k, v in tensors.items() if k.startswith("text.")}
+    return Checkpoint(config, weights, images, text, dict(head["notes"]))

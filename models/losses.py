@@ -55,19 +55,21 @@ def training_loss(
     gates: Sequence[Tensor],
     *,
     top_k: int,
-    grid: int,
+    grid: int | None,
     balance_weight: float = 0.05,
     smoothness_weight: float = 0.005,
     label_smoothing: float = 0.0,
 ) -> LossTerms:
     """Cross entropy + 0.05 balance + 0.005 smoothness, the last two averaged over MoE layers.
 
-    outputs: [B, classes], labels: [B], gates: of each MoE layer the logits [B, 1 + grid^2, E].
+    outputs: [B, classes], labels: [B], gates: of each MoE layer the logits [B, 1 + grid^2, E], or
+    of any tokens [..., E] where ``grid`` is None: these have no neighbours, and no smoothness.
     """
     cross_entropy = F.cross_entropy(outputs, labels, label_smoothing=label_smoothing)
     zero = torch.zeros((), dtype=outputs.dtype)
     balance = _mean([switch_balance(g, top_k) for g in gates], zero)
-    smoothness = _mean([spatial_smoothness(g, grid) for g in gates], zero)
+    smooth = [] if grid is None else [spatial_smoothness(g, grid) for g in gates]
+    smoothness = _mean(smooth, zero)
     eq8 = _mean([eq8_balance(g, top_k) for g in gates], zero)
     total = cross_entropy + balance_weight * balance + smoothness_weight * smoothness
     return LossTerms(total, cross_entropy, balance, smoothness, eq8)

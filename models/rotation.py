@@ -64,10 +64,10 @@ class Rotation:
         spare = self.padded - self.width
         if spare:
             x = F.pad(x, (0, spare))
-        order = range(self.layers)
-        for layer in reversed(order) if self.transposed else order:
-            turn = sin[..., layer, :]
-            x = self._layer(x, cos[..., layer, :], -turn if self.transposed else turn, layer)
+        # Unbound at once: the gradient of an index is as large as all layers.
+        turns = list(enumerate(zip(cos.unbind(-2), sin.unbind(-2), strict=True)))
+        for layer, (cosine, sine) in reversed(turns) if self.transposed else turns:
+            x = self._layer(x, cosine, -sine if self.transposed else sine, layer)
         return x[..., : self.width] if spare else x
 
     def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int) -> Tensor:

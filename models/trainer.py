@@ -6,20 +6,18 @@ import io
 import json
 import math
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compiler.errors import BadInput, Damaged, UsageError
+from ..compiler.errors import Damaged, UsageError
 from .checkpoint import write_atomically
-from .data import ImageSet
-from .losses import LossTerms, training_loss
-from .vit import DenseConfig, ViT, ViTConfig
+from .losses import LossTerms
 
 # What torch.load and the load_state_dict functions raise for a file that was cut or changed.
 _BROKEN = (
@@ -31,13 +29,23 @@ _BROKEN = (
     ValueError,
     EOFError,
 )
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ModelConfig(Protocol):
+    """The configuration of a model: plain data can be made of it."""
+
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that, with the data, decides the trained weights. ``shift``: pixels each way."""
+    """Everything that, with the data, decides the trained weights, whatever the model is.
 
-    model: ViTConfig
+    An ``angle_learning_rate`` of zero freezes the rotations as they were at the start.
+    """
+
+    model: ModelConfig
     epochs: int
     batch: int = 64
     learning_rate: float = 1e-3
@@ -46,8 +54,6 @@ class TrainConfig:
     warmup: float = 0.05
     clip: float = 1.0
     balance_weight: float = 0.05
-    smoothness_weight: float = 0.005
-    shift: int = 1
     seed: int = 0
 
     def as_json(self) -> str:
@@ -55,22 +61,47 @@ class TrainConfig:
         return json.dumps({**asdict(self), "model": self.model.as_dict()}, sort_keys=True)
 
 
-class Trainer:
+class Task(ABC, Generic[Model]):
+    """What is trained: a model, the batches of an epoch, their loss, and what is measured."""
+
+    config: TrainConfig
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Steps an epoch."""
+
+    @abstractmethod
+    def make_model(self) -> Model:
+        """The model as it starts, from torch's own random numbers."""
+
+    @abstractmethod
+    def batches(self, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of each step of an epoch, drawn with ``random`` as they are taken."""
+
+    @abstractmethod
+    def loss(self, model: Model, inputs: Tensor, labels: Tensor) -> LossTerms:
+        """The loss of one batch, and its terms."""
+
+    @abstractmethod
+    def figures(self, model: Model, *, final: bool) -> dict[str, float]:
+        """What the model is worth on data that it is not trained on; quickly if not ``final``."""
+
+    @abstractmethod
+    def write(self, path: Path, model: Model, notes: dict[str, Any]) -> None:
+        """Write the checkpoint, with whatever data belongs into it."""
+
+
+class Trainer(Generic[Model]):
     """One training run. Interrupted after any epoch and resumed, it gives the same weights."""
 
-    def __init__(self, config: TrainConfig, data: ImageSet) -> None:
-        if len(data.images) < config.batch:
-            raise BadInput(
-                f"{len(data.images)} training images, wanted at least one batch of {config.batch}",
-                help="give more images, or a smaller batch",
-            )
-        self.config = config
-        self.images = torch.from_numpy(data.floats())
-        self.labels = torch.from_numpy(data.labels)
-        self.random = torch.Generator().manual_seed(config.seed)
-        torch.manual_seed(config.seed)
-        self.model = ViT(config.model)
-        self.optimizer = make_optimizer(self.model, config)
+    def __init__(self, task: Task[Model]) -> None:
+        self.task = task
+        self.config = task.config
+        self.random = torch.Generator().manual_seed(self.config.seed)
+        torch.manual_seed(self.config.seed)
+        self.model: Model = task.make_model()
+        self.optimizer = make_optimizer(self.model, self.config)
         self.epoch = 0
 
     @property
@@ -79,34 +110,21 @@ class Trainer:
         return self.epoch >= self.config.epochs
 
     def train_epoch(self) -> Iterator[LossTerms]:
-        """Train on every image once, a batch at a step; the rest short of a batch is left out."""
-        config = self.config
-        steps = len(self.images) // config.batch
-        order = torch.randperm(len(self.images), generator=self.random)
+        """Train on the batches of one epoch, a batch at a step."""
+        config, steps = self.config, self.task.steps
         self.model.train()
-        for step in range(steps):
+        for step, (inputs, labels) in enumerate(self.task.batches(self.random)):
             rate = schedule(self.epoch * steps + step, config.epochs * steps, config.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
-            yield self._step(order[step * config.batch : (step + 1) * config.batch])
+            yield self._step(inputs, labels)
         self.epoch += 1
 
-    def _step(self, index: Tensor) -> LossTerms:
-        config, mlp = self.config, self.config.model.mlp
-        images = shifted(self.images[index], config.shift, self.random)
-        outputs, gates = self.model.with_gates(images)
-        terms = training_loss(
-            outputs,
-            self.labels[index],
-            gates,
-            top_k=1 if isinstance(mlp, DenseConfig) else mlp.top_k,
-            grid=config.model.grid,
-            balance_weight=config.balance_weight,
-            smoothness_weight=config.smoothness_weight,
-        )
+    def _step(self, inputs: Tensor, labels: Tensor) -> LossTerms:
+        terms = self.task.loss(self.model, inputs, labels)
         self.optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         return terms
 
@@ -150,11 +168,18 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; angles have their own rate and no decay: zero is no better an angle than another."""
+    """AdamW; angles have their own rate and no decay: zero is no better an angle than another.
+
+    At an angle rate of zero they take no gradient, and are no part of what is clipped.
+    """
     angles: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (angles if name.endswith((".theta", ".phi")) else others).append(parameter)
+    if config.angle_learning_rate == 0:
+        for parameter in angles:
+            parameter.requires_grad_(False)
+        angles = []
     groups = [
         {
             "params": others,
@@ -170,16 +195,3 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     """Part of the peak learning rate: linear warm-up, then a cosine down to zero."""
     rise = min(1.0, (step + 1) / max(1.0, warmup * steps))
     return rise * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-
-
-def shifted(images: Tensor, by: int, random: torch.Generator) -> Tensor:
-    """Each image of [B, C, H, W] moved by up to ``by`` pixels each way; black moves in."""
-    if by == 0:
-        return images
-    count, _, height, width = images.shape
-    padded = F.pad(images, (by, by, by, by))
-    top, left = torch.randint(0, 2 * by + 1, (2, count, 1, 1), generator=random).unbind()
-    rows = top + torch.arange(height).unsqueeze(1)  # [B, H, 1]
-    columns = left + torch.arange(width)  # [B, 1, W]
-    batch = torch.arange(count).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2).contiguous()

@@ -6,28 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compiler.errors import BadInput, UsageError
-from .butterfly import ButterflyConfig, ButterflyMoE, MaskedLoopButterflyMoE
-from .standard import StandardConfig, StandardMoE
-
-
-@dataclass(frozen=True)
-class DenseConfig:
-    """The ordinary MLP: W2 GELU(W1 x + b1) + b2."""
-
-    d_model: int = 256
-    d_ff: int = 1024
-
-
-MlpConfig = ButterflyConfig | StandardConfig | DenseConfig
-MLP_CONFIGS: dict[str, type[ButterflyConfig] | type[StandardConfig] | type[DenseConfig]] = {
-    "butterfly": ButterflyConfig,
-    "standard": StandardConfig,
-    "dense": DenseConfig,
-}
+from .blocks import Block, DenseConfig, MlpConfig, check_widths, mlp_as_dict, mlp_from_dict
+from .butterfly import ButterflyConfig
+from .standard import StandardConfig
 
 
 @dataclass(frozen=True)
@@ -55,17 +39,7 @@ class ViTConfig:
                 f"patches of {self.patch} pixels do not tile an image of {self.image}",
                 help="choose a patch size that divides the image size",
             )
-        if self.d_model % self.heads:
-            raise UsageError(
-                f"{self.heads} heads do not divide a width of {self.d_model}",
-                help="choose a number of heads that divides d_model",
-            )
-        width_out = self.mlp.d_out if isinstance(self.mlp, ButterflyConfig) else self.mlp.d_model
-        if not self.mlp.d_model == width_out == self.d_model:
-            raise UsageError(
-                f"an MLP from width {self.mlp.d_model} to {width_out} in a ViT of {self.d_model}",
-                help="give the MLP and the ViT the same d_model (linear form: d_ff = d_model too)",
-            )
+        check_widths("ViT", self.d_model, self.heads, self.mlp)
 
     @property
     def grid(self) -> int:
@@ -79,66 +53,12 @@ class ViTConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back."""
-        kind = next(name for name, kind in MLP_CONFIGS.items() if type(self.mlp) is kind)
-        return {**asdict(self), "mlp": {"kind": kind, **asdict(self.mlp)}}
+        return {**asdict(self), "mlp": mlp_as_dict(self.mlp)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ViTConfig:
         """The configuration that ``as_dict`` wrote. KeyError or TypeError if it is none."""
-        mlp = dict(data["mlp"])
-        kind = MLP_CONFIGS[mlp.pop("kind")]
-        return cls(**{**data, "mlp": kind(**mlp)})
-
-
-class DenseMLP(nn.Module):
-    """W2 GELU(W1 x + b1) + b2."""
-
-    def __init__(self, config: DenseConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ff)
-        self.down = nn.Linear(config.d_ff, config.d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., d_model], same shape."""
-        y: Tensor = self.down(F.gelu(self.up(x)))
-        return y
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, d_model: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.proj = nn.Linear(d_model, d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, N, d], same shape."""
-        qkv = torch.unflatten(self.qkv(x), -1, (3, self.heads, -1))  # [B, N, 3, heads, d/heads]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, d/heads]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        y: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return y
-
-
-class Block(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
-
-    def __init__(self, config: ViTConfig, *, masked_loop: bool) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.d_model)
-        self.attention = Attention(config.d_model, config.heads)
-        self.norm2 = nn.LayerNorm(config.d_model)
-        self.mlp = _make_mlp(config.mlp, masked_loop)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The block's output [B, N, d] and its gate logits [B, N, E], None where it is dense."""
-        x = x + self.attention(self.norm1(x))
-        if isinstance(self.mlp, DenseMLP):
-            return x + self.mlp(self.norm2(x)), None
-        y, logits = self.mlp.with_logits(self.norm2(x))
-        return x + y, logits
+        return cls(**{**data, "mlp": mlp_from_dict(data["mlp"])})
 
 
 class ViT(nn.Module):
@@ -153,7 +73,8 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.empty(1, config.tokens, d))
         nn.init.trunc_normal_(self.position, std=config.position_std)
         self.blocks = nn.ModuleList(
-            Block(config, masked_loop=masked_loop) for _ in range(config.layers)
+            Block(d, config.heads, config.mlp, masked_loop=masked_loop)
+            for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(d)
         self.head = nn.Linear(d, config.classes)
@@ -202,9 +123,3 @@ def standard_vit(config: StandardConfig | None = None) -> ViT:
 def dense_vit() -> ViT:
     """The papers' dense ViT: 5,583,972 parameters."""
     return ViT(ViTConfig(mlp=DenseConfig()))
-
-
-def _make_mlp(config: MlpConfig, masked_loop: bool) -> ButterflyMoE | StandardMoE | DenseMLP:
-    if isinstance(config, ButterflyConfig):
-        return MaskedLoopButterflyMoE(config) if masked_loop else ButterflyMoE(config)
-    return StandardMoE(config) if isinstance(config, StandardConfig) else DenseMLP(config)

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 from ..build import compile
+from ..models.blocks import DenseConfig, MlpConfig
 from ..models.butterfly import ButterflyConfig
 from ..models.standard import Dispatch, StandardConfig, StandardMoE
-from ..models.vit import DenseConfig, MlpConfig, ViT, ViTConfig
+from ..models.vit import ViT, ViTConfig
 from .timing import Row, Timings, interleave, one_core
 
 ANGLE_STD = 0.5

@@ -14,11 +14,12 @@ from torch import nn
 
 from butterflyc.compiler.capture.export import capture
 from butterflyc.compiler.errors import BadInput, Unsupported
+from butterflyc.models.blocks import DenseConfig
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE, linear_form
 from butterflyc.models.rotation import SHUFFLES
 from butterflyc.models.routing import GATE_RULES
 from butterflyc.models.standard import StandardConfig
-from butterflyc.models.vit import DenseConfig, ViT, ViTConfig, butterfly_vit
+from butterflyc.models.vit import ViT, ViTConfig, butterfly_vit
 
 from . import zoo
 from .agreement import agree, data, numbers

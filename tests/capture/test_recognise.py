@@ -14,10 +14,11 @@ from butterflyc.compiler.capture.export import capture
 from butterflyc.compiler.capture.recognise import Recognised, recognise
 from butterflyc.compiler.ir import Graph, parse_graph, verify
 from butterflyc.compiler.ir.interpret import interpret
+from butterflyc.models.blocks import DenseConfig
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE, linear_form
 from butterflyc.models.rotation import SHUFFLES, padded_width
 from butterflyc.models.routing import GATE_RULES
-from butterflyc.models.vit import DenseConfig, ViT, ViTConfig
+from butterflyc.models.vit import ViT, ViTConfig
 
 EXACT = 1e-9
 

@@ -23,6 +23,7 @@ from butterflyc.compiler.errors import (
 )
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.checkpoint import (
+    DIGITS,
     HEAD,
     digest,
     load_checkpoint,
@@ -30,6 +31,7 @@ from butterflyc.models.checkpoint import (
     save_checkpoint,
 )
 from butterflyc.models.data import ImageSet
+from butterflyc.models.language import LanguageConfig, LanguageModel
 from butterflyc.models.vit import ViT, ViTConfig
 
 CONFIG = ViTConfig(
@@ -87,6 +89,44 @@ def test_two_saves_are_byte_identical(saved: tuple[Path, ViT], tmp_path: Path) -
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def head_of(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint."""
+    with safe_open(path, framework="pt") as file:
+        head: dict[str, Any] = json.loads(file.metadata()[HEAD])
+    return head
+
+
+def test_language_models_round_trip(tmp_path: Path) -> None:
+    """A language model comes back with its text, as a file that older versions refuse."""
+    torch.manual_seed(0)
+    config = LanguageConfig(context=8, d_model=8, heads=2, layers=1, mlp=CONFIG.mlp)
+    model, windows = LanguageModel(config).eval(), np.arange(16, dtype=np.uint8).reshape(2, 8)
+    path = tmp_path / "lm.safetensors"
+    save_checkpoint(path, model, text={"calibration": windows}, notes={"bits": 2.5})
+    held = read_checkpoint(path)
+    assert (held.config, held.notes, held.images) == (config, {"bits": 2.5}, {})
+    assert held.text["calibration"].tolist() == windows.tolist()
+    tokens = torch.from_numpy(windows.astype(np.int64))
+    assert torch.equal(held.model()(tokens), model(tokens))
+    assert head_of(path)["version"] == 2
+
+
+def test_files_of_the_first_version_are_read(saved: tuple[Path, ViT]) -> None:
+    """ViTs are written as the first version does; without the word, a file holds a ViT."""
+    path, model = saved
+    assert head_of(path)["version"] == 1
+    assert "family" not in head_of(DIGITS)
+    rewrite(path, family="vit")
+    with_word = load_checkpoint(path)[0]
+    with safe_open(path, framework="pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    head = {key: value for key, value in head_of(path).items() if key != "family"}
+    save_file(held, path, metadata={HEAD: json.dumps(head)})
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(load_checkpoint(path)[0](images), model(images))
+    assert torch.equal(with_word(images), model(images))
+
+
 def test_every_cut_is_damaged(saved: tuple[Path, ViT]) -> None:
     """A file cut anywhere is damaged, and the error names it."""
     path, _ = saved
@@ -133,6 +173,8 @@ def test_every_flipped_bit_of_the_data_is_damaged(saved: tuple[Path, ViT]) -> No
         ({"config": {}}, Damaged, "cannot be read"),
         ({"config": {**CONFIG.as_dict(), "heads": 3}}, Damaged, "not possible"),
         ({"config": {**CONFIG.as_dict(), "colour": 3}}, Damaged, "cannot be read"),
+        ({"family": "language"}, Damaged, "cannot be read"),
+        ({"family": "none"}, Damaged, "cannot be read"),
         ({"white": {"train": 16}}, Damaged, "cannot be read"),
     ],
 )

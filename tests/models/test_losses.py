@@ -65,3 +65,12 @@ def test_dense_model_has_cross_entropy_alone() -> None:
     outputs, labels = torch.randn(3, 10), torch.tensor([1, 2, 3])
     terms = training_loss(outputs, labels, [], top_k=1, grid=2)
     assert torch.equal(terms.total, terms.cross_entropy)
+
+
+def test_tokens_without_a_grid_are_not_smoothed() -> None:
+    """Where tokens have no neighbours the total is cross entropy and balance."""
+    outputs, labels = torch.randn(6, 10), torch.tensor([1, 2, 3, 4, 5, 6])
+    gates = [torch.randn(2, 3, 4)]
+    terms = training_loss(outputs, labels, gates, top_k=2, grid=None)
+    assert terms.smoothness == 0
+    torch.testing.assert_close(terms.total, terms.cross_entropy + 0.05 * terms.balance)

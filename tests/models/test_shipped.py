@@ -22,7 +22,7 @@ from butterflyc.models.checkpoint import (
 )
 from butterflyc.models.criteria import Criteria, measure, with_angles
 from butterflyc.models.data import digits
-from butterflyc.models.train import digits_recipe
+from butterflyc.models.recipes import digits_recipe
 from butterflyc.models.vit import ViT
 
 
@@ -68,7 +68,7 @@ def test_recorded_figures_are_true(found: Criteria) -> None:
 
 
 def test_configuration_is_the_recipes() -> None:
-    """The file was made by the recipe in models/train.py."""
+    """The file was made by the recipe in models/recipes.py."""
     _, config = load_checkpoint(DIGITS)
     assert config == digits_recipe().model
     assert isinstance(config.mlp, ButterflyConfig)

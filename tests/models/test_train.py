@@ -12,23 +12,26 @@ import torch
 from rich.console import Console
 
 from butterflyc.compiler.errors import BadInput, CannotWrite, Damaged, UsageError
+from butterflyc.models.blocks import DenseConfig, MlpConfig
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.checkpoint import read_checkpoint
 from butterflyc.models.data import ImageSet, Split
+from butterflyc.models.image_task import ImageTask, ImageTraining, shifted
+from butterflyc.models.recipes import cifar100_recipe, digits_recipe
 from butterflyc.models.standard import StandardConfig
-from butterflyc.models.train import cifar100_recipe, digits_recipe, main, train
-from butterflyc.models.trainer import TrainConfig, Trainer, make_optimizer, schedule, shifted
-from butterflyc.models.vit import DenseConfig, MlpConfig, ViT, ViTConfig
+from butterflyc.models.train import main, train
+from butterflyc.models.trainer import Trainer, make_optimizer, schedule
+from butterflyc.models.vit import ViT, ViTConfig
 
 LAYER = ButterflyConfig(d_model=16, d_ff=32, experts=4, gate="topk_softmax", angle_std=0.5)
 
 
-def recipe(mlp: MlpConfig = LAYER) -> TrainConfig:
+def recipe(mlp: MlpConfig = LAYER) -> ImageTraining:
     """Three epochs of a ViT with 5 tokens and one layer."""
     model = ViTConfig(
         image=8, channels=1, patch=4, classes=2, d_model=16, heads=2, layers=1, mlp=mlp
     )
-    return TrainConfig(model, epochs=3, batch=8, learning_rate=1e-2)
+    return ImageTraining(model, epochs=3, batch=8, learning_rate=1e-2)
 
 
 def halves(count: int = 70) -> Split:
@@ -42,6 +45,11 @@ def halves(count: int = 70) -> Split:
     return Split(part, part)
 
 
+def task() -> ImageTask:
+    """That recipe on those images."""
+    return ImageTask(recipe(), halves())
+
+
 @pytest.mark.parametrize(
     "mlp",
     [
@@ -53,9 +61,8 @@ def halves(count: int = 70) -> Split:
 def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, mlp: MlpConfig) -> None:
     """Three epochs tell the halves apart; the checkpoint holds images, figures and settings."""
     console = Console(file=io.StringIO())
-    path = train(
-        recipe(mlp), halves(), tmp_path / "new", name="x", console=console, with_images=True
-    )
+    images = ImageTask(recipe(mlp), halves(), with_images=True)
+    path = train(images, tmp_path / "new", name="x", console=console)
     assert path is not None
     held = read_checkpoint(path)
     assert held.notes["test"]["accuracy"] > 95
@@ -68,12 +75,11 @@ def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, mlp: MlpConfig)
 def test_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     """Stopped after each epoch and resumed, the checkpoint has the bytes of one whole run."""
     console = Console(file=io.StringIO())
-    whole = train(recipe(), halves(), tmp_path / "a", name="x", console=console)
+    whole = train(task(), tmp_path / "a", name="x", console=console)
     parts = None
     for part in range(3):
         parts = train(
-            recipe(),
-            halves(),
+            task(),
             tmp_path / "b",
             name="x",
             resume=part > 0,
@@ -89,17 +95,17 @@ def test_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
 def test_a_begun_training_is_not_overwritten(tmp_path: Path) -> None:
     """Starting again in the same folder without --resume is refused, as are other settings."""
     console = Console(file=io.StringIO())
-    train(recipe(), halves(), tmp_path, name="x", minutes=0.0, console=console)
+    train(task(), tmp_path, name="x", minutes=0.0, console=console)
     with pytest.raises(UsageError, match="was begun"):
-        train(recipe(), halves(), tmp_path, name="x", console=console)
+        train(task(), tmp_path, name="x", console=console)
     other = replace(recipe(), seed=1)
     with pytest.raises(UsageError, match="other settings"):
-        train(other, halves(), tmp_path, name="x", resume=True, console=console)
+        train(ImageTask(other, halves()), tmp_path, name="x", resume=True, console=console)
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     """A state file that was cut is damaged; a missing one is a usage error."""
-    trainer, state = Trainer(recipe(), halves().train), tmp_path / "x.state"
+    trainer, state = Trainer(task()), tmp_path / "x.state"
     trainer.save(state)
     content = state.read_bytes()
     for end in (0, 10, len(content) // 2, len(content) - 1):
@@ -114,14 +120,14 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 def test_too_few_images_are_refused() -> None:
     """Fewer images than one batch cannot be trained on."""
     with pytest.raises(BadInput, match="7 training images"):
-        Trainer(recipe(), halves(7).train)
+        ImageTask(recipe(), halves(7))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     """An output folder below a file is refused before any training."""
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWrite, match="cannot make the folder"):
-        train(recipe(), halves(), tmp_path / "file" / "x", name="x")
+        train(task(), tmp_path / "file" / "x", name="x")
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:

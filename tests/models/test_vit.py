@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from butterflyc.compiler.errors import BadInput, ButterflycError, UnknownName, UsageError
+from butterflyc.models.blocks import DenseConfig
 from butterflyc.models.butterfly import ButterflyConfig, linear_form
 from butterflyc.models.standard import StandardConfig, StandardMoE
 from butterflyc.models.vit import (
-    DenseConfig,
     ViT,
     ViTConfig,
     butterfly_vit,
