@@ -13,7 +13,8 @@ import torch
 from ..compiler.errors import BadInput, UsageError
 from ..compiler.files import make_folder, write_whole
 from ..models.butterfly import ButterflyConfig
-from ..models.checkpoint import DIGITS, Checkpoint, read_checkpoint
+from ..models.checkpoint import DIGITS, read_checkpoint
+from ..models.data import ImageSet
 from ..models.standard import StandardConfig
 from ..models.vit import ViT, butterfly_vit, dense_vit, standard_vit
 from .contradictions import contradictions
@@ -64,7 +65,7 @@ def build(
     their rows. Raises ToolMissing without matplotlib, UnknownName for a key that no row has,
     BadInput for a checkpoint of another kind or without images, and what ``read_checkpoint`` does.
     """
-    found = _read(checkpoint)
+    model, images = _read(checkpoint)
     beside = _read_standard(standard) if standard else None
     progress("draw what needs no model")
     pictures = {
@@ -74,14 +75,13 @@ def build(
     }
     progress("compare experts")
     name = "digits" if checkpoint == DIGITS else checkpoint.stem
-    alike = _similarities(name, found, beside)
+    alike = _similarities(name, model, beside)
     pictures["similarity.png"] = similarity_picture(alike)
-    images = found.images["test"]
     progress(f"run {len(images.images)} images")
-    rotated = rotated_inputs(found.model(), torch.from_numpy(images.floats()), progress)
+    rotated = rotated_inputs(model, torch.from_numpy(images.floats()), progress)
     weights = {
-        "before training": ternary_error(_untrained(found)),
-        "trained": ternary_error(found.model()),
+        "before training": ternary_error(_untrained(model)),
+        "trained": ternary_error(model),
     }
     tables = (
         table_1(),
@@ -96,7 +96,7 @@ def build(
         contradictions(),
     )
     everything = {**_parameters(), **(measured or {})}
-    return Report(_sentence(name, found), with_measured(tables, everything), pictures)
+    return Report(_sentence(name, model), with_measured(tables, everything), pictures)
 
 
 def check_folder(folder: Path, force: bool) -> None:
@@ -124,9 +124,11 @@ def write(report: Report, folder: Path, *, force: bool = False) -> list[Path]:
     return paths
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> tuple[ViT, ImageSet]:
+    """A trained ButterflyViT, and its test images."""
     found = read_checkpoint(path)
-    if not isinstance(found.config.mlp, ButterflyConfig):
+    model = found.model()
+    if not isinstance(model, ViT) or not isinstance(model.config.mlp, ButterflyConfig):
         raise BadInput(
             "this checkpoint is not of a ButterflyViT",
             where=str(path),
@@ -138,35 +140,35 @@ def _read(path: Path) -> Checkpoint:
             where=str(path),
             help="save it with images={'test': ...}, as `save_checkpoint` takes them",
         )
-    return found
+    return model, found.images["test"]
 
 
-def _read_standard(path: Path) -> Checkpoint:
-    found = read_checkpoint(path)
-    if not isinstance(found.config.mlp, StandardConfig):
+def _read_standard(path: Path) -> ViT:
+    model = read_checkpoint(path).model()
+    if not isinstance(model, ViT) or not isinstance(model.config.mlp, StandardConfig):
         raise BadInput(
             "this checkpoint is not of a StandardMoE ViT",
             where=str(path),
             help="save a ViT whose mlp is a StandardConfig",
         )
-    return found
+    return model
 
 
-def _similarities(name: str, found: Checkpoint, beside: Checkpoint | None) -> dict[str, Similarity]:
+def _similarities(name: str, model: ViT, beside: ViT | None) -> dict[str, Similarity]:
     """Of the trained model, of its start, of the papers' start, and of StandardMoE if given."""
     alike = {
-        f"{name}, trained": similarity_of(found.model()),
-        f"{name}, before training": similarity_of(_untrained(found)),
-        f"{name}, the papers' start": similarity_of(_untrained(found, PAPER_ANGLE_STD)),
+        f"{name}, trained": similarity_of(model),
+        f"{name}, before training": similarity_of(_untrained(model)),
+        f"{name}, the papers' start": similarity_of(_untrained(model, PAPER_ANGLE_STD)),
     }
     if beside is not None:
-        alike["StandardMoE"] = similarity_of(beside.model())
+        alike["StandardMoE"] = similarity_of(beside)
     return alike
 
 
-def _untrained(found: Checkpoint, angle_std: float | None = None) -> ViT:
-    """A model of the same configuration with fresh weights; they do not touch torch's own seed."""
-    config, mlp = found.config, found.config.mlp
+def _untrained(model: ViT, angle_std: float | None = None) -> ViT:
+    """One of the same configuration with fresh weights; they do not touch torch's own seed."""
+    config, mlp = model.config, model.config.mlp
     if angle_std is not None and isinstance(mlp, ButterflyConfig):
         config = replace(config, mlp=replace(mlp, angle_std=angle_std))
     with torch.random.fork_rng(devices=[]):
@@ -184,10 +186,10 @@ def _parameters() -> dict[str, float]:
     }
 
 
-def _sentence(name: str, found: Checkpoint) -> str:
-    mlp = found.config.mlp
+def _sentence(name: str, model: ViT) -> str:
+    mlp = model.config.mlp
     assert isinstance(mlp, ButterflyConfig), "a checkpoint that _read let through"
     return (
         f"the trained ButterflyViT `{name}` (d = {mlp.d_model}, F = {mlp.d_ff}, "
-        f"{found.config.layers} layers of {mlp.experts} experts)"
+        f"{model.config.layers} layers of {mlp.experts} experts)"
     )
