@@ -23,6 +23,7 @@ OPERANDS = {
     "integer_mul": "a b",
     "integer_rotate": "x blocks experts",
     "integer_softmax": "x octave",
+    "integer_turn": "x angles experts table",
     "interpolate": "x table",
     "lookup": "x table",
     "quantized_combine": "values gates multiplier",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -146,26 +147,37 @@ def turned(blocks: Any, block: Any, x: Any, start: Any, size: int) -> list[Any]:
     ]
 
 
-def rotate(spec: Spec, lanes: Lanes, name: str, turn: Turn = turned) -> Any:
-    """Group by group; ``turn`` is what multiplies a block by its group."""
-    x_type, blocks_type, experts_type = spec.operands
-    experts, groups, size, _ = blocks_type.shape
-    width = groups * size
-    rows = experts_type.shape
+@contextmanager
+def each_group(spec: Spec, chosen: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """For each group of channels of each row: which group of which expert it is turned by, counted
+    through all of them, and where it starts in x and in the result.
+
+    The second operand has a part for each group of each expert, ``chosen`` is the third one's.
+    """
+    x_type, turns_type, experts_type, *_ = spec.operands
+    experts, groups, *_ = turns_type.shape
+    width, rows = x_type.shape[-1], experts_type.shape
     steps = broadcast_strides(x_type.shape[:-1], rows)
-    with function(name, buffers(spec), spec.open) as f, nest(rows) as indices:
-        x, blocks, chosen, y = f.buffers
+    with nest(rows) as indices:
         row = T.int32(0)
         for index, count in zip(indices, rows, strict=True):
             row = row * count + index
         source = offset(indices, steps, T.int32(0)) * width
         expert = position(chosen[row], experts_type.dtype, experts)
-        shift = f.number(spec, "shift")
         with loop("group", groups) as group:
-            block = (expert * groups + group) * (size * size)
-            for i, total in enumerate(turn(blocks, block, x, source + group * size, size)):
-                code = clipped(lanes, rounded_shift(total, shift), "i8")
-                store(y, code, row * width + group * size + i)
+            first = group * (width // groups)
+            yield expert * groups + group, source + first, row * width + first
+
+
+def rotate(spec: Spec, lanes: Lanes, name: str, turn: Turn = turned) -> Any:
+    """Group by group; ``turn`` is what multiplies a block by its group."""
+    size = spec.operands[1].shape[-1]
+    with function(name, buffers(spec), spec.open) as f:
+        x, blocks, chosen, y = f.buffers
+        shift = f.number(spec, "shift")
+        with each_group(spec, chosen) as (turned_by, start, target):
+            for i, total in enumerate(turn(blocks, turned_by * (size * size), x, start, size)):
+                store(y, clipped(lanes, rounded_shift(total, shift), "i8"), target + i)
     return f.result
 
 

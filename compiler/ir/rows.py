@@ -21,6 +21,7 @@ BY_ROWS: dict[str, dict[int, int]] = {
     "integer_linear": {0: 1},
     "integer_rotate": {0: 1, 2: 0},
     "integer_softmax": {0: 1},
+    "integer_turn": {0: 1, 2: 0},
     "lookup": {0: 0},
     "quantized_combine": {0: 2, 1: 1},
     "quantized_linear": {0: 1, 4: 1},

@@ -91,6 +91,10 @@ CASES: dict[str, Case] = {
         [i8(*n, 1, 6), i16(4, 3, 2, 2), Type("i64", (*n, 3))],
         {"shift": 14},
     ),
+    "integer_turn": lambda n: (
+        [i8(*n, 1, 8), i8(4, 2, 2), Type("i64", (*n, 3)), i16(256, 2)],
+        {"order": (0, 1, 2, 3, 0, 2, 1, 3), "multiplier": 300, "shift": 14},
+    ),
     "integer_combine": lambda n: ([i8(*n, 3, 6), i16(*n, 3)], {}),
     "integer_layer_norm": lambda n: ([i16(*n, 6), i16(6), Type("i32", (6,))], {"shift": 20}),
     "integer_softmax": lambda n: ([i16(*n, 6), i16(256)], OCTAVE),

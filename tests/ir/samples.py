@@ -38,6 +38,13 @@ def _integer_samples() -> dict[str, list[tuple[list[Type], dict[str, Any]]]]:
         "integer_rotate": [
             ([Type("i8", (2, 1, 6)), Type("i16", (4, 3, 2, 2)), experts], {"shift": 14})
         ],
+        "integer_turn": [
+            (
+                [Type("i8", (2, 1, 8)), Type(dtype, (4, 2, 2)), experts, Type("i16", (size, 2))],
+                {"order": (0, 1, 2, 3, 0, 2, 1, 3), "multiplier": 300, "shift": 14},
+            )
+            for dtype, size in (("i8", 256), ("i16", 512))
+        ],
         "integer_combine": [([rows, Type("i16", (2, 3))], {})],
         "quantized_linear": [
             ([codes, Type("i8", (3, 6)), Type("i32", (3,)), Type("i16", (3,))], {"shift": 8}),

@@ -15,7 +15,7 @@ from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.compiler.ir.ops import OPS
 from butterflyc.kernels import all_kernels
 from butterflyc.kernels.integer import OPERANDS
-from butterflyc.kernels.integer_numbers import LIMITS, exp2_table
+from butterflyc.kernels.integer_numbers import LIMITS, exp2_table, turn_table
 from butterflyc.kernels.lanes import Lanes
 from butterflyc.passes.select_kernels import spec_of
 
@@ -130,6 +130,27 @@ def test_rotations(size: int, groups: int, k: int, seed: int) -> None:
     for rows in (1, k):
         x = codes(rng, "i8", 3, rows, groups * size)
         check("integer_rotate", x, blocks, experts, shift=14)
+
+
+@SOME
+@given(
+    st.sampled_from(["i8", "i16"]), st.sampled_from([2, 4]), st.integers(1, 6), st.integers(1, 4),
+    st.permutations(range(4)), st.permutations(range(4)), st.integers(0, 99),
+)  # fmt: skip
+def test_turns(
+    dtype: str, turns: int, groups: int, k: int, taken: list[int], given: list[int], seed: int
+) -> None:
+    """Any angles in any order turn the rows of each (token, expert); the largest codes, too."""
+    rng = np.random.default_rng(seed)
+    lowest, highest = np.iinfo(dtype.replace("i", "int")).min, 2 ** (int(dtype[1:]) - 1)
+    angles = rng.integers(lowest, highest, (5, groups, turns)).astype(dtype.replace("i", "int"))
+    experts = rng.integers(0, 5, (3, k)).astype(np.int64)
+    table = np.array(turn_table(dtype), np.int16)
+    said = {"order": (*taken, *given), "multiplier": 16000 + 160 * seed, "shift": 21}
+    for rows in (1, k):
+        x = codes(rng, "i8", 3, rows, groups * 4)
+        check("integer_turn", x, angles, experts, table, **said)
+        check("integer_turn", np.full_like(x, -127), angles, experts, table, **said)
 
 
 @SOME

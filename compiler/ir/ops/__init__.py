@@ -9,6 +9,7 @@ from . import (
     integer,
     integer_fused,
     integer_gates,
+    integer_turn,
     layer,
     linear,
     shape,
@@ -26,6 +27,7 @@ FAMILIES = (
     integer,
     integer_fused,
     integer_gates,
+    integer_turn,
 )
 OPS: dict[str, Op] = {entry.name: entry for family in FAMILIES for entry in family.OPS}
 
