@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -28,7 +27,7 @@ from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
 from .passes.base import Pass
-from .passes.quantize_activations import KNOWN_BITS
+from .passes.budgets import Budgets
 from .passes.select_kernels import Tuned, untuned
 from .placed import programs_of
 from .program import Program, stage_section
@@ -53,6 +52,7 @@ def compile(
     weight_snr: float | None = None,
     threads: int = 1,
     act_bits: int | None = None,
+    angles: str | None = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
@@ -71,10 +71,12 @@ def compile(
     target, by default its first; ``calibration`` are samples by which int8 chooses its scales: rows
     of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
     noise in dB, of 40 by default (docs/modes.md). In a8 activations are codes of ``act_bits`` bits,
-    8 by default, or 7 for cores without dot products. ``threads`` of a CPU compute at once, at
-    most, with the same result for any number of them (docs/threads.md). ``dump_ir`` names a folder
-    that gets the text of each stage as it is made, so that a failed pass leaves something to look
-    at; ``record`` gets what was recognised and each stage, also of a compilation that fails.
+    8 by default, or 7 for cores without dot products. In any mode ``angles`` of rotations may be
+    rounded: to ``i8``, 256 of a turn, ``i16``, or ``f16`` (docs/modes.md). ``threads`` of a CPU
+    compute at once, at most, with the same result for any number of them (docs/threads.md).
+    ``dump_ir`` names a folder that gets the text of each stage as it is made, so that a failed pass
+    leaves something to look at; ``record`` gets what was recognised and each stage, also of a
+    compilation that fails.
 
     ``memories`` are a board's that differ from what `targets` says: ``{"flash": "8M", "partition":
     "3M", "sram": "200K", "psram": "8M"}``, or some of these. ``records`` say which kernels `tune`
@@ -90,8 +92,8 @@ def compile(
     core = sized(core, memories or {}, family.MEMORIES)
     mode = mode or family.MODES[0]
     _check_threads(threads, core, family.THREADS)
-    budgets = _budgets(mode, weight_snr, act_bits)
-    source = replace(open_model(model, example_inputs, progress), **budgets)
+    budgets = Budgets.asked(mode, weight_snr=weight_snr, act_bits=act_bits, angles=angles)
+    source = replace(open_model(model, example_inputs, progress), budgets=budgets)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
     record = record or Record()
@@ -121,48 +123,12 @@ def compile(
     return Program(Artefact(program.manifest, sections), program.fresh_stages)
 
 
-def _budgets(mode: str, weight_snr: float | None, act_bits: int | None) -> dict[str, Any]:
-    """What a source is to know of the budgets given. Raises UsageError for a wrong one."""
-    if weight_snr is not None:
-        _check_budget(weight_snr, mode)
-    if act_bits is not None:
-        _check_act_bits(act_bits, mode)
-    given = {"weight_snr": weight_snr, "act_bits": act_bits}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _check_budget(weight_snr: float, mode: str) -> None:
-    if mode != "int8":
-        raise UsageError(
-            f"weights keep a signal to noise of {weight_snr} dB in mode int8, this is mode {mode}",
-            help="leave it out, or compile in mode int8",
-        )
-    if not 0 <= weight_snr < math.inf:
-        raise UsageError(
-            f"a signal to noise of {weight_snr} dB, of at least 0 wanted",
-            help="40 is the default, of 30 most weights have 4 digits, of 20 three",
-        )
-
-
 def _check_threads(threads: int, core: Core, most: int) -> None:
     if not 1 <= threads <= most:
         some = f"1 to {most} threads" if most > 1 else "one thread"
         raise UsageError(
             f"{threads} threads for {core.name}, which takes {some}",
             help="as many as the CPU has cores are enough" if most > 1 else "leave it out",
-        )
-
-
-def _check_act_bits(act_bits: int, mode: str) -> None:
-    if mode != "a8":
-        raise UsageError(
-            f"activations are codes of {act_bits} bits in mode a8, this is mode {mode}",
-            help="leave it out, or compile in mode a8",
-        )
-    if act_bits not in KNOWN_BITS:
-        raise UsageError(
-            f"activations of {act_bits} bits, of {' or '.join(map(str, KNOWN_BITS))} wanted",
-            help="8 is the default; 7 lose twice as much, and are faster without dot products",
         )
 
 
@@ -218,8 +184,8 @@ def lower(
     """Capture, recognise, and run the target's passes; every stage is verified and recorded."""
     samples = source.samples(progress) if mode == "int8" else ()
     several = {"threads": threads} if threads > 1 else {}
-    budgets = source.weight_snr, source.act_bits
-    passes = family_of(core).passes(core, mode, samples, *budgets, **several, tuned=tuned)
+    family = family_of(core)
+    passes = family.passes(core, mode, samples, source.budgets, **several, tuned=tuned)
     record = record or Record()
     stages = _Stages(record.stages, dump)
     progress("capturing with torch.export")
@@ -326,8 +292,7 @@ def _assemble(
         "target": built.core.name,
         "core": attrs.asdict(built.core),
         "mode": built.mode,
-        "weight_snr": source.weight_snr if built.mode == "int8" else None,
-        "act_bits": source.act_bits if built.mode == "a8" else None,
+        **source.budgets.said(built.mode),
         **ports(last),
         "stages": list(stages),
         "census": {

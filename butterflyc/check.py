@@ -16,9 +16,8 @@ from .compiler.ir import Graph
 from .compiler.run.hosted import Hosted
 from .compiler.run.native import Native
 from .on_gpu import loaded
+from .passes.budgets import Budgets
 from .passes.force_routing import ForceRouting
-from .passes.quantize_activations import ACT_BITS
-from .passes.quantize_weights import WEIGHT_SNR
 from .passes.select_kernels import without_kernels
 from .placed import Placed
 from .program import Program
@@ -115,10 +114,7 @@ def _lowered_again(program: Program, source: Source, progress: Progress) -> Mapp
     from .build import lower
 
     core = core_from(program.manifest["core"])
-    if program.mode == "int8":
-        source = replace(source, weight_snr=program.manifest.get("weight_snr", WEIGHT_SNR))
-    if program.mode == "a8":
-        source = replace(source, act_bits=program.manifest.get("act_bits", ACT_BITS))
+    source = replace(source, budgets=Budgets.of(program.manifest))
     again = lower(
         source, core, program.mode, program.name, progress=progress, threads=program.threads
     )

@@ -12,8 +12,7 @@ import numpy as np
 
 from .compiler.capture.load import load_model
 from .compiler.errors import BadInput, ButterflycError
-from .passes.quantize_activations import ACT_BITS
-from .passes.quantize_weights import WEIGHT_SNR
+from .passes.budgets import DEFAULT, Budgets
 
 if TYPE_CHECKING:
     from .compiler.capture.arguments import Arguments
@@ -25,15 +24,13 @@ Progress = Callable[[str], None]
 class Source:
     """A torch module or exported program, example arguments, and samples to calibrate on if known.
 
-    ``calibration``: rows of the first input, [N, ...]. ``weight_snr`` is `Quantize`'s, in dB;
-    ``act_bits`` are `QuantizeActivations`'.
+    ``calibration``: rows of the first input, [N, ...]. ``budgets`` are what it may lose.
     """
 
     module: Any
     examples: Arguments
     calibration: np.ndarray | None = None
-    weight_snr: float = WEIGHT_SNR
-    act_bits: int = ACT_BITS
+    budgets: Budgets = DEFAULT
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:

@@ -35,7 +35,8 @@ from ..compiler.ir.ops.elementwise import ACTIVATIONS
 from ..compiler.ir.ops.layer import TURNED
 from .base import Walk, is_constant, rewrite
 from .fuse_experts import Chain, tokens_of
-from .fuse_layers import TOLERANCE, down, pairs_of
+from .fuse_layers import down
+from .givens import TOLERANCE, pairs_of
 from .orders import Order, inverse, is_injective, order_of, reordered
 from .rules_shape import compose_reshapes, drop_identity
 

@@ -34,11 +34,13 @@ Array = np.ndarray
 class Quantize:
     """All of a graph in integers, with scales by what ``samples`` are: one array an input each.
 
-    Dense weights have as few digits as keep ``weight_snr`` dB, those of routers all five.
+    Dense weights have as few digits as keep ``weight_snr`` dB, those of routers all five. Rotations
+    are kept as ``angles`` of that dtype where they can be, by default as blocks.
     """
 
     samples: Sequence[tuple[Array, ...]]
     weight_snr: float = WEIGHT_SNR
+    angles: str | None = None
     name = "quantize"
     exact = False
 
@@ -46,7 +48,8 @@ class Quantize:
         graph = rebuild(graph, _apart)
         _check_covered(graph)
         budgets = dict.fromkeys(deciding(graph), math.inf)
-        quantizer = Quantizer(graph, calibrate(graph, self.samples), self.weight_snr, budgets)
+        seen = calibrate(graph, self.samples)
+        quantizer = Quantizer(graph, seen, self.weight_snr, budgets, self.angles)
         for node in graph.nodes:
             if node.op == "input":
                 quantizer.done[node] = _input(quantizer, node)

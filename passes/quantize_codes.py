@@ -38,11 +38,13 @@ class Quantizer:
         seen: Mapping[Node, Seen],
         weight_snr: float,
         budgets: Mapping[Node, float],
+        angles: str | None = None,
     ) -> None:
         self.graph = graph
         self.seen = seen
         self._weight_snr = weight_snr
         self._budgets = budgets
+        self.angles = angles
         self.store: dict[str, Array] = dict(graph.constants)
         self.done: dict[Node, Node] = {}
         self._leaders: dict[Node, Node] = {}

@@ -23,6 +23,7 @@ from ..compiler.run.native import cpu_features
 from ..kernels import all_kernels
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
+from ..passes.budgets import DEFAULT, Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations
@@ -32,8 +33,7 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
-from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
-from ..passes.quantize_weights import WEIGHT_SNR
+from ..passes.quantize_activations import QuantizeActivations
 from ..passes.select_kernels import SelectKernels, Tuned, untuned
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.split_work import SplitWork
@@ -42,7 +42,7 @@ from .lanes_in_order import NeonInOrder
 from .lanes_in_order_dot import NeonDotInOrder
 from .lanes_neon import Neon, NeonDot, NeonV7
 from .lanes_x86 import Avx2
-from .parts import check_mode, integer_passes, kernel_functions
+from .parts import check_mode, integer_passes, kernel_functions, rounded_angles
 from .registry import Core, load_core
 
 LANES: dict[str, Lanes] = {
@@ -131,31 +131,31 @@ def passes(
     core: Core,
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
-    weight_snr: float = WEIGHT_SNR,
-    act_bits: int = ACT_BITS,
+    budgets: Budgets = DEFAULT,
     threads: int = 1,
     tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
-    """The pipeline, in order; ``samples`` and ``weight_snr`` are what int8 chooses codes by.
+    """The pipeline, in order; ``samples`` are what int8 chooses codes by.
 
-    ``act_bits`` are `QuantizeActivations`', of mode a8, and ``tuned`` is `SelectKernels`'. For more
-    than one of ``threads`` work is split at the end: ``NAME_run`` stays what it is.
+    ``tuned`` is `SelectKernels`'. For more than one of ``threads`` work is split at the end:
+    ``NAME_run`` stays what it is.
     Raises UsageError for a mode that CPUs do not have.
     """
     check_mode(core.name, mode, MODES)
     lanes, kernels = machine(core).lanes, all_kernels()
     split = (SplitWork(kernels, lanes, threads),) if threads > 1 else ()
     if mode == "int8":
-        whole = integer_passes(samples, weight_snr, lanes, keep_routing=True, tuned=tuned)
+        whole = integer_passes(samples, budgets, lanes, keep_routing=True, tuned=tuned)
         return *whole, *split
     return (
         Canonicalize(),
         MergeRotations(),
+        *rounded_angles(budgets),
         SpreadRotations(lanes.float_lanes),
         FoldPermutations(),
         ShareExpertMatmul(),
         CombineBeforeDown(),
-        *((QuantizeActivations(act_bits),) if mode == "a8" else ()),
+        *((QuantizeActivations(budgets.act_bits),) if mode == "a8" else ()),
         FuseAttention(),
         FuseExperts(),
         NarrowConstants(),

@@ -18,6 +18,7 @@ from ..compiler.run.plans import PATH, LayerPlan, Plans, launches_of, pack_plans
 from ..kernels.gpu.launch import Gpu
 from ..kernels.record import Kernel
 from ..passes.base import Pass
+from ..passes.budgets import DEFAULT, Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations
@@ -29,12 +30,11 @@ from ..passes.half_products import HalfProducts
 from ..passes.merge_rotations import MergeRotations
 from ..passes.narrow_constants import NarrowConstants
 from ..passes.pack_weights import PackWeights
-from ..passes.quantize_activations import ACT_BITS, QuantizeActivations
-from ..passes.quantize_weights import WEIGHT_SNR
+from ..passes.quantize_activations import QuantizeActivations
 from ..passes.select_kernels import SelectKernels, Tuned, kernel_of, spec_of, untuned
 from ..passes.share_expert_matmul import ShareExpertMatmul
 from . import tuned as by_device
-from .parts import check_mode
+from .parts import check_mode, rounded_angles
 from .registry import Core, core_names, load_core
 
 # What products of each mode are of: i8 is f16 but for the ternary products.
@@ -129,11 +129,10 @@ def passes(
     core: Core,
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
-    weight_snr: float = WEIGHT_SNR,
-    act_bits: int = ACT_BITS,
+    budgets: Budgets = DEFAULT,
     tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
-    """The pipeline, in order; ``samples``, ``weight_snr`` and ``act_bits`` are of other modes.
+    """The pipeline, in order; ``samples`` are of another mode.
 
     ``tuned`` comes before what is shipped of the GPU's kind.
     Raises UsageError for a mode that GPUs, or this one, do not have.
@@ -146,6 +145,7 @@ def passes(
     return (
         Canonicalize(),
         MergeRotations(),
+        *rounded_angles(budgets),
         FoldPermutations(),
         ShareExpertMatmul(),
         CombineBeforeDown(),

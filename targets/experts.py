@@ -9,6 +9,7 @@ from ..compiler.ir import Graph, Node
 from ..compiler.ir.views import root_of
 from ..passes.arena import aligned
 
+ROTATIONS = ("integer_rotate", "integer_turn")
 # Ops between a router's product and the choice: what they read beside it is the router's too.
 ROUTING = ("reshape", "requantize", "saturating_add", "integer_softmax", "lookup")
 
@@ -48,7 +49,7 @@ class Experts:
 
 def experts_of(graph: Graph) -> Experts | None:
     """The experts of ``graph``; None if it routes nothing, or its layers differ in their number."""
-    rotations = [node for node in graph.nodes if node.op == "integer_rotate" and _routed(node)]
+    rotations = [node for node in graph.nodes if node.op in ROTATIONS and _routed(node)]
     choices = {root_of(node.operands[2])[0] for node in rotations}
     counts = {choice.operands[0].type.shape[-1] for choice in choices}
     chosen = {int(choice["k"]) for choice in choices}

@@ -13,10 +13,9 @@ from ..compiler.lower.emit_c import emit_header, lower_for_c
 from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
+from ..passes.budgets import DEFAULT, Budgets
 from ..passes.fewer_digits import FewerDigits
 from ..passes.fuse_epilogues import FuseEpilogues
-from ..passes.quantize_activations import ACT_BITS
-from ..passes.quantize_weights import WEIGHT_SNR
 from ..passes.select_kernels import Tuned, untuned
 from ..passes.tile_rows import TileRows
 from . import placement
@@ -52,19 +51,17 @@ def passes(
     core: Core,
     mode: str,
     samples: Sequence[tuple[np.ndarray, ...]] = (),
-    weight_snr: float = WEIGHT_SNR,
-    act_bits: int = ACT_BITS,
+    budgets: Budgets = DEFAULT,
     tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
-    """`integer_passes`; ``act_bits`` are of mode a8, which no such target has.
+    """`integer_passes`; ``tuned`` is `SelectKernels`'.
 
-    ``tuned`` is `SelectKernels`'.
     Raises UsageError for a mode that these targets do not have.
     """
     check_mode(core.name, mode, MODES)
     own = FuseEpilogues(), TileRows()
     lanes, price = machine(core).lanes, prices_of(core.runner).instructions
-    return integer_passes(samples, weight_snr, lanes, False, own, True, price, tuned)
+    return integer_passes(samples, budgets, lanes, False, own, True, price, tuned)
 
 
 def emit(

@@ -16,6 +16,7 @@ from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec
 from ..kernels.tir import DISTINCT
 from ..passes.base import Pass
+from ..passes.budgets import Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations
@@ -23,6 +24,7 @@ from ..passes.merge_rotations import MergeRotations
 from ..passes.pack_weights import PackWeights
 from ..passes.plan_memory import PlanMemory
 from ..passes.quantize import Quantize
+from ..passes.quantize_angles import QuantizeAngles
 from ..passes.select_kernels import (
     Price,
     SelectKernels,
@@ -44,9 +46,14 @@ def check_mode(target: str, mode: str, modes: Sequence[str]) -> None:
         raise UsageError(f"target {target} has no mode '{mode}'", help=f"modes: {', '.join(modes)}")
 
 
+def rounded_angles(budgets: Budgets) -> tuple[Pass, ...]:
+    """The pass that rounds angles, if they are to be."""
+    return (QuantizeAngles(budgets.angles),) if budgets.angles else ()
+
+
 def integer_passes(
     samples: Sequence[tuple[np.ndarray, ...]],
-    weight_snr: float,
+    budgets: Budgets,
     lanes: Lanes,
     keep_routing: bool,
     after: Sequence[Pass] = (),
@@ -54,7 +61,7 @@ def integer_passes(
     price: Price = unpriced,
     tuned: Tuned = untuned,
 ) -> tuple[Pass, ...]:
-    """Mode int8, in order: ``samples`` and ``weight_snr`` are those of `Quantize`.
+    """Mode int8, in order: ``samples`` are those of `Quantize`.
 
     ``after`` are a family's own passes on integers; ``sharing`` is `PlanMemory`'s, ``price`` and
     ``tuned`` are `SelectKernels`'.
@@ -64,11 +71,12 @@ def integer_passes(
     return (
         Canonicalize(),
         MergeRotations(),
+        *rounded_angles(budgets),
         FoldPermutations(),
         ShareExpertMatmul(),
         CombineBeforeDown(),
         SplitHeads(),
-        Quantize(samples, weight_snr),
+        Quantize(samples, budgets.weight_snr, budgets.angles),
         *after,
         select,
         SpareArena(select, keep_routing, sharing),

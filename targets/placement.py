@@ -24,6 +24,8 @@ KINDS = {
     ("integer_linear", 1): "dense weights",
     ("integer_linear", 2): "biases",
     ("integer_rotate", 1): "rotations",
+    ("integer_turn", 1): "rotations",
+    ("integer_turn", 3): "tables",
     ("integer_layer_norm", 1): "norms",
     ("integer_layer_norm", 2): "norms",
     ("ternary_dot", 1): "ternary weights",

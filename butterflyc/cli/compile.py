@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     "--threads", type=int, default=1, show_default=True, help="Of a CPU: the most at once."
 )
 @click.option("--act-bits", type=int, metavar="N", help="Of activations in a8: 8 (default) or 7.")
+@click.option("--angles", help="Of rotations: i8, i16 or f16; by default as they are.")
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
@@ -61,6 +62,7 @@ def command(
     weight_snr: float | None,
     threads: int,
     act_bits: int | None,
+    angles: str | None,
     name: str,
     target_file: Path | None,
     flash: str | None,
@@ -108,6 +110,7 @@ def command(
                 weight_snr=weight_snr,
                 threads=threads,
                 act_bits=act_bits,
+                angles=angles,
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},

@@ -28,6 +28,7 @@ INTERRUPTED = 130
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Samples: an .npz file.")
 @click.option("--weight-snr", type=float, metavar="DB", help="Of dense weights in int8.")
 @click.option("--act-bits", type=int, metavar="N", help="Of activations in a8: 8 or 7.")
+@click.option("--angles", help="Of rotations: i8, i16 or f16; by default as they are.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--budget", default="5m", show_default=True, help="90s, 5m, 1h; or trials a kernel.")
 @click.option("--only", default="", metavar="TEXT", help="Kernels whose call holds it: linear.")
@@ -52,6 +53,7 @@ def command(
     calibrate: Path | None,
     weight_snr: float | None,
     act_bits: int | None,
+    angles: str | None,
     target_file: Path | None,
     budget: str,
     only: str,
@@ -97,6 +99,7 @@ def command(
         "calibration": _samples(calibrate),
         "weight_snr": weight_snr,
         "act_bits": act_bits,
+        "angles": angles,
         "target_file": target_file,
         "budget": budget,
         "only": only,

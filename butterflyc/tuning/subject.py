@@ -14,6 +14,7 @@ from ..build import before_kernels, family_of, lower
 from ..compiler.errors import UsageError
 from ..compiler.ir import Graph
 from ..passes.base import Pass
+from ..passes.budgets import Budgets
 from ..program import Program, load
 from ..source import open_model
 from ..targets.registry import Core, core_from, load_core
@@ -47,12 +48,13 @@ def subject_of(
     calibration: Any = None,
     act_bits: int | None = None,
     weight_snr: float | None = None,
+    angles: str | None = None,
     target_file: str | Path | None = None,
     progress: Told = lambda _: None,
 ) -> Subject:
     """What ``model`` is, which is given as `tune` takes it. Raises UsageError for a target beside a
     program, UnknownName for one that there is none of."""
-    budgets = {"act_bits": act_bits, "weight_snr": weight_snr}
+    budgets = {"act_bits": act_bits, "weight_snr": weight_snr, "angles": angles}
     program = _program(model)
     if program is not None:
         own = {"target": target, "target_file": target_file, "mode": mode, **budgets}
@@ -101,9 +103,10 @@ def _of_model(
     progress: Told,
 ) -> tuple[Graph, Sequence[Pass]]:
     """The same of a model that is to be compiled."""
-    source = open_model(model, examples, progress)
-    source = replace(source, **{name: b for name, b in budgets.items() if b is not None})
+    mode = mode or family_of(core).MODES[0]
+    asked = Budgets.asked(mode, **budgets)
+    source = replace(open_model(model, examples, progress), budgets=asked)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))
-    built = lower(source, core, mode or family_of(core).MODES[0], "bfly", progress=progress)
+    built = lower(source, core, mode, "bfly", progress=progress)
     return built.unselected, built.passes

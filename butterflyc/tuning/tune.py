@@ -31,6 +31,7 @@ def tune(
     calibration: Any = None,
     act_bits: int | None = None,
     weight_snr: float | None = None,
+    angles: str | None = None,
     target_file: str | Path | None = None,
     budget: str = "5m",
     only: str = "",
@@ -68,6 +69,7 @@ def tune(
         calibration=calibration,
         act_bits=act_bits,
         weight_snr=weight_snr,
+        angles=angles,
         target_file=target_file,
         progress=progress,
     )

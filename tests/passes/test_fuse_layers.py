@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterflyc.compiler.ir import Graph
-from butterflyc.compiler.ir.ops.layer import IN_ORDER, turn
+from butterflyc.compiler.ir.ops.layer import IN_ORDER
 from butterflyc.passes.base import load
-from butterflyc.passes.fuse_layers import FuseLayers, Order, pairs_of
+from butterflyc.passes.fuse_layers import FuseLayers
+from butterflyc.passes.givens import Order, blocks_of, pairs_of
 from butterflyc.passes.quantize_activations import QuantizeActivations
 
 from .graphs import Mixture, Rotation, build, mixtures, some
@@ -23,14 +24,6 @@ from .test_fuse_experts import prepared
 def fused(graph: Graph, *more: QuantizeActivations) -> Graph:
     """``graph`` as this pass gets it."""
     return load("fuse-experts")()(prepared(graph, *more))
-
-
-def blocks_of(pairs: np.ndarray, order: Order) -> np.ndarray:
-    """The 4 x 4 blocks that ``pairs`` [E, G, 4, 2] turn by."""
-    groups = pairs.shape[1]
-    units = np.tile(np.eye(4), (1, groups))
-    turned = turn(units[None], pairs[:, None], order)  # [E, member, channels]
-    return turned.reshape(len(pairs), 4, groups, 4).transpose(0, 2, 3, 1)
 
 
 def quarter_turns(graph: Graph) -> Graph:

@@ -13,6 +13,7 @@ from butterflyc.compiler.errors import BadInput, Unsupported
 from butterflyc.compiler.ir import Graph, Node, Type, input_node, make, result, verify
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.kernels.lanes import Lanes
+from butterflyc.passes.budgets import DEFAULT
 from butterflyc.passes.quantize import Quantize
 from butterflyc.targets.parts import integer_passes
 
@@ -22,7 +23,7 @@ from .meaning import GOLDEN, Golden
 
 def in_front(graph: Graph) -> Graph:
     """What the passes in front of this one make of a graph."""
-    steps = integer_passes((), 40.0, Lanes(), keep_routing=False)
+    steps = integer_passes((), DEFAULT, Lanes(), keep_routing=False)
     for step in takewhile(lambda step: step.name != "quantize", steps):
         graph = step(graph)
     return graph
