@@ -1,18 +1,20 @@
 """Counts kernels on the machines of microcontrollers, and writes what their work costs there.
 
-    python benchmarks/count_kernels.py [MACHINE] ...
+    python benchmarks/count_kernels.py [MACHINE] ... [--op OP ...]
 
 Each kernel of integer mode is counted for the sizes in counted_specs.py, some in several ways. The
 prices of its classes of work are those that come nearest to all counts, by least squares of the
-relative errors. The tables are targets/prices/.
+relative errors. The tables are targets/prices/. With ``--op`` only the kernels of those ops are
+counted, and the rest of a table stays as it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,9 +43,9 @@ ARGUMENTS = (2, 4, 6, 8, 10, 12)
 COPIED = (96, 200, 500, 1500)
 
 
-def asked(lanes: Lanes) -> Iterator[tuple[Kernel, Spec]]:
+def asked(lanes: Lanes, ops: Iterable[str]) -> Iterator[tuple[Kernel, Spec]]:
     """All calls that are counted."""
-    for op in OPS:
+    for op in ops:
         for kernel in all_kernels():
             if op not in kernel.ops or kernel.name in NOT_COUNTED:
                 continue
@@ -62,12 +64,12 @@ def ways_of(kernel: Kernel, spec: Spec, lanes: Lanes) -> list[Spec]:
     return [way for way in specs if kernel.supports(way, lanes)]
 
 
-def price(machine: str) -> dict[str, dict[str, float]]:
-    """The prices of all kernels, by `entry`."""
+def price(machine: str, ops: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The prices of all kernels of ``ops``, by `entry`."""
     lanes = mcu.machine(load_core(machine)).lanes
     works: dict[str, list[Mapping[str, float]]] = defaultdict(list)
     counts: dict[str, list[int]] = defaultdict(list)
-    calls = list(asked(lanes))
+    calls = list(asked(lanes, ops))
     for i, (kernel, spec) in enumerate(calls):
         work = work_of(kernel.build(kernel.opened(spec), lanes, "kernel"))
         assert work is not None, f"{kernel.name}: data decide how often loops turn"
@@ -140,14 +142,20 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    for machine in sys.argv[1:] or MACHINES:
-        data = {
-            "compiler": compiler_version(machine),
-            "driver": driver(machine),
-            "kernels": price(machine),
-        }
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("machines", nargs="*", default=MACHINES)
+    parser.add_argument("--op", nargs="+", choices=tuple(OPS), default=())
+    options = parser.parse_args()
+    for machine in options.machines:
+        path = TABLES / f"{machine}.json"
+        if options.op:
+            data = json.loads(path.read_text())
+            data["kernels"] |= price(machine, options.op)
+        else:
+            made = {"compiler": compiler_version(machine), "driver": driver(machine)}
+            data = {**made, "kernels": price(machine, OPS)}
         TABLES.mkdir(exist_ok=True)
-        write_whole(TABLES / f"{machine}.json", [(json.dumps(data, indent=1) + "\n").encode()])
+        write_whole(path, [(json.dumps(data, indent=1) + "\n").encode()])
 
 
 if __name__ == "__main__":

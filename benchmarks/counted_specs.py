@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from butterflyc.compiler.run.kernel import spec_for
+from butterflyc.kernels.integer_numbers import turn_table
 from butterflyc.kernels.record import Spec, Tensor
 
 SEED = 0
@@ -93,6 +94,20 @@ def rotate(draw: Draw) -> Spec:
     where = Tensor("i64", (tokens, chosen))
     result = Tensor("i8", (tokens, chosen, groups * block))
     return spec("integer_rotate", [x, blocks, where], result, shift=15)
+
+
+def turn(draw: Draw) -> Spec:
+    tokens, chosen, experts = size(draw, 1, 9), size(draw, 1, 4), size(draw, 2, 16)
+    groups, turns, dtype = size(draw, 2, 96), 2 + 2 * int(flag(draw)), code(draw)
+    operands = [
+        Tensor("i8", (tokens, chosen if flag(draw) else 1, groups * 4)),
+        Tensor(dtype, (experts, groups, turns)),
+        Tensor("i64", (tokens, chosen)),
+        Tensor("i16", (len(turn_table(dtype)), 2)),
+    ]
+    result = Tensor("i8", (tokens, chosen, groups * 4))
+    order = (0, 1, 2, 3, 0, 2, 1, 3)
+    return spec("integer_turn", operands, result, order=order, multiplier=16384, shift=21)
 
 
 def combine(op: str) -> Callable[[Draw], Spec]:
@@ -239,6 +254,7 @@ OPS: dict[str, Callable[[Draw], Spec]] = {
     "ternary_dot": ternary("ternary_dot"),
     "quantized_ternary": ternary("quantized_ternary"),
     "integer_rotate": rotate,
+    "integer_turn": turn,
     "integer_combine": combine("integer_combine"),
     "quantized_combine": combine("quantized_combine"),
     "integer_softmax": softmax,

@@ -41,10 +41,10 @@ def machine(request: pytest.FixtureRequest, needs_tool: Callable[..., str]) -> s
 
 
 @cache
-def compiled(config: ViTConfig, seed: int, target: str) -> Program:
+def compiled(config: ViTConfig, seed: int, target: str, angles: str | None = None) -> Program:
     torch.manual_seed(seed)
-    examples = (torch.from_numpy(IMAGES[:1]),)
-    return bc.compile(ViT(config).eval(), examples, target=target, calibration=IMAGES, name="vit")
+    asked = {"target": target, "calibration": IMAGES, "angles": angles, "name": "vit"}
+    return bc.compile(ViT(config).eval(), (torch.from_numpy(IMAGES[:1]),), **asked)
 
 
 def config(layer: ButterflyConfig) -> ViTConfig:
@@ -115,9 +115,22 @@ def test_random_models(
     np.testing.assert_array_equal(ran.outputs, wanted(program, codes))
 
 
+@pytest.mark.parametrize("angles", ["i8", "i16"])
+def test_angles_have_the_bits_of_the_interpreter(machine: str, angles: str, tmp_path: Path) -> None:
+    """Rotations by angles in place of blocks, of one layer of turns and of two."""
+    layer = ButterflyConfig(16, 32, 4, 2, layers_in=1, layers_out=2, angle_std=1.0)
+    program = compiled(config(layer), 0, machine, angles)
+    ops = [node.op for node in program.stages["plan_memory"].nodes]
+    assert (ops.count("integer_turn"), ops.count("integer_rotate")) == (2, 0)
+    codes = inputs_of(program, 1)
+    ran = run_on(machine, program, codes, tmp_path)
+    np.testing.assert_array_equal(ran.outputs, wanted(program, codes))
+    assert ran.foreign <= ALLOWED
+
+
 def test_the_c_has_no_warnings(machine: str, tmp_path: Path) -> None:
     """Strict C99 compilers, and C++ ones for the headers, have nothing to say."""
-    program = compiled(SMALL, 0, machine)
+    program = compiled(SMALL, 0, machine, "i16")
     for name, text in sources(program).items():
         (tmp_path / name).write_text(text)
     strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
