@@ -27,7 +27,7 @@ from .compiler.run.user_mode import EMULATORS
 from .compiler.tensors import pack_arrays
 from .explain import Record
 from .passes.base import Pass
-from .passes.budgets import Budgets
+from .passes.budget import Budgets
 from .passes.select_kernels import Tuned, untuned
 from .placed import programs_of
 from .program import Program, stage_section

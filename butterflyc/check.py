@@ -16,7 +16,7 @@ from .compiler.ir import Graph
 from .compiler.run.hosted import Hosted
 from .compiler.run.native import Native
 from .on_gpu import loaded
-from .passes.budgets import Budgets
+from .passes.budget import Budgets
 from .passes.force_routing import ForceRouting
 from .passes.select_kernels import without_kernels
 from .placed import Placed
@@ -28,6 +28,7 @@ from .verify import Case, Verification, golden, golden_cases, verify, verify_sta
 Progress = Callable[[str], None]
 # Lossy passes may change the result of a model by this much, relative: their stated budgets.
 BUDGETS = {"quantize_activations": 0.05, "quantize": 0.3, "half_products": 0.05}
+BUDGETS |= {"quantize_angles": 0.1}
 # Of codes of 7 bits, whose steps are twice as large.
 SEVEN_BITS = {"quantize_activations": 0.1}
 BISECT_SAMPLES = 4
@@ -70,7 +71,7 @@ def check(
     cases = []
     for batch in batches:
         model = source.eager(batch)[0]
-        wanted = model if program.mode == "f32" else interpret_real(last, *batch)[0]
+        wanted = model if program.is_exact else interpret_real(last, *batch)[0]
         cases.append(Case(batch, wanted, model))
     outcome = verify(
         program,
@@ -78,7 +79,7 @@ def check(
         labels,
         routing=reference,
         forced=_forced(program, on, progress),
-        against="PyTorch" if program.mode == "f32" else "the interpreter; PyTorch for top-1",
+        against="PyTorch" if program.is_exact else "the interpreter; PyTorch for top-1",
         on=on,
         progress=progress,
     )

@@ -55,6 +55,11 @@ class Program(Callable):
         return str(self.manifest["mode"])
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it is to compute what PyTorch does, and not what some passes rounded."""
+        return self.mode == "f32" and not self.manifest.get("angles")
+
+    @property
     def threads(self) -> int:
         """How many threads may compute at once."""
         return int(self.manifest.get("threads", 1))

@@ -12,7 +12,7 @@ import numpy as np
 
 from .compiler.capture.load import load_model
 from .compiler.errors import BadInput, ButterflycError
-from .passes.budgets import DEFAULT, Budgets
+from .passes.budget import DEFAULT, Budgets
 
 if TYPE_CHECKING:
     from .compiler.capture.arguments import Arguments

@@ -149,7 +149,7 @@ class Case:
 def golden_cases(program: Program) -> list[Case]:
     """The samples that an artefact carries, with what was expected of them."""
     samples, expected = golden(program)
-    kind = "eager" if program.mode == "f32" else "expected"
+    kind = "eager" if program.is_exact else "expected"
     pairs = zip(samples, expected[kind], expected["eager"], strict=True)
     return [Case(inputs, wanted[0], model[0]) for inputs, wanted, model in pairs]
 

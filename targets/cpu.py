@@ -23,7 +23,7 @@ from ..compiler.run.native import cpu_features
 from ..kernels import all_kernels
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
-from ..passes.budgets import DEFAULT, Budgets
+from ..passes.budget import DEFAULT, Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations

@@ -18,7 +18,7 @@ from ..compiler.run.plans import PATH, LayerPlan, Plans, launches_of, pack_plans
 from ..kernels.gpu.launch import Gpu
 from ..kernels.record import Kernel
 from ..passes.base import Pass
-from ..passes.budgets import DEFAULT, Budgets
+from ..passes.budget import DEFAULT, Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations

@@ -13,7 +13,7 @@ from ..compiler.lower.emit_c import emit_header, lower_for_c
 from ..compiler.lower.model_c import ALIGNMENT, write_model
 from ..kernels.lanes import Lanes
 from ..passes.base import Pass
-from ..passes.budgets import DEFAULT, Budgets
+from ..passes.budget import DEFAULT, Budgets
 from ..passes.fewer_digits import FewerDigits
 from ..passes.fuse_epilogues import FuseEpilogues
 from ..passes.select_kernels import Tuned, untuned

@@ -16,7 +16,7 @@ from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec
 from ..kernels.tir import DISTINCT
 from ..passes.base import Pass
-from ..passes.budgets import Budgets
+from ..passes.budget import Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations

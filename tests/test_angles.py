@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import butterflyc as bc
-from butterflyc.check import _lowered_again
+from butterflyc.check import _lowered_again, check
 from butterflyc.cli.app import run
 from butterflyc.compiler.errors import UsageError
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
@@ -48,6 +48,14 @@ def test_the_fewer_bits_the_larger_the_error() -> None:
     assert max(errors[1:3]) < 1e-3 < errors[3]
     for kind in KINDS:
         assert verify(program(angles=kind)).passed
+
+
+def test_bisecting_allows_what_angles_lose() -> None:
+    """Against PyTorch itself a program with rounded angles passes, stage by stage."""
+    outcome = check(program(angles="i8"), model(), bisect=True)
+    assert outcome.passed
+    assert outcome.against.startswith("the interpreter")
+    assert {s.stage: s.limit for s in outcome.stages}["quantize_angles"] == 0.1
 
 
 @pytest.mark.parametrize("angles", [None, *KINDS])

@@ -14,7 +14,7 @@ from ..build import before_kernels, family_of, lower
 from ..compiler.errors import UsageError
 from ..compiler.ir import Graph
 from ..passes.base import Pass
-from ..passes.budgets import Budgets
+from ..passes.budget import Budgets
 from ..program import Program, load
 from ..source import open_model
 from ..targets.registry import Core, core_from, load_core

@@ -13,7 +13,7 @@ from butterflyc.compiler.errors import BadInput, Unsupported
 from butterflyc.compiler.ir import Graph, Node, Type, input_node, make, result, verify
 from butterflyc.compiler.ir.interpret import interpret
 from butterflyc.kernels.lanes import Lanes
-from butterflyc.passes.budgets import DEFAULT
+from butterflyc.passes.budget import DEFAULT
 from butterflyc.passes.quantize import Quantize
 from butterflyc.targets.parts import integer_passes
 
