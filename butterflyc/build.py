@@ -53,6 +53,7 @@ def compile(
     threads: int = 1,
     act_bits: int | None = None,
     angles: str | None = None,
+    prefer: str | None = None,
     name: str = "bfly",
     target_file: str | Path | None = None,
     memories: Mapping[str, str | int] | None = None,
@@ -72,8 +73,10 @@ def compile(
     of the one input. In int8 dense weights have as few digits as keep ``weight_snr``, a signal to
     noise in dB, of 40 by default (docs/modes.md). In a8 activations are codes of ``act_bits`` bits,
     8 by default, or 7 for cores without dot products. In any mode ``angles`` of rotations may be
-    rounded: to ``i8``, 256 of a turn, ``i16``, or ``f16`` (docs/modes.md). ``threads`` of a CPU
-    compute at once, at most, with the same result for any number of them (docs/threads.md).
+    rounded: to ``i8``, 256 of a turn, ``i16``, or ``f16`` (docs/modes.md). In int8 kernels are
+    chosen by what ``prefer`` says: by default ``speed``, or the ``size`` of their constants.
+    ``threads`` of a CPU compute at once, at most, with the same result for any number of them
+    (docs/threads.md).
     ``dump_ir`` names a folder that gets the text of each stage as it is made, so that a failed pass
     leaves something to look at; ``record`` gets what was recognised and each stage, also of a
     compilation that fails.
@@ -92,7 +95,8 @@ def compile(
     core = sized(core, memories or {}, family.MEMORIES)
     mode = mode or family.MODES[0]
     _check_threads(threads, core, family.THREADS)
-    budgets = Budgets.asked(mode, weight_snr=weight_snr, act_bits=act_bits, angles=angles)
+    given = {"weight_snr": weight_snr, "act_bits": act_bits, "angles": angles, "prefer": prefer}
+    budgets = Budgets.asked(mode, **given)
     source = replace(open_model(model, example_inputs, progress), budgets=budgets)
     if calibration is not None:
         source = replace(source, calibration=np.asarray(calibration))

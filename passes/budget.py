@@ -1,4 +1,4 @@
-"""What a compilation may lose for size and speed: what passes that are not exact are told."""
+"""What a compilation may spend: what it may lose, and whether flash or time is dearer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..compiler.errors import UsageError
+from ..compiler.errors import UsageError, unknown_name
 from .quantize_activations import ACT_BITS, KNOWN_BITS
 from .quantize_angles import KINDS, STORED
 from .quantize_weights import WEIGHT_SNR
+
+SPEED, SIZE = "speed", "size"
+PREFERRED = (SPEED, SIZE)
 
 
 @dataclass(frozen=True)
 class Budgets:
     """``weight_snr`` is `Quantize`'s, in dB; ``act_bits`` are `QuantizeActivations`'; ``angles``
-    are `QuantizeAngles`', None to leave them as they are."""
+    are `QuantizeAngles`', None to leave them as they are. ``prefer`` is what kernels of integers
+    are chosen by: ``speed``, or the ``size`` of their constants."""
 
     weight_snr: float = WEIGHT_SNR
     act_bits: int = ACT_BITS
     angles: str | None = None
+    prefer: str = SPEED
 
     @classmethod
     def asked(cls, mode: str, **given: Any) -> Budgets:
@@ -41,7 +46,8 @@ class Budgets:
 
     def said(self, mode: str) -> dict[str, Any]:
         """For a manifest: None where ``mode`` has no such budget."""
-        own = {"weight_snr": mode == "int8", "act_bits": mode == "a8", "angles": True}
+        of_integers = {"weight_snr": mode == "int8", "prefer": mode == "int8"}
+        own = {**of_integers, "act_bits": mode == "a8", "angles": True}
         return {name: value if own[name] else None for name, value in asdict(self).items()}
 
 
@@ -83,8 +89,19 @@ def _check_angles(angles: str, mode: str) -> None:
         )
 
 
+def _check_preference(prefer: str, mode: str) -> None:
+    if prefer not in PREFERRED:
+        raise unknown_name("preference", prefer, PREFERRED)
+    if mode != "int8" and prefer != SPEED:
+        raise UsageError(
+            f"kernels are chosen by their {prefer} in mode int8, this is mode {mode}",
+            help="leave it out, or compile in mode int8",
+        )
+
+
 CHECKS: Mapping[str, Callable[[Any, str], None]] = {
     "weight_snr": _check_weights,
     "act_bits": _check_activations,
     "angles": _check_angles,
+    "prefer": _check_preference,
 }

@@ -16,7 +16,7 @@ from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec
 from ..kernels.tir import DISTINCT
 from ..passes.base import Pass
-from ..passes.budget import Budgets
+from ..passes.budget import SIZE, Budgets
 from ..passes.canonicalize import Canonicalize
 from ..passes.combine_before_down import CombineBeforeDown
 from ..passes.fold_permutations import FoldPermutations
@@ -38,6 +38,7 @@ from ..passes.share_expert_matmul import ShareExpertMatmul
 from ..passes.spare_arena import SpareArena
 from ..passes.split_heads import SplitHeads
 from ..passes.split_work import part_of, sizes_of
+from .prices import smallest
 
 
 def check_mode(target: str, mode: str, modes: Sequence[str]) -> None:
@@ -67,7 +68,9 @@ def integer_passes(
     ``tuned`` are `SelectKernels`'.
     """
     kernels = all_kernels()
-    select = SelectKernels(kernels, lanes, tuned, price)
+    # What was tuned is the fastest.
+    chosen_by = (untuned, smallest(price)) if budgets.prefer == SIZE else (tuned, price)
+    select = SelectKernels(kernels, lanes, *chosen_by)
     return (
         Canonicalize(),
         MergeRotations(),

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from ..compiler.lower.work import work_of
 from ..kernels.lanes import Lanes
 from ..kernels.record import Kernel, Spec
+from ..passes.arena import tensor_bytes
+from ..passes.select_kernels import Price
 
+# More than any call takes: what is divided by it decides between equals alone.
+MOST = 2.0**40
 TABLES = Path(__file__).parent / "prices"
 
 
@@ -48,6 +52,22 @@ class Prices:
 def entry(kernel: Kernel, spec: Spec) -> str:
     """Under what name a table has the prices of a call."""
     return f"{kernel.name} {spec.op}"
+
+
+def smallest(price: Price) -> Price:
+    """Bytes of all operands as a kernel wants them; of ways alike the one of least ``price``.
+
+    Where that knows none, it is the modelled cost.
+    """
+
+    def by_size(kernel: Kernel, spec: Spec, lanes: Lanes) -> float:
+        layouts = kernel.layouts(spec, lanes)
+        packed = (replace(t, layout=layouts.get(i, t.layout)) for i, t in enumerate(spec.operands))
+        known = price(kernel, spec, lanes)
+        took = kernel.cost(spec, lanes) if known is None else known
+        return sum(map(tensor_bytes, packed)) + took / MOST
+
+    return by_size
 
 
 @cache

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option("--act-bits", type=int, metavar="N", help="Of activations in a8: 8 (default) or 7.")
 @click.option("--angles", help="Of rotations: i8, i16 or f16; by default as they are.")
+@click.option("--prefer", help="In int8: speed (default), or size of the constants.")
 @click.option("--name", default="bfly", show_default=True, help="Prefix of the C symbols.")
 @click.option("--target-file", type=click.Path(path_type=Path), help="A core of your own: TOML.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
@@ -63,6 +64,7 @@ def command(
     threads: int,
     act_bits: int | None,
     angles: str | None,
+    prefer: str | None,
     name: str,
     target_file: Path | None,
     flash: str | None,
@@ -111,6 +113,7 @@ def command(
                 threads=threads,
                 act_bits=act_bits,
                 angles=angles,
+                prefer=prefer,
                 name=name,
                 target_file=target_file,
                 memories={name: size for name, size in sizes.items() if size is not None},

@@ -114,7 +114,7 @@ def _show_ir(
 def summary(program: Program) -> dict[str, Any]:
     """What matters in a manifest, in the order in which a person asks for it."""
     manifest = program.manifest
-    keys = ["name", "target", "mode", "act_bits", "angles", "inputs", "outputs", "stages"]
+    keys = ["name", "target", "mode", "act_bits", "angles", "prefer", "inputs", "outputs", "stages"]
     keys += ["census", "memory", "tuning", "tools"]
     keys += ["threads"] if program.threads > 1 else []
     sections = {name: entry["bytes"] for name, entry in manifest["hashes"].items()}
