@@ -11,6 +11,7 @@ to it the cheapest is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,11 +31,15 @@ def alive(buffers: Sequence[Buffer], time: int, scratch: bool) -> int:
 
 @dataclass(frozen=True)
 class SpareArena:
-    """Behind ``select``, in an arena that is planned with ``keep_routing`` and ``sharing``."""
+    """Behind ``select``, in an arena that is planned with ``keep_routing`` and ``sharing``.
+
+    Only ways are taken whose price is less than ``within`` above the least one.
+    """
 
     select: SelectKernels
     keep_routing: bool = False
     sharing: bool = False
+    within: float = math.inf
 
     name = "spare_arena"
     exact = True
@@ -44,7 +49,7 @@ class SpareArena:
         buffers = buffers_of(graph, kernels, lanes, self.keep_routing, self.sharing).own
         times = [(n, t) for t, n in enumerate(computed_nodes(graph)) if "kernel" in n.notes]
         results = {node: alive(buffers, time, scratch=False) for node, time in times}
-        ways = {node: list(self._ways(node)) for node, _ in times}
+        ways = {node: self._cheap(node) for node, _ in times}
         least = [results[node] + min(size for size, _ in ways[node]) for node, _ in times]
         most = int(max(least, default=0) * (1 + SLACK))
         changed: dict[str, Way] = {}
@@ -60,6 +65,12 @@ class SpareArena:
             return with_kernel(node, kernel, parameters)
 
         return rebuild(graph, spare)
+
+    def _cheap(self, node: Node) -> list[tuple[int, Way]]:
+        """Those of `_ways` that are cheap enough."""
+        found = list(self._ways(node))
+        most = min(way[0] for _, way in found) + self.within
+        return [(size, way) for size, way in found if way[0] < most]
 
     def _ways(self, node: Node) -> Iterator[tuple[int, Way]]:
         """Each way to compute ``node``, and how much scratch it takes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,12 @@ def integer_passes(
     ``tuned`` are `SelectKernels`'.
     """
     kernels = all_kernels()
+    small = budgets.prefer == SIZE
     # What was tuned is the fastest.
-    chosen_by = (untuned, smallest(price)) if budgets.prefer == SIZE else (tuned, price)
+    chosen_by = (untuned, smallest(price)) if small else (tuned, price)
     select = SelectKernels(kernels, lanes, *chosen_by)
+    # Of sizes the price is in bytes: the arena spares none that constants would take more of.
+    spare = SpareArena(select, keep_routing, sharing, 1.0 if small else inf)
     return (
         Canonicalize(),
         MergeRotations(),
@@ -82,7 +86,7 @@ def integer_passes(
         Quantize(samples, budgets.weight_snr, budgets.angles),
         *after,
         select,
-        SpareArena(select, keep_routing, sharing),
+        spare,
         PackWeights(kernels, lanes),
         PlanMemory(kernels, lanes, keep_routing, sharing),
     )

@@ -46,7 +46,7 @@ def test_constants_are_as_small_as_any_way_makes_them() -> None:
     assert weights(small) < weights(fast)
     assert (small.manifest["prefer"], fast.manifest["prefer"]) == ("size", "speed")
     price = smallest(prices_of("rv32imc").instructions)
-    for node in small.stages["select_kernels"].nodes:
+    for node in small.stages["spare_arena"].nodes:
         if "kernel" not in node.notes:
             continue
         spec, kernels = spec_of(node), all_kernels()
