@@ -36,6 +36,8 @@ def started(path: Path, model: str, *options: str, budget: int = 3) -> subproces
     return subprocess.Popen(
         [sys.executable, "-m", "butterflyc", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell has started in the background ignore ^C, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
