@@ -63,19 +63,28 @@ class GpuMeter:
         return ""
 
     def read(self, asked: Asked) -> Reading:
-        from ..bench.gpu.device import DeviceLost
+        from ..bench.gpu.device import DeviceLost, check_alive
+        from ..bench.gpu.measure import ERRORS
 
+        try:
+            return self._read(asked)
+        except ERRORS as error:
+            # A fault of a launch may be told by whatever waits for it next.
+            try:
+                check_alive(self._device, asked.way.kernel, error)
+            except DeviceLost as lost:
+                # Nothing can be timed by this process any more: its parent starts another.
+                raise SystemExit(str(lost)) from lost
+            raise
+
+    def _read(self, asked: Asked) -> Reading:
         device, tried = self._device, trying(asked.spec)
         sides = {"default": asked.default, "way": asked.way}
-        try:
-            timed = {name: _timed(device, asked.spec, way, tried) for name, way in sides.items()}
-            # What is timed once a round finds nothing in the cache.
-            cold = all(each.calls == 1 for each in timed.values())
-            made = {name: each.call for name, each in timed.items()}
-            seconds = device.seconds(made, asked.rounds, cold)
-        except DeviceLost as lost:
-            # Nothing can be timed by this process any more: its parent starts another.
-            raise SystemExit(str(lost)) from lost
+        timed = {name: _timed(device, asked.spec, way, tried) for name, way in sides.items()}
+        # What is timed once a round finds nothing in the cache.
+        cold = all(each.calls == 1 for each in timed.values())
+        made = {name: each.call for name, each in timed.items()}
+        seconds = device.seconds(made, asked.rounds, cold)
         each = {n: tuple(s / timed[n].calls for s in values) for n, values in seconds.items()}
         return told(Timings(each), asked.reference)
 
@@ -99,9 +108,8 @@ class _Timed:
 
 
 def _timed(device: Device, spec: Spec, way: Way, tried: Trying) -> _Timed:
-    """A way, whose result is right. Raises WrongResult, ToolFailed, DeviceLost."""
+    """A way, whose result is right. Raises WrongResult, ToolFailed, and what launches do."""
     from ..bench.gpu.contender import calls_for, copies_for
-    from ..bench.gpu.device import check_alive
     from ..bench.gpu.ours import GIVEN, Cloned, Constants, Runner, tensor, touched_bytes
     from ..bench.gpu.problem import Shape
 
@@ -114,18 +122,14 @@ def _timed(device: Device, spec: Spec, way: Way, tried: Trying) -> _Timed:
     touched = touched_bytes(found, constants, len(np.unique(arrays["experts"])))
     copies = copies_for(device, Shape(*sizes), touched, touched)
     calls, how = calls_for(device, Shape(*sizes), copies), device.how(found.plan)
-    try:
-        runners = [Runner(found, device, how, Cloned(constants), x) for _ in range(copies)]
+    runners = [Runner(found, device, how, Cloned(constants), x) for _ in range(copies)]
 
-        def call() -> None:
-            for number in range(calls):
-                runners[number % copies].run(gates, experts)
+    def call() -> None:
+        for number in range(calls):
+            runners[number % copies].run(gates, experts)
 
-        tried.check([runners[0].run(gates, experts).float().cpu().numpy()])
-        return _Timed(device.captured(call), calls)
-    except RuntimeError as error:
-        check_alive(device, way.kernel, error)
-        raise
+    tried.check([runners[0].run(gates, experts).float().cpu().numpy()])
+    return _Timed(device.captured(call), calls)
 
 
 def planned(spec: Spec, way: Way, gpu: Gpu) -> Planned:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import butterflyc as bc
-from butterflyc.bench.gpu.device import DeviceLost, Rehearsal
+from butterflyc.bench.gpu.device import Rehearsal
 from butterflyc.compiler.errors import Incompatible, ToolFailed, ToolMissing
 from butterflyc.kernels.record import Spec
 from butterflyc.targets import cuda
@@ -102,21 +102,27 @@ def test_what_does_not_compile_is_told() -> None:
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_a_gpu_that_is_lost_ends_the_process(lost: bool) -> None:
+@pytest.mark.parametrize("step", ["captured", "seconds"])
+@pytest.mark.parametrize("kind", [RuntimeError, ToolFailed])
+def test_a_gpu_that_is_lost_ends_the_process(
+    kind: type[Exception], step: str, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of which its parent starts another; an error that leaves it well is the way's own."""
 
-    class Failing(Scripted):
-        def captured(self, call: Any) -> Any:
-            raise RuntimeError("illegal memory access")
+    def fail(*given: Any) -> Any:
+        raise kind("illegal memory access")
 
-        def wait(self) -> None:
-            if lost:
-                raise RuntimeError("illegal memory access")
-
-    with pytest.raises(SystemExit if lost else RuntimeError, match="illegal memory access"):
-        meter(Failing({})).read(Asked(layer(5), LIBRARY, LIBRARY))
+    device = Scripted({})
+    monkeypatch.setattr(device, step, fail)
+    if lost:
+        monkeypatch.setattr(device, "wait", _lost)
+    with pytest.raises(SystemExit if lost else kind, match="illegal memory access"):
+        meter(device).read(Asked(layer(5), LIBRARY, LIBRARY))
     assert not issubclass(SystemExit, Exception), "so the child of a worker does not catch it"
-    assert issubclass(DeviceLost, Exception)
+
+
+def _lost() -> None:
+    raise RuntimeError("illegal memory access")
 
 
 def test_without_a_gpu_nothing_is_measured() -> None:
