@@ -13,7 +13,7 @@ import torch
 from ..compiler.errors import BadInput, UsageError
 from ..compiler.files import make_folder, write_whole
 from ..models.butterfly import ButterflyConfig
-from ..models.checkpoint import DIGITS, read_checkpoint
+from ..models.checkpoint import DIGITS, load_checkpoint, read_checkpoint
 from ..models.data import ImageSet
 from ..models.standard import StandardConfig
 from ..models.vit import ViT, butterfly_vit, dense_vit, standard_vit
@@ -144,7 +144,7 @@ def _read(path: Path) -> tuple[ViT, ImageSet]:
 
 
 def _read_standard(path: Path) -> ViT:
-    model = read_checkpoint(path).model()
+    model, _ = load_checkpoint(path)
     if not isinstance(model, ViT) or not isinstance(model.config.mlp, StandardConfig):
         raise BadInput(
             "this checkpoint is not of a StandardMoE ViT",
