@@ -1,17 +1,19 @@
-"""All language models that we report, trained one after the other: kinds, ablations, seeds.
+"""All models that we report, trained one after the other: kinds, ablations, seeds.
 
-``python -m butterflyc.models.series -o FOLDER`` may be stopped at any time and goes on where it was
-when it is started again.
+``python -m butterflyc.models.series digits|text -o FOLDER`` may be stopped at any time and goes on
+where it was when it is started again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,118 +21,153 @@ from rich.table import Table
 
 from ..compiler.errors import ButterflycError, UsageError
 from .checkpoint import read_checkpoint, write_atomically
-from .recipes import TEXT_KINDS, run_name, text_recipe
+from .data import digits
+from .image_task import ImageTask
+from .recipes import COMPARED, DIGITS_KINDS, TEXT_KINDS, digits_recipe, run_name, text_recipe
 from .text import TextSplit, library_text
-from .text_task import TextTask, TextTraining
+from .text_task import TextTask
 from .train import train
+from .trainer import Task
 
-# Those that are compared have three seeds; each ablation is beside seed 0 of the first.
-COMPARED = ("butterfly", "standard", "dense")
 SEEDS = (0, 1, 2)
-RUNS = tuple(
-    (kind, seed) for kind in TEXT_KINDS for seed in (SEEDS if kind in COMPARED else SEEDS[:1])
-)
+Run = tuple[str, int]  # a kind and a seed
+
+
+@dataclass(frozen=True)
+class Series:
+    """Trainings on the same data: how each is made, which there are, and what tells their worth."""
+
+    data: str
+    task: Callable[[str, int], Task[Any]]  # from a kind and a seed
+    runs: Sequence[Run]
+    figure: str
+
+
+def digits_series() -> Series:
+    """ViTs on digits, three seeds of each kind. ToolMissing without scikit-learn."""
+    split = digits()
+
+    def task(kind: str, seed: int) -> Task[Any]:
+        config = replace(digits_recipe(kind), seed=seed)
+        return ImageTask(config, split, with_images=True)
+
+    runs = [(kind, seed) for seed in SEEDS for kind in DIGITS_KINDS]
+    return Series("digits", task, runs, "accuracy")
+
+
+def text_series(text: TextSplit) -> Series:
+    """Language models on a text: what is compared with three seeds, each ablation with one."""
+
+    def task(kind: str, seed: int) -> Task[Any]:
+        return TextTask(replace(text_recipe(kind), seed=seed), text)
+
+    runs = [(kind, seed) for seed in SEEDS for kind in (TEXT_KINDS if seed == 0 else COMPARED)]
+    return Series("text", task, runs, "bits_per_byte")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trained language model is worth on held-out text; perplexity is 2 ** bits."""
+    """What one trained model is worth on data that it was not trained on.
+
+    ``figures``: what the checkpoint notes of its test, and of its text. ``curve``: of each epoch
+    the mean loss, and of every tenth of the run what was measured then.
+    """
 
     kind: str
     seed: int
-    bits_per_byte: float
-    perplexity_per_byte: float
-    ngram_bits_per_byte: float
     parameters: int
-    active_parameters: int
-    bytes_seen: int
+    figures: dict[str, float]
+    curve: list[dict[str, float]]
 
 
 def train_series(
+    series: Series,
     folder: Path,
-    data: TextSplit,
     *,
-    runs: Sequence[tuple[str, int]] = RUNS,
+    runs: Sequence[Run] | None = None,
     console: Console | None = None,
 ) -> list[Outcome]:
-    """Train what is not trained yet of ``runs``, pairs of a kind and a seed, and read the rest.
+    """Train what is not trained yet of ``runs`` (default all of the series), and read the rest.
 
-    The checkpoints are those of ``python -m butterflyc.models.train text``; the outcomes are also
-    written to ``folder/text.json``. Raises UsageError for a checkpoint of other settings or of
-    another text.
+    The checkpoints are those of ``python -m butterflyc.models.train``; outcomes are also written
+    to ``folder/DATA.json``, after every run. Raises UsageError for a checkpoint of other settings
+    or of other data.
     """
     console = console or Console(stderr=True)
-    outcomes = []
+    runs = series.runs if runs is None else runs
+    outcomes: list[Outcome] = []
     for number, (kind, seed) in enumerate(runs, start=1):
-        recipe = replace(text_recipe(kind), seed=seed)
-        name = run_name("text", kind, seed)
+        name = run_name(series.data, kind, seed)
         path = folder / f"{name}.safetensors"
+        task = series.task(kind, seed)
         if not path.exists():
             console.print(f"run {number} of {len(runs)}: {name}", highlight=False)
             begun = (folder / f"{name}.state").exists()
-            task = TextTask(recipe, data)
             train(task, folder, name=name, resume=begun, console=console)
-        outcomes.append(_outcome(path, kind, recipe, data))
-    content = json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"
-    write_atomically(folder / "text.json", content.encode())
+        outcomes.append(_outcome(path, kind, seed, task))
+        content = json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"
+        write_atomically(folder / f"{series.data}.json", content.encode())
     return outcomes
 
 
-def _outcome(path: Path, kind: str, recipe: TextTraining, data: TextSplit) -> Outcome:
+def _outcome(path: Path, kind: str, seed: int, task: Task[Any]) -> Outcome:
     held = read_checkpoint(path)
-    made = held.notes["training"], held.notes["text"]["corpus"]
-    if made != (json.loads(recipe.as_json()), data.digest):
+    text = held.notes.get("text", {})
+    corpus = task.data.digest if isinstance(task, TextTask) else None
+    if (held.notes["training"], text.get("corpus")) != (json.loads(task.config.as_json()), corpus):
         raise UsageError(
             "this checkpoint was trained with other settings, or on another text",
             where=str(path),
             help="choose another folder with -o, or remove that file to train it again",
         )
+    numbers = {name: value for name, value in text.items() if isinstance(value, int)}
     return Outcome(
         kind,
-        recipe.seed,
-        **held.notes["test"],
+        seed,
         parameters=sum(value.numel() for value in held.weights.values()),
-        active_parameters=held.notes["text"]["active_parameters"],
-        bytes_seen=held.notes["text"]["bytes_seen"],
+        figures={**held.notes["test"], **numbers},
+        curve=held.notes["curve"],
     )
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    """The outcomes of each kind: the mean over its seeds, and from the least to the most."""
-    shown = Table("kind", "seeds", "bits per byte", "spread", "perplexity", "active", "all")
+def table(series: Series, outcomes: Sequence[Outcome]) -> Table:
+    """The outcomes of each kind: the mean over its seeds, and their standard deviation."""
+    name = series.figure.replace("_", " ")
+    shown = Table("kind", "seeds", name, "deviation", "least", "most", "parameters")
     for kind in dict.fromkeys(outcome.kind for outcome in outcomes):
         rows = [outcome for outcome in outcomes if outcome.kind == kind]
-        bits = [row.bits_per_byte for row in rows]
-        mean = sum(bits) / len(bits)
-        sizes = (f"{count:,}" for count in (rows[0].active_parameters, rows[0].parameters))
-        spread = f"{min(bits):.4f}-{max(bits):.4f}"
-        shown.add_row(kind, str(len(rows)), f"{mean:.4f}", spread, f"{2**mean:.3f}", *sizes)
+        values = [row.figures[series.figure] for row in rows]
+        deviation = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        ends = f"{min(values):.4f}", f"{max(values):.4f}"
+        mean = f"{statistics.fmean(values):.4f}"
+        shown.add_row(kind, str(len(rows)), mean, deviation, *ends, f"{rows[0].parameters:,}")
     return shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit status is that of the error, if any."""
     parser = argparse.ArgumentParser(prog="python -m butterflyc.models.series")
+    parser.add_argument("data", choices=["digits", "text"])
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--kind", choices=TEXT_KINDS, help="only this kind (default all)")
+    parser.add_argument("--kind", action="append", help="only this kind; may be repeated")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only this seed (default all)")
     parser.add_argument("--text", type=Path, help="another folder of Python sources")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    runs = [
-        (kind, seed)
-        for kind, seed in RUNS
-        if chosen.kind in (None, kind) and chosen.seed in (None, seed)
-    ]
     try:
-        outcomes = train_series(chosen.output, library_text(chosen.text), runs=runs)
+        is_text = chosen.data == "text"
+        series = text_series(library_text(chosen.text)) if is_text else digits_series()
+        runs = [
+            (kind, seed)
+            for kind, seed in series.runs
+            if kind in (chosen.kind or [kind]) and chosen.seed in (None, seed)
+        ]
+        outcomes = train_series(series, chosen.output, runs=runs)
     except ButterflycError as error:
         print(f"error[{error.code}]: {error}", file=sys.stderr)
         return error.exit_status
-    Console().print(table(outcomes))
-    if outcomes:
-        print(f"n-gram of order 3: {outcomes[0].ngram_bits_per_byte:.4f} bits per byte")
+    Console().print(table(series, outcomes))
     return 0
 
 

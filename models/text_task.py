@@ -121,26 +121,31 @@ class TextTask(Task[LanguageModel]):
 def bits_per_byte(model: LanguageModel, text: Bytes, *, windows: int | None = None) -> float:
     """Mean -log2 p of each byte of ``text`` after the first, in windows of the model's context.
 
-    Windows do not overlap: a byte is predicted from those of its window before it, half a context
-    on average, so that more context would only lower the figure. ``windows``: how many, evenly
-    spaced, of the whole ones; without it all of the text, the last window being shorter.
+    Windows overlap by half: each byte counts once, and is predicted from at least half a context
+    (from all that is before it in the first window). ``windows``: of how many windows after the
+    first, evenly spaced, only the new half counts; without it all of the text does.
     """
-    was_training, context = model.training, model.config.context
+    was_training, context = model.training, min(model.config.context, len(text) - 1)
     model.eval()
     tokens = torch.from_numpy(text.astype(np.int64))
-    starts = torch.arange(0, len(tokens) - context, context)
+    starts, fresh = _windows(len(tokens), context, max(1, context // 2))
     if windows is not None:
-        starts = starts[torch.linspace(0, len(starts) - 1, windows).long()]
-    total, count = 0.0, 0
-    parts = [
-        tokens[part[:, None] + torch.arange(context + 1)] for part in torch.split(starts, _AT_ONCE)
-    ]
-    rest = tokens[len(starts) * context :][None]
-    if windows is None and rest.shape[1] > 1:
-        parts.append(rest)
-    for part in parts:
-        logits = model(part[:, :-1]).flatten(0, 1)
-        total += F.cross_entropy(logits, part[:, 1:].flatten(), reduction="sum").item()
-        count += part[:, 1:].numel()
+        last = len(starts) - 1
+        chosen = torch.linspace(min(1, last), last, windows).long()
+        starts, fresh = starts[chosen], fresh[chosen]
+    total = 0.0
+    for some, new in zip(torch.split(starts, _AT_ONCE), torch.split(fresh, _AT_ONCE), strict=True):
+        window = tokens[some[:, None] + torch.arange(context + 1)]
+        losses = F.cross_entropy(
+            model(window[:, :-1]).transpose(1, 2), window[:, 1:], reduction="none"
+        )
+        total += losses[torch.arange(context) >= context - new[:, None]].sum().item()
     model.train(was_training)
-    return total / count / math.log(2)
+    return total / int(fresh.sum()) / math.log(2)
+
+
+def _windows(length: int, context: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Starts of windows over ``length`` bytes, and how many bytes at the end of each are new."""
+    last = length - 1 - context
+    starts = torch.tensor([*range(0, last, stride), last])
+    return starts, torch.diff(starts, prepend=torch.tensor([-context]))

@@ -24,7 +24,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..compiler.errors import ButterflycError, CannotWrite, UsageError, unknown_name
 from .data import cifar100, digits
 from .image_task import ImageTask
-from .recipes import KINDS, TEXT_KINDS, cifar100_recipe, digits_recipe, run_name, text_recipe
+from .recipes import (
+    DIGITS_KINDS,
+    KINDS,
+    TEXT_KINDS,
+    cifar100_recipe,
+    digits_recipe,
+    run_name,
+    text_recipe,
+)
 from .text import library_text
 from .text_task import TextTask
 from .trainer import Model, Task, Trainer
@@ -74,18 +82,19 @@ def _make_folder(folder: Path) -> None:
 
 
 def _run_epochs(trainer: Trainer[Model], state: Path, minutes: float, console: Console) -> None:
-    """Train to the end or until the minutes are over; a line an epoch, figures every tenth."""
+    """Train to the end or until the minutes are over; a line an epoch, ten times with figures."""
     epochs, started = trainer.config.epochs, time.monotonic()
     with _progress(console) as progress:
         task = progress.add_task("", total=epochs, completed=trainer.epoch)
         while not trainer.done:
             losses = [terms.total.item() for terms in trainer.train_epoch()]
+            loss = round(sum(losses) / len(losses), 4)
+            measured = trainer.epoch % max(1, epochs // 10) == 0 and not trainer.done
+            figures = trainer.task.figures(trainer.model, final=False) if measured else {}
+            trainer.record({"loss": loss, **figures})
             trainer.save(state)
-            loss = f"loss {sum(losses) / len(losses):.4f}"
-            measured = trainer.epoch % 10 == 0 and not trainer.done
-            figures = f"  {trainer.task.figures(trainer.model, final=False)}" if measured else ""
-            line = f"epoch {trainer.epoch}/{epochs}  {loss}{figures}"
-            progress.update(task, advance=1, description=loss)
+            line = f"epoch {trainer.epoch}/{epochs}  loss {loss:.4f}  {figures or ''}".rstrip()
+            progress.update(task, advance=1, description=f"loss {loss:.4f}")
             progress.console.print(line, soft_wrap=True, highlight=False)
             if time.monotonic() - started > 60 * minutes:
                 break
@@ -105,6 +114,7 @@ def _finish(trainer: Trainer[Model], path: Path, console: Console) -> Path:
     notes: dict[str, Any] = {
         "test": figures,
         "training": json.loads(trainer.config.as_json()),
+        "curve": trainer.curve,
         "torch": str(torch.__version__),
     }
     trainer.task.write(path, trainer.model, notes)
@@ -127,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kind",
         "--model",
         default="butterfly",
-        help=f"CIFAR-100: {', '.join(KINDS)}; text: {', '.join(TEXT_KINDS)}",
+        help=f"digits: {', '.join(DIGITS_KINDS)}; CIFAR-100: {', '.join(KINDS)}; "
+        f"text: {', '.join(TEXT_KINDS)}",
     )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
@@ -143,15 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train_chosen(chosen: argparse.Namespace) -> Path | None:
     changes = {"seed": chosen.seed, **({"epochs": chosen.epochs} if chosen.epochs else {})}
-    kind = None if chosen.data == "digits" else chosen.kind
-    name = run_name(chosen.data, kind, chosen.seed)
+    name = run_name(chosen.data, chosen.kind, chosen.seed)
     how: dict[str, Any] = {"resume": chosen.resume, "minutes": chosen.minutes}
     if chosen.data == "digits":
-        _check_kind(chosen.kind, ["butterfly"])
-        digits_task = ImageTask(replace(digits_recipe(), **changes), digits(), with_images=True)
+        _check_kind(chosen.kind, DIGITS_KINDS)
+        digits_config = replace(digits_recipe(chosen.kind), **changes)
+        digits_task = ImageTask(digits_config, digits(), with_images=True)
         return train(digits_task, chosen.output, name=name, **how)
     if chosen.data == "text":
-        _check_kind(chosen.kind, list(TEXT_KINDS))
+        _check_kind(chosen.kind, TEXT_KINDS)
         recipe = replace(text_recipe(chosen.kind), **changes)
         task = TextTask(recipe, library_text(chosen.text))
         return train(task, chosen.output, name=name, **how)

@@ -103,6 +103,7 @@ class Trainer(Generic[Model]):
         self.model: Model = task.make_model()
         self.optimizer = make_optimizer(self.model, self.config)
         self.epoch = 0
+        self.curve: list[dict[str, float]] = []  # of each epoch what ``record`` was told
 
     @property
     def done(self) -> bool:
@@ -120,6 +121,10 @@ class Trainer(Generic[Model]):
             yield self._step(inputs, labels)
         self.epoch += 1
 
+    def record(self, figures: dict[str, float]) -> None:
+        """Keep figures of the epoch that was just trained, as a point of the training curve."""
+        self.curve.append({"epoch": self.epoch, **figures})
+
     def _step(self, inputs: Tensor, labels: Tensor) -> LossTerms:
         terms = self.task.loss(self.model, inputs, labels)
         self.optimizer.zero_grad()
@@ -134,6 +139,7 @@ class Trainer(Generic[Model]):
         state = {
             "config": self.config.as_json(),
             "epoch": self.epoch,
+            "curve": self.curve,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": self.random.get_state(),
@@ -152,7 +158,7 @@ class Trainer(Generic[Model]):
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.random.set_state(state["random"])
-                self.epoch = int(state["epoch"])
+                self.epoch, self.curve = int(state["epoch"]), list(state["curve"])
         except _BROKEN as e:
             raise Damaged(
                 f"the saved state of the training cannot be read: {e}",

@@ -1,9 +1,10 @@
-"""The series of language models: trained once, read again, and shown by kind."""
+"""The series of models: trained once, read again, and shown by kind."""
 
 from __future__ import annotations
 
 import io
 import json
+import statistics
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from rich.console import Console
 
 from butterflyc.compiler.errors import UsageError
 from butterflyc.models import series
+from butterflyc.models.recipes import COMPARED
 from butterflyc.models.text import TextSplit
 
+from .test_train import halves
+from .test_train import recipe as image_recipe
 from .test_train_text import SENTENCE, recipe
 
 RUNS = [("butterfly", 0), ("butterfly", 1), ("static", 0)]
@@ -22,9 +26,11 @@ DATA = TextSplit(SENTENCE, SENTENCE[:201])
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kind is the small model of the tests, on one sentence."""
+    """Every kind is the small model of the tests, on one sentence or on a few images."""
     monkeypatch.setattr(series, "text_recipe", lambda kind: recipe())
     monkeypatch.setattr(series, "library_text", lambda folder: DATA)
+    monkeypatch.setattr(series, "digits_recipe", lambda kind: image_recipe())
+    monkeypatch.setattr(series, "digits", lambda: halves(16))
 
 
 def quiet() -> Console:
@@ -32,51 +38,87 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
+def train(folder: Path, data: TextSplit = DATA, runs: list[series.Run] = RUNS) -> list[str]:
+    """Train those runs of the series of that text; the lines that were printed."""
+    console = quiet()
+    series.train_series(series.text_series(data), folder, runs=runs, console=console)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
 def test_what_is_trained_is_not_trained_again(tmp_path: Path) -> None:
     """A second call reads the checkpoints of the first, and both give the same outcomes."""
-    console = quiet()
-    first = series.train_series(tmp_path, DATA, runs=RUNS, console=console)
+    texts = series.text_series(DATA)
+    first = series.train_series(texts, tmp_path, runs=RUNS, console=quiet())
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert sorted(path.stem for path in times) == [
         "text-butterfly",
         "text-butterfly-seed1",
         "text-static",
     ]
-    assert series.train_series(tmp_path, DATA, runs=RUNS, console=console) == first
+    assert train(tmp_path) == []
+    assert series.train_series(texts, tmp_path, runs=RUNS, console=quiet()) == first
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert [(row.kind, row.seed) for row in first] == RUNS
-    assert first[0].bits_per_byte != first[1].bits_per_byte
+    bits = [row.figures["bits_per_byte"] for row in first]
+    assert bits[0] != bits[1]
     assert json.loads((tmp_path / "text.json").read_text())[1]["seed"] == 1
     shown = quiet()
-    shown.print(series.table(first))
+    shown.print(series.table(texts, first))
     lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    mean = (first[0].bits_per_byte + first[1].bits_per_byte) / 2
-    assert any("butterfly" in line and "2" in line and f"{mean:.4f}" in line for line in lines)
+    mean, deviation = statistics.fmean(bits[:2]), statistics.stdev(bits[:2])
+    row = next(line for line in lines if "butterfly" in line)
+    assert f"{mean:.4f}" in row
+    assert f"{deviation:.4f}" in row
+
+
+def test_outcomes_hold_the_training_curve(tmp_path: Path) -> None:
+    """A point an epoch with its mean loss; all but the last are measured on held-out text, too."""
+    (outcome,) = series.train_series(
+        series.text_series(DATA), tmp_path, runs=RUNS[:1], console=quiet()
+    )
+    assert [point["epoch"] for point in outcome.curve] == [1, 2]
+    assert [set(point) for point in outcome.curve] == [
+        {"epoch", "loss", "bits_per_byte"},
+        {"epoch", "loss"},
+    ]
+    assert {"bytes_seen", "active_parameters", "ngram_bits_per_byte"} <= set(outcome.figures)
 
 
 def test_a_checkpoint_of_another_text_is_refused(tmp_path: Path) -> None:
     """What was trained on another text is not taken for the run that is asked for."""
-    series.train_series(tmp_path, DATA, runs=RUNS[:1], console=quiet())
+    train(tmp_path, runs=RUNS[:1])
     other = TextSplit(SENTENCE[:-1], DATA.held_out)
     with pytest.raises(UsageError, match="on another text") as caught:
-        series.train_series(tmp_path, other, runs=RUNS[:1], console=quiet())
+        train(tmp_path, other, RUNS[:1])
     assert caught.value.where == str(tmp_path / "text-butterfly.safetensors")
 
 
 def test_what_is_compared_has_three_seeds() -> None:
-    """Butterfly, StandardMoE and dense have three seeds each, every ablation has one."""
-    counts = Counter(kind for kind, _ in series.RUNS)
-    assert {kind for kind, count in counts.items() if count == 3} == set(series.COMPARED)
+    """Butterfly, StandardMoE and dense have three seeds each, every ablation of text has one."""
+    counts = Counter(kind for kind, _ in series.text_series(DATA).runs)
+    assert {kind for kind, count in counts.items() if count == 3} == set(COMPARED)
     assert set(counts.values()) == {1, 3}
+    counts = Counter(kind for kind, _ in series.digits_series().runs)
+    assert set(counts) > set(COMPARED)
+    assert set(counts.values()) == {3}
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One kind and one seed are trained and shown; errors end with their status."""
-    command = ["-o", str(tmp_path), "--kind", "static", "--seed", "0"]
+    command = ["text", "-o", str(tmp_path), "--kind", "static", "--seed", "0"]
     assert series.main(command) == 0
     out = capsys.readouterr().out
     assert "static" in out
-    assert "n-gram of order 3" in out
+    assert "bits per byte" in out
     (tmp_path / "text-static.safetensors").write_bytes(b"")
     assert series.main(command) == 6
     assert "error[" in capsys.readouterr().err
+
+
+def test_a_series_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images are trained in the same way, and judged by what is right of the test images."""
+    assert series.main(["digits", "-o", str(tmp_path), "--kind", "dense", "--seed", "1"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    (outcome,) = json.loads((tmp_path / "digits.json").read_text())
+    assert (outcome["kind"], outcome["seed"]) == ("dense", 1)
+    assert 0 <= outcome["figures"]["accuracy"] <= 100

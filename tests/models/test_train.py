@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from butterflyc.compiler.errors import BadInput, CannotWrite, Damaged, UsageError
+from butterflyc.compiler.errors import BadInput, CannotWrite, Damaged, UnknownName, UsageError
 from butterflyc.models.blocks import DenseConfig, MlpConfig
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.checkpoint import read_checkpoint
 from butterflyc.models.data import ImageSet, Split
 from butterflyc.models.image_task import ImageTask, ImageTraining, shifted
-from butterflyc.models.recipes import cifar100_recipe, digits_recipe
+from butterflyc.models.recipes import DIGITS_KINDS, cifar100_recipe, digits_recipe
 from butterflyc.models.standard import StandardConfig
 from butterflyc.models.train import main, train
 from butterflyc.models.trainer import Trainer, make_optimizer, schedule
@@ -169,6 +169,25 @@ def test_recipes_are_the_models_of_the_papers_and_ours() -> None:
     assert (model.mlp.d_ff, model.mlp.experts, model.mlp.top_k) == (256, 8, 2)
     assert (model.mlp.layers_in, model.mlp.layers_out) == (2, 2)
     assert cifar100_recipe(ButterflyConfig()).model == ViTConfig()
+
+
+@pytest.mark.parametrize("kind", DIGITS_KINDS)
+def test_kinds_of_digits_differ_in_one_choice(kind: str) -> None:
+    """The layer, or the weight of the smoothness; all else is that of the shipped model."""
+    recipe, base = digits_recipe(kind), digits_recipe()
+    assert (recipe.smoothness_weight == 0) == (kind == "no-smoothness")
+    assert replace(recipe.model, mlp=base.model.mlp) == base.model
+    assert replace(recipe, model=base.model, smoothness_weight=0.005) == base
+    layer = recipe.model.mlp
+    assert (layer.d_model, layer.d_ff) == (64, 256)
+    if isinstance(layer, ButterflyConfig):
+        assert layer.down == ("ternary" if kind == "ternary-down" else "float")
+
+
+def test_an_unknown_kind_of_digits_is_refused() -> None:
+    """The error names what is known."""
+    with pytest.raises(UnknownName, match="kind of model of digits 'dens'"):
+        digits_recipe("dens")
 
 
 def test_command_line_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
