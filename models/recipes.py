@@ -23,7 +23,14 @@ KINDS: dict[str, MlpConfig] = {
 COMPARED = tuple(KINDS)
 
 
-DIGITS_KINDS = ("butterfly", "ternary-down", "standard", "dense", "no-smoothness")
+DIGITS_KINDS = (
+    "butterfly",
+    "ternary-down",
+    "standard",
+    "dense",
+    "no-smoothness",
+    "papers-start",
+)
 
 
 def digits_recipe(kind: str = "butterfly") -> ImageTraining:
@@ -31,7 +38,9 @@ def digits_recipe(kind: str = "butterfly") -> ImageTraining:
 
     ``butterfly`` made the shipped model: angles spread wide and experts heard, so both matter.
     ``standard`` and ``dense`` have the same widths, ``ternary-down`` a ternary W_down too, and
-    ``no-smoothness`` is trained without the spatial term. Raises UnknownName for another kind.
+    ``no-smoothness`` is trained without the spatial term; ``papers-start`` begins as the papers'
+    models, with angles of N(0, 0.01^2) and matrices as ``nn.Linear`` has them. Raises UnknownName
+    for another kind.
     """
     if kind not in DIGITS_KINDS:
         raise unknown_name("kind of model of digits", kind, DIGITS_KINDS)
@@ -46,6 +55,7 @@ def digits_recipe(kind: str = "butterfly") -> ImageTraining:
     )
     kinds: dict[str, MlpConfig] = {
         "ternary-down": replace(layer, down="ternary"),
+        "papers-start": replace(layer, angle_std=0.01, matrix_gain=1.0),
         "standard": StandardConfig(d_model=64, d_ff=256, gate=layer.gate),
         "dense": DenseConfig(d_model=64, d_ff=256),
     }

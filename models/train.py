@@ -166,15 +166,21 @@ def _train_chosen(chosen: argparse.Namespace) -> Path | None:
         recipe = replace(text_recipe(chosen.kind), **changes)
         task = TextTask(recipe, library_text(chosen.text))
         return train(task, chosen.output, name=name, **how)
-    if chosen.images is None:
+    images = needed(chosen.images)
+    _check_kind(chosen.kind, list(KINDS))
+    config = replace(cifar100_recipe(KINDS[chosen.kind]), **changes)
+    cifar_task = ImageTask(config, cifar100(images))
+    return train(cifar_task, chosen.output, name=name, **how)
+
+
+def needed(images: Path | None) -> Path:
+    """The folder of CIFAR-100. UsageError where none was given."""
+    if images is None:
         raise UsageError(
             "CIFAR-100 is not shipped with butterflyc",
             help="give --images FOLDER, the unpacked cifar-100-python",
         )
-    _check_kind(chosen.kind, list(KINDS))
-    config = replace(cifar100_recipe(KINDS[chosen.kind]), **changes)
-    cifar_task = ImageTask(config, cifar100(chosen.images))
-    return train(cifar_task, chosen.output, name=name, **how)
+    return images
 
 
 def _check_kind(kind: str, known: Sequence[str]) -> None:

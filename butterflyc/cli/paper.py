@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..compiler.errors import UsageError
 from ._output import print_columns, print_json
 from ._progress import progress
 from ._threads import one_thread
@@ -31,19 +32,54 @@ if TYPE_CHECKING:
 @click.option(
     "--standard", type=click.Path(path_type=Path), help="A trained StandardMoE ViT, to compare."
 )
+@click.option(
+    "--quick", is_flag=True, help="Compile nothing: leave out what is measured on artefacts."
+)
+@click.option(
+    "--train",
+    is_flag=True,
+    help="Train and compile all models of the report afresh, in OUTPUT/runs. It takes many hours, "
+    "and goes on there when it is started again, with --force.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="With --train: the unpacked cifar-100-python, to train on it as well.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the report in a folder that is not empty.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
-    output: Path, checkpoint: Path | None, standard: Path | None, force: bool, as_json: bool
+    output: Path,
+    checkpoint: Path | None,
+    standard: Path | None,
+    quick: bool,
+    train: bool,
+    data: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write the papers' tables and figures: as printed, by formula, as measured."""
     one_thread()
+    if data is not None and not train:
+        raise UsageError("--data goes with --train", help="butterflyc paper --train --data FOLDER")
     from ..models.checkpoint import DIGITS
+    from ..paper.artefacts import measured_sizes
+    from ..paper.drawing import matplotlib
     from ..paper.report import build, check_folder, write
+    from ..paper.trained import read
+    from ..paper.training import train_all
 
     check_folder(output, force)
+    matplotlib()  # it is missed now, and not after minutes
+    trained = train_all(output / "runs", data) if train else read()
     with progress() as report:
-        made = build(checkpoint or DIGITS, standard=standard, progress=report)
+        made = build(
+            checkpoint or DIGITS,
+            standard=standard,
+            measured={} if quick else measured_sizes(report),
+            trained=trained,
+            progress=report,
+        )
         paths = write(made, output, force=force)
     if as_json:
         print_json("paper", {"files": [str(path) for path in paths], **made.as_dict()})

@@ -66,6 +66,11 @@ def standard_bytes(stack: Stack, experts: int, *, matrices: int = 2, bits: float
     return experts * matrices * matrix_bytes(stack, bits)
 
 
+def router_bytes(stack: Stack, experts: int, bits: float) -> float:
+    """Bytes of the routers, d_model weights an expert and layer; both papers leave them out."""
+    return stack.layers * experts * stack.d_model * bits / 8
+
+
 def expert_bytes(stack: Stack, angle_bits: int = FLOAT_BITS) -> float:
     """Bytes that one more Butterfly expert takes: its angles, fp32 in ButterflyViT's Table 2."""
     return stack.angles * angle_bits / 8

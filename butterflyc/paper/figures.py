@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import ToolMissing
 from .accounting import BUTTERFLY_VIT, GIB, KIB, MB, compression, millijoules, rounded
 from .devices import MICROCONTROLLERS_PRINTED, WAYS, Device, devices, fitting
-from .tables import CURVES, memory_curves
+from .drawing import BLUE, GREEN, GREY, ORANGE, RED, SKY, label_line, new_figure, png, style
+from .rows import Measured
+from .tables import CURVES, FIGURE_4_EXPERTS, memory_curves
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,43 +17,29 @@ if TYPE_CHECKING:
 
     from .similarity import Similarity
 
-# Okabe and Ito's colours, which people tell apart whose eyes lack one kind of cone.
-ORANGE, SKY, GREEN, BLUE, RED, GREY = (
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#666666",
-)
 COLOURS = {"standard": RED, "down-f32": ORANGE, "down-ternary": GREEN, "butterfly": BLUE}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "figure.dpi": 130,
-}
 
 
-def memory_picture() -> bytes:
+def memory_picture(measured: Measured) -> bytes:
     """Figure 4: MB of the experts of all 7 layers by their number, both axes logarithmic.
 
-    This and the other pictures raise ToolMissing without matplotlib.
+    Our artefacts stand in it where ``measured`` has them. This and the other pictures raise
+    ToolMissing without matplotlib.
     """
     counts = [2**power for power in range(1, 9)]
-    with _style():
-        figure, axes = _axes(8.4, 4.8)
+    with style():
+        figure, axes = new_figure(8.4, 4.8)
         for kind, name in CURVES.items():
             sizes = [memory_curves(count)[kind] / MB for count in counts]
             dashes = "--" if kind.startswith("down") else "-"
             axes.plot(counts, sizes, dashes, color=COLOURS[kind], marker="o", markersize=4)
-            _label_line(axes, counts[-1], sizes[-1], name, COLOURS[kind])
+            label_line(axes, counts[-1], sizes[-1], name, COLOURS[kind])
+        keys = {count: f"figure4.{count}.down-ternary" for count in FIGURE_4_EXPERTS}
+        ours = {count: measured[key] for count, key in keys.items() if key in measured}
+        if ours:
+            name = "our artefacts: scales, tables, padding too"
+            axes.plot(list(ours), list(ours.values()), "kx", markersize=9, label=name)
+            axes.legend(frameon=False, loc="upper left")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
@@ -68,7 +54,7 @@ def memory_picture() -> bytes:
             xlabel="experts a layer",
             ylabel="memory of the experts, MB",
         )
-        return _png(figure)
+        return png(figure)
 
 
 def devices_picture() -> bytes:
@@ -80,8 +66,8 @@ def devices_picture() -> bytes:
         "text": "text under eq. 11, 2,560 B",
     }
     colours = dict(zip(WAYS, (RED, BLUE, SKY, GREEN), strict=True))
-    with _style():
-        figure, axes = _axes(8.4, 5.0)
+    with style():
+        figure, axes = new_figure(8.4, 5.0)
         found = devices()
         for number, way in enumerate(WAYS):
             places = [place + (number - 1.5) * 0.2 for place in range(len(found))]
@@ -110,13 +96,13 @@ def devices_picture() -> bytes:
             title="Experts that fit into RAM, by what an expert takes of a layer",
             ylabel="experts in each of 7 layers",
         )
-        return _png(figure)
+        return png(figure)
 
 
 def energy_picture() -> bytes:
     """Figure 7: mJ to read the weights of 64 experts once, at 6.4 pJ a bit."""
-    with _style():
-        figure, axes = _axes(8.4, 3.4)
+    with style():
+        figure, axes = new_figure(8.4, 3.4)
         kinds = list(reversed(CURVES))
         values = [millijoules(memory_curves(64)[kind]) for kind in kinds]
         axes.barh(range(len(kinds)), values, 0.6, color=[COLOURS[kind] for kind in kinds])
@@ -154,12 +140,12 @@ def energy_picture() -> bytes:
             title="Energy to read the weights of 64 experts once",
             xlabel="mJ a forward pass, 6.4 pJ a bit of DRAM (logarithmic)",
         )
-        return _png(figure)
+        return png(figure)
 
 
 def similarity_picture(found: Mapping[str, Similarity]) -> bytes:
     """Figure 5: a heat map of cosines for each layer, a row of them for each named model."""
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         columns = max(len(each.layers) for each in found.values())
@@ -176,7 +162,7 @@ def similarity_picture(found: Mapping[str, Similarity]) -> bytes:
             line[0].set_ylabel(name.replace(", ", ",\n"), fontsize=9)
         bar = figure.colorbar(image, ax=grid.ravel().tolist(), aspect=35, ticks=[-1, 0, 1])
         bar.outline.set_visible(False)
-        return _png(figure)
+        return png(figure)
 
 
 def _heat_map(axes: Any, matrix: NDArray[np.float64], name: str) -> Any:
@@ -207,36 +193,5 @@ def _short(count: int) -> str:
     return f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,}"
 
 
-def _style() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ToolMissing(
-            "matplotlib is not installed, which draws pictures",
-            help="pip install 'butterflyc[train]'",
-        ) from error
-    return matplotlib.rc_context(STYLE)
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _label_line(axes: Any, x: float, y: float, name: str, colour: str) -> None:
-    axes.annotate(
-        name, (x, y), xytext=(8, 0), textcoords="offset points", va="center", color=colour
-    )
-
-
 def _label_bar(axes: Any, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
-
-
-def _png(figure: Any) -> bytes:
-    content = io.BytesIO()
-    # Without the name of the program, which has its version.
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..compiler.errors import BadInput, Unsupported
 from ..models.butterfly import ButterflyMoE
 from ..models.routing import choose
 from ..models.ternary import ternary
-from ..models.vit import ViT
 from .rows import Row, Table
 
 INT8_MAX = 127
@@ -67,15 +66,15 @@ def outliers_in(rows: Tensor) -> Outliers:
 
 @torch.no_grad()
 def rotated_inputs(
-    model: ViT, images: Tensor, progress: Callable[[str], None] = lambda _: None
+    model: nn.Module, inputs: Tensor, progress: Callable[[str], None] = lambda _: None
 ) -> list[Rotated]:
     """Of each Butterfly layer what enters its ternary product, without and with the rotation.
 
-    ``images``: float32 [B, C, H, W]. Without: the layer norm's result that a token brings, once
-    for each expert it chose. With: the same rows after these experts' B(theta_i). Unsupported for
-    a model without Butterfly layers.
+    ``inputs``: what ``model`` takes, as images float32 [B, C, H, W]. Without: the layer norm's
+    result that a token brings, once for each expert it chose. With: the same rows after these
+    experts' B(theta_i). Unsupported for a model without Butterfly layers.
     """
-    layers = [block.mlp for block in model.blocks if isinstance(block.mlp, ButterflyMoE)]
+    layers = [layer for layer in model.modules() if isinstance(layer, ButterflyMoE)]
     if not layers:
         raise Unsupported(
             "a model without Butterfly layers has no rotations to measure",
@@ -89,13 +88,13 @@ def rotated_inputs(
     # The gate takes the same rows as the experts, and is called as a module.
     hooks = [layer.gate.register_forward_pre_hook(keep) for layer in layers]
     try:
-        model(images)
+        model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
     found = []
     for number, (layer, x) in enumerate(zip(layers, entered, strict=True)):
-        progress(f"measure what enters layer {number} of {len(layers)}, {len(images)} images")
+        progress(f"measure what enters layer {number} of {len(layers)}, {len(inputs)} inputs")
         found.append(_rotate(layer, x))
     return found
 
@@ -115,15 +114,14 @@ def _int8_error(x: Tensor, scale: Tensor) -> float:
 
 
 @torch.no_grad()
-def ternary_error(model: ViT) -> float:
+def ternary_error(model: nn.Module) -> float:
     """||W - W_hat||^2 / ||W||^2 of the up-projections W of all Butterfly layers."""
     lost = kept = 0.0
-    for block in model.blocks:
-        if isinstance(block.mlp, ButterflyMoE):
-            up = block.mlp.up
-            up_hat = ternary(up, per_row=block.mlp.config.gamma_per_row)
-            lost += float(((up - up_hat) ** 2).sum())
-            kept += float((up**2).sum())
+    for layer in model.modules():
+        if isinstance(layer, ButterflyMoE):
+            up_hat = ternary(layer.up, per_row=layer.config.gamma_per_row)
+            lost += float(((layer.up - up_hat) ** 2).sum())
+            kept += float((layer.up**2).sum())
     return lost / kept
 
 

@@ -18,6 +18,7 @@ from ..models.data import ImageSet
 from ..models.standard import StandardConfig
 from ..models.vit import ViT, butterfly_vit, dense_vit, standard_vit
 from .contradictions import contradictions
+from .curves import curves_picture
 from .devices import figure_6
 from .figures import devices_picture, energy_picture, memory_picture, similarity_picture
 from .markdown import markdown
@@ -25,6 +26,7 @@ from .outliers import outlier_table, rotated_inputs, ternary_error
 from .rows import SCHEMA, Measured, Table, with_measured
 from .similarity import Similarity, figure_5, similarity_of
 from .tables import figure_4, figure_7, moe_150, table_1, table_2, whole_ffn
+from .trained import Trained
 
 Progress = Callable[[str], None]
 PAPER_ANGLE_STD = 0.01  # of the angles before training, in both papers
@@ -56,23 +58,29 @@ def build(
     *,
     standard: Path | None = None,
     measured: Measured | None = None,
+    trained: Trained | None = None,
     progress: Progress = lambda _: None,
 ) -> Report:
     """All tables and pictures, with what can be measured on ``checkpoint``, a ButterflyViT.
 
     ``checkpoint`` holds the test images that outliers are measured on. ``standard``: a checkpoint
     of a StandardMoE ViT, to compare its experts. ``measured``: more measurements, by the keys of
-    their rows. Raises ToolMissing without matplotlib, UnknownName for a key that no row has,
-    BadInput for a checkpoint of another kind or without images, and what ``read_checkpoint`` does.
+    their rows. ``trained``: outcomes of trained models, for their tables and curves. Raises
+    ToolMissing without matplotlib, UnknownName for a key that no row has, BadInput for a checkpoint
+    of another kind or without images, and what ``read_checkpoint`` does.
     """
     model, images = _read(checkpoint)
     beside = _read_standard(standard) if standard else None
+    trained = trained or Trained()
+    everything = {**_parameters(), **(measured or {})}
     progress("draw what needs no model")
     pictures = {
-        "memory.png": memory_picture(),
+        "memory.png": memory_picture(everything),
         "devices.png": devices_picture(),
         "energy.png": energy_picture(),
     }
+    if trained.digits or trained.text:
+        pictures["curves.png"] = curves_picture(trained)
     progress("compare experts")
     name = "digits" if checkpoint == DIGITS else checkpoint.stem
     alike = _similarities(name, model, beside)
@@ -93,9 +101,9 @@ def build(
         figure_6(),
         figure_7(),
         outlier_table(rotated, weights),
+        *trained.tables(),
         contradictions(),
     )
-    everything = {**_parameters(), **(measured or {})}
     return Report(_sentence(name, model), with_measured(tables, everything), pictures)
 
 

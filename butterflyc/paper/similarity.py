@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..compiler.errors import Unsupported
 from ..models.butterfly import ButterflyMoE
 from ..models.standard import StandardMoE
 from ..models.ternary import ternary
-from ..models.vit import ViT
 from .rows import Row, Table
 
 
@@ -42,7 +41,7 @@ def off_diagonal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
-def similarity_of(model: ViT) -> Similarity:
+def similarity_of(model: nn.Module) -> Similarity:
     """Cosines of the experts' effective matrices, flattened.
 
     Of a ButterflyMoE layer the effective matrix [F, d] is B(phi_i) W_hat B(theta_i) (eq. 3): the
@@ -51,11 +50,11 @@ def similarity_of(model: ViT) -> Similarity:
     model that has no two experts in a layer.
     """
     found = []
-    for block in model.blocks:
-        if isinstance(block.mlp, ButterflyMoE):
-            found.append(cosines(butterfly_matrices(block.mlp)))
-        elif isinstance(block.mlp, StandardMoE):
-            found.append(cosines(block.mlp.up.detach()))
+    for layer in model.modules():
+        if isinstance(layer, ButterflyMoE):
+            found.append(cosines(butterfly_matrices(layer)))
+        elif isinstance(layer, StandardMoE):
+            found.append(cosines(layer.up.detach()))
     if not found or len(found[0]) < 2:
         raise Unsupported(
             "a model without two experts in a layer has none to compare",

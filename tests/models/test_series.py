@@ -100,7 +100,8 @@ def test_what_is_compared_has_three_seeds() -> None:
     assert set(counts.values()) == {1, 3}
     counts = Counter(kind for kind, _ in series.digits_series().runs)
     assert set(counts) > set(COMPARED)
-    assert set(counts.values()) == {3}
+    assert {kind for kind, count in counts.items() if count == 1} == {"papers-start"}
+    assert set(counts.values()) == {1, 3}
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

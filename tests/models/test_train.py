@@ -182,6 +182,7 @@ def test_kinds_of_digits_differ_in_one_choice(kind: str) -> None:
     assert (layer.d_model, layer.d_ff) == (64, 256)
     if isinstance(layer, ButterflyConfig):
         assert layer.down == ("ternary" if kind == "ternary-down" else "float")
+        assert layer.angle_std == (0.01 if kind == "papers-start" else 1.0)
 
 
 def test_an_unknown_kind_of_digits_is_refused() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from butterflyc.compiler.errors import ToolMissing
+from butterflyc.models.series import Outcome
+from butterflyc.paper.curves import curves_picture
 from butterflyc.paper.figures import (
     devices_picture,
     energy_picture,
@@ -18,12 +20,26 @@ from butterflyc.paper.figures import (
     similarity_picture,
 )
 from butterflyc.paper.similarity import Similarity
+from butterflyc.paper.trained import Trained
 
 
 def similarities() -> bytes:
     """Two models, of which one has a layer less."""
     few, many = Similarity((np.eye(3),)), Similarity((np.eye(3), -np.eye(3)))
     return similarity_picture({"a": many, "b": few})
+
+
+def memory() -> bytes:
+    """Figure 4 with two measured points."""
+    return memory_picture({"figure4.8.down-ternary": 0.9, "figure4.64.down-ternary": 1.9})
+
+
+def curves() -> bytes:
+    """Two seeds of one kind of digits, one language model."""
+    curve = [{"epoch": 1, "loss": 2.0, "accuracy": 10.0}, {"epoch": 2, "loss": 1.0}]
+    digits = [Outcome("butterfly", seed, 9, {"accuracy": 50.0 + seed}, curve) for seed in (0, 1)]
+    text = [Outcome("dense", 0, 9, {"bits_per_byte": 2.0}, [{"epoch": 1, "loss": 3.0}])]
+    return curves_picture(Trained(digits=digits, text=text))
 
 
 def chunks(png: bytes) -> dict[str, bytes]:
@@ -40,7 +56,7 @@ def chunks(png: bytes) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("draw", [memory_picture, devices_picture, energy_picture, similarities])
+@pytest.mark.parametrize("draw", [memory, devices_picture, energy_picture, similarities, curves])
 def test_pictures(draw: Callable[[], bytes]) -> None:
     """Whole, of some size, not of one colour, without dates or versions, and the same again."""
     png = draw()
@@ -53,7 +69,7 @@ def test_pictures(draw: Callable[[], bytes]) -> None:
     assert draw() == png
 
 
-@pytest.mark.parametrize("draw", [memory_picture, similarities])
+@pytest.mark.parametrize("draw", [memory, similarities, curves])
 def test_matplotlib_is_asked_for(
     draw: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

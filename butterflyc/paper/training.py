@@ -1,0 +1,29 @@
+"""``butterflyc paper --train``: every model of the report trained and compiled afresh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..models.series import cifar100_series, digits_series, text_series, train_series
+from ..models.text import library_text
+from .forms import accuracies
+from .trained import Trained
+
+
+def train_all(
+    folder: Path, cifar100: Path | None = None, console: Console | None = None
+) -> Trained:
+    """Train the series of models into ``folder``, and compile those of digits in every form.
+
+    What is trained there already is read, so that it may be stopped at any time. ``cifar100``: the
+    folder of its unpacked files; without it nothing is trained on it. Raises what `train_series`
+    and ``accuracies`` do.
+    """
+    console = console or Console(stderr=True)
+    digits = train_series(digits_series(), folder, console=console)
+    forms = accuracies(folder, lambda step: console.print(step, highlight=False, soft_wrap=True))
+    text = train_series(text_series(library_text()), folder, console=console)
+    images = train_series(cifar100_series(cifar100), folder, console=console) if cifar100 else []
+    return Trained(digits=digits, text=text, forms=forms, cifar100=images)
