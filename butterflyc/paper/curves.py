@@ -21,17 +21,22 @@ COLOURS = {
 
 
 def curves_picture(trained: Trained) -> bytes:
-    """Accuracy on digits and bits per byte of text by epoch, a line for each seed.
+    """Accuracy on images and bits per byte of text by epoch, a line for each seed.
 
-    Raises ToolMissing without matplotlib.
+    Only what there are outcomes of is drawn. Raises ToolMissing without matplotlib.
     """
+    compared = [outcome for outcome in trained.text if outcome.kind in COMPARED]
+    every = (
+        (trained.cifar100, "accuracy", "CIFAR-100", "% of 10,000 test images", "epoch"),
+        (trained.digits, "accuracy", "Digits", "% of 360 test images", "epoch"),
+        (compared, "bits_per_byte", "Text", "bits per held-out byte", "epoch of 100 steps"),
+    )
+    panels = [panel for panel in every if panel[0]]
     with style():
-        figure, (digits, text) = new_figure(12.0, 4.6, columns=2)
-        _panel(digits, trained.digits, "accuracy")
-        digits.set(title="Digits: percent right", xlabel="epoch", ylabel="% of 360 test images")
-        compared = [outcome for outcome in trained.text if outcome.kind in COMPARED]
-        _panel(text, compared, "bits_per_byte")
-        text.set(title="Text: bits per byte", xlabel="epoch of 100 steps", ylabel="held-out text")
+        figure, axes = new_figure(6.4 * len(panels), 4.6, columns=len(panels))
+        for place, (outcomes, name, title, unit, epochs) in zip(axes, panels, strict=True):
+            _panel(place, outcomes, name)
+            place.set(title=title, xlabel=epochs, ylabel=unit)
         return png(figure)
 
 
@@ -50,5 +55,4 @@ def _panel(axes: Any, outcomes: Sequence[Outcome], figure: str) -> None:
                 axes.plot(*points(outcome, figure), color=colour, linewidth=1.4, label=name)
                 name = "_nolegend_"
     axes.grid(True)
-    if outcomes:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)

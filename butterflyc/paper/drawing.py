@@ -48,11 +48,11 @@ def style() -> Any:
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of that many inches, and its axes: an array of them for several columns."""
+    """A figure of that many inches, and its axes side by side: [columns]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def label_line(axes: Any, x: float, y: float, name: str, colour: str) -> None:

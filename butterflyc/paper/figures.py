@@ -28,7 +28,7 @@ def memory_picture(measured: Measured) -> bytes:
     """
     counts = [2**power for power in range(1, 9)]
     with style():
-        figure, axes = new_figure(8.4, 4.8)
+        figure, (axes,) = new_figure(8.4, 4.8)
         for kind, name in CURVES.items():
             sizes = [memory_curves(count)[kind] / MB for count in counts]
             dashes = "--" if kind.startswith("down") else "-"
@@ -67,7 +67,7 @@ def devices_picture() -> bytes:
     }
     colours = dict(zip(WAYS, (RED, BLUE, SKY, GREEN), strict=True))
     with style():
-        figure, axes = new_figure(8.4, 5.0)
+        figure, (axes,) = new_figure(8.4, 5.0)
         found = devices()
         for number, way in enumerate(WAYS):
             places = [place + (number - 1.5) * 0.2 for place in range(len(found))]
@@ -102,7 +102,7 @@ def devices_picture() -> bytes:
 def energy_picture() -> bytes:
     """Figure 7: mJ to read the weights of 64 experts once, at 6.4 pJ a bit."""
     with style():
-        figure, axes = new_figure(8.4, 3.4)
+        figure, (axes,) = new_figure(8.4, 3.4)
         kinds = list(reversed(CURVES))
         values = [millijoules(memory_curves(64)[kind]) for kind in kinds]
         axes.barh(range(len(kinds)), values, 0.6, color=[COLOURS[kind] for kind in kinds])

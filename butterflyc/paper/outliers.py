@@ -125,25 +125,28 @@ def ternary_error(model: nn.Module) -> float:
     return lost / kept
 
 
-def outlier_table(layers: list[Rotated], weights: Mapping[str, float]) -> Table:
+def outlier_table(
+    layers: list[Rotated], weights: Mapping[str, float], *, key: str = "outliers", model: str = ""
+) -> Table:
     """Rows of what was measured: means over ``layers``, and ternary errors of ``weights``.
 
-    ``weights``: the errors of ``ternary_error``, "before training" and "trained".
+    ``weights``: the errors of ``ternary_error``, "before training" and "trained". ``key`` begins
+    the rows' keys, and ``model`` stands in the title.
     """
     rows = []
     for metric, (what, unit, scale, why) in METRICS.items():
         for side, name in (("before", "without rotation"), ("after", "with rotation")):
             values = [asdict(each)[side][metric] * scale for each in layers]
             spread = f"{min(values):.2f} to {max(values):.2f} by layer"
-            key, mean = f"outliers.{metric}.{side}", sum(values) / len(values)
+            row, mean = f"{key}.{metric}.{side}", sum(values) / len(values)
             rows.append(
-                Row(key, f"{what}, {name}", unit, None, None, None, f"{why} {spread}.", mean)
+                Row(row, f"{what}, {name}", unit, None, None, None, f"{why} {spread}.", mean)
             )
     printed = {"before training": "51.3", "trained": "1.43"}
     for state, value in weights.items():
-        key = f"outliers.ternary.{state.replace(' ', '-')}"
+        row = f"{key}.ternary.{state.replace(' ', '-')}"
         what, paper = f"ternary error of W, {state}", printed.get(state)
-        rows.append(Row(key, what, "%", paper, None, None, _WEIGHTS_WHY, 100 * value))
+        rows.append(Row(row, what, "%", paper, None, None, _WEIGHTS_WHY, 100 * value))
     note = (
         "Measured on the rows that enter the ternary product of each layer: the layer norm's "
         "result of a token, once for each expert that it chose, as it is (without) and after that "
@@ -151,7 +154,8 @@ def outlier_table(layers: list[Rotated], weights: Mapping[str, float]) -> Table:
         "suppress outliers; figures of activations that they print are not known to us. L layers "
         "mix 2^L channels, so an outlier keeps at least 2^(-L/2) of its size: half, where L = 2."
     )
-    return Table("outliers", "Outliers before and after the rotation", note, tuple(rows))
+    title = "Outliers before and after the rotation"
+    return Table(key, f"{title}, {model}" if model else title, note, tuple(rows))
 
 
 METRICS = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..compiler.errors import BadInput, UsageError
@@ -15,8 +16,9 @@ from ..compiler.files import make_folder, write_whole
 from ..models.butterfly import ButterflyConfig
 from ..models.checkpoint import DIGITS, load_checkpoint, read_checkpoint
 from ..models.data import ImageSet
+from ..models.language import LanguageModel
 from ..models.standard import StandardConfig
-from ..models.vit import ViT, butterfly_vit, dense_vit, standard_vit
+from ..models.vit import ViT, ViTConfig, butterfly_vit, dense_vit, standard_vit
 from .contradictions import contradictions
 from .curves import curves_picture
 from .devices import figure_6
@@ -57,6 +59,7 @@ def build(
     checkpoint: Path = DIGITS,
     *,
     standard: Path | None = None,
+    text: Path | None = None,
     measured: Measured | None = None,
     trained: Trained | None = None,
     progress: Progress = lambda _: None,
@@ -64,13 +67,15 @@ def build(
     """All tables and pictures, with what can be measured on ``checkpoint``, a ButterflyViT.
 
     ``checkpoint`` holds the test images that outliers are measured on. ``standard``: a checkpoint
-    of a StandardMoE ViT, to compare its experts. ``measured``: more measurements, by the keys of
+    of a StandardMoE ViT, to compare its experts. ``text``: one of a Butterfly language model, whose
+    experts and activations are measured as well. ``measured``: more measurements, by the keys of
     their rows. ``trained``: outcomes of trained models, for their tables and curves. Raises
     ToolMissing without matplotlib, UnknownName for a key that no row has, BadInput for a checkpoint
     of another kind or without images, and what ``read_checkpoint`` does.
     """
     model, images = _read(checkpoint)
     beside = _read_standard(standard) if standard else None
+    language = _read_text(text) if text else None
     trained = trained or Trained()
     everything = {**_parameters(), **(measured or {})}
     progress("draw what needs no model")
@@ -79,18 +84,17 @@ def build(
         "devices.png": devices_picture(),
         "energy.png": energy_picture(),
     }
-    if trained.digits or trained.text:
+    if trained.digits or trained.text or trained.cifar100:
         pictures["curves.png"] = curves_picture(trained)
     progress("compare experts")
     name = "digits" if checkpoint == DIGITS else checkpoint.stem
     alike = _similarities(name, model, beside)
+    if language:
+        alike["text, trained"] = similarity_of(language[0])
     pictures["similarity.png"] = similarity_picture(alike)
-    progress(f"run {len(images.images)} images")
-    rotated = rotated_inputs(model, torch.from_numpy(images.floats()), progress)
-    weights = {
-        "before training": ternary_error(_untrained(model)),
-        "trained": ternary_error(model),
-    }
+    outliers = [_outliers(model, torch.from_numpy(images.floats()), progress)]
+    if language:
+        outliers.append(_outliers(*language, progress, key="outliers-text", name="text"))
     tables = (
         table_1(),
         table_2(),
@@ -100,7 +104,7 @@ def build(
         figure_5(alike),
         figure_6(),
         figure_7(),
-        outlier_table(rotated, weights),
+        *outliers,
         *trained.tables(),
         contradictions(),
     )
@@ -162,6 +166,36 @@ def _read_standard(path: Path) -> ViT:
     return model
 
 
+def _read_text(path: Path) -> tuple[LanguageModel, torch.Tensor]:
+    """A trained language model with Butterfly layers, and windows of its text."""
+    found = read_checkpoint(path)
+    model = found.model()
+    if not isinstance(model, LanguageModel) or not isinstance(model.config.mlp, ButterflyConfig):
+        raise BadInput(
+            "this checkpoint is not of a Butterfly language model",
+            where=str(path),
+            help="give one that `python -m butterflyc.models.train text` wrote",
+        )
+    return model, torch.from_numpy(found.text["calibration"].astype(np.int64))
+
+
+def _outliers(
+    model: ViT | LanguageModel,
+    inputs: torch.Tensor,
+    progress: Progress,
+    *,
+    key: str = "outliers",
+    name: str = "",
+) -> Table:
+    progress(f"run {len(inputs)} inputs")
+    rotated = rotated_inputs(model, inputs, progress)
+    weights = {
+        "before training": ternary_error(_untrained(model)),
+        "trained": ternary_error(model),
+    }
+    return outlier_table(rotated, weights, key=key, model=name)
+
+
 def _similarities(name: str, model: ViT, beside: ViT | None) -> dict[str, Similarity]:
     """Of the trained model, of its start, of the papers' start, and of StandardMoE if given."""
     alike = {
@@ -174,14 +208,15 @@ def _similarities(name: str, model: ViT, beside: ViT | None) -> dict[str, Simila
     return alike
 
 
-def _untrained(model: ViT, angle_std: float | None = None) -> ViT:
+def _untrained(model: ViT | LanguageModel, angle_std: float | None = None) -> ViT | LanguageModel:
     """One of the same configuration with fresh weights; they do not touch torch's own seed."""
     config, mlp = model.config, model.config.mlp
     if angle_std is not None and isinstance(mlp, ButterflyConfig):
         config = replace(config, mlp=replace(mlp, angle_std=angle_std))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return ViT(config).eval()
+        fresh = ViT(config) if isinstance(config, ViTConfig) else LanguageModel(config)
+        return fresh.eval()
 
 
 def _parameters() -> dict[str, float]:

@@ -17,6 +17,7 @@ from butterflyc.compiler.errors import BadInput, UsageError
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.checkpoint import DIGITS, save_checkpoint
 from butterflyc.models.data import ImageSet
+from butterflyc.models.language import LanguageConfig, LanguageModel
 from butterflyc.models.standard import StandardConfig
 from butterflyc.models.vit import MlpConfig, ViT, ViTConfig
 from butterflyc.paper.markdown import markdown, number
@@ -36,6 +37,15 @@ def save(path: Path, mlp: MlpConfig, with_images: bool = True) -> Path:
     pixels = np.random.default_rng(0).integers(0, 17, (2, 1, 4, 4), dtype=np.uint8)
     images = {"test": ImageSet(pixels, np.zeros(2, np.int64), 16)} if with_images else {}
     save_checkpoint(path, ViT(ViTConfig(**sizes, d_model=16, mlp=mlp)), images=images)
+    return path
+
+
+def save_text(path: Path, mlp: MlpConfig) -> Path:
+    """A small untrained language model, with four windows of noise."""
+    torch.manual_seed(0)
+    model = LanguageModel(LanguageConfig(context=8, d_model=16, heads=2, layers=2, mlp=mlp))
+    windows = np.random.default_rng(0).integers(0, 256, (4, 8), dtype=np.uint8)
+    save_checkpoint(path, model, text={"calibration": windows})
     return path
 
 
@@ -163,6 +173,17 @@ def test_refusals(models: tuple[Path, Path], tmp_path: Path) -> None:
         build(models[0], standard=bare)
     with pytest.raises(BadInput, match="no test images"):
         build(bare)
+
+
+def test_a_language_model_is_measured_too(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its experts stand in Figure 5, its activations in a table of outliers of its own."""
+    text = save_text(tmp_path / "text.safetensors", BUTTERFLY)
+    rows = rows_of(build(models[0], text=text).as_dict())
+    assert abs(rows["figure5.text-trained.mean"]["measured"]) < 0.9
+    assert rows["outliers-text.kurtosis.after"]["measured"] > 1
+    dense = save_text(tmp_path / "dense.safetensors", STANDARD)
+    with pytest.raises(BadInput, match="not of a Butterfly language model"):
+        build(models[0], text=dense)
 
 
 def test_no_matplotlib_is_told_before_anything_is_measured(
