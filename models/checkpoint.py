@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with the configuration inside, and the digits model that we ship."""
+"""Checkpoints: safetensors with the configuration inside, and the models that we ship."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ ModelConfig = ViTConfig | LanguageConfig
 HEAD = "butterflyc.checkpoint"
 VERSION = 2
 DIGITS = Path(__file__).with_name("digits.safetensors")
+DIGITS_STANDARD = Path(__file__).with_name("digits-standard.safetensors")
+TEXT = Path(__file__).with_name("text-butterfly.safetensors")
 # Of each family of models its configuration, and the oldest version that reads it.
 _FAMILIES: dict[str, tuple[type[ModelConfig], int]] = {
     "vit": (ViTConfig, 1),

@@ -27,10 +27,17 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="A trained ButterflyViT with test images; by default the shipped digits model.",
+    help="A trained ButterflyViT with test images, in place of our own models.",
 )
 @click.option(
-    "--standard", type=click.Path(path_type=Path), help="A trained StandardMoE ViT, to compare."
+    "--standard",
+    type=click.Path(path_type=Path),
+    help="With --checkpoint: a trained StandardMoE ViT, to compare.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="With --checkpoint: a trained Butterfly language model, to measure too.",
 )
 @click.option(
     "--quick", is_flag=True, help="Compile nothing: leave out what is measured on artefacts."
@@ -52,6 +59,7 @@ def command(
     output: Path,
     checkpoint: Path | None,
     standard: Path | None,
+    text: Path | None,
     quick: bool,
     train: bool,
     data: Path | None,
@@ -62,21 +70,29 @@ def command(
     one_thread()
     if data is not None and not train:
         raise UsageError("--data goes with --train", help="butterflyc paper --train --data FOLDER")
-    from ..models.checkpoint import DIGITS
-    from ..paper.artefacts import measured_sizes
+    if checkpoint is None and (standard or text):
+        raise UsageError(
+            "--standard and --text go with --checkpoint",
+            help="without it, our own models are measured",
+        )
+    from ..paper.artefacts import measured_layers, measured_models
     from ..paper.drawing import matplotlib
     from ..paper.report import build, check_folder, write
     from ..paper.trained import read
-    from ..paper.training import train_all
+    from ..paper.training import SHIPPED, Checkpoints, train_all, trained_in
 
     check_folder(output, force)
     matplotlib()  # it is missed now, and not after minutes
-    trained = train_all(output / "runs", data) if train else read()
+    runs = output / "runs"
+    trained = train_all(runs, data) if train else read()
+    ours = trained_in(runs) if train else SHIPPED
+    models = Checkpoints(checkpoint, standard, text) if checkpoint else ours
     with progress() as report:
         made = build(
-            checkpoint or DIGITS,
-            standard=standard,
-            measured={} if quick else measured_sizes(report),
+            models.butterfly,
+            standard=models.standard,
+            text=models.text,
+            measured={} if quick else {**measured_layers(report), **measured_models(report)},
             trained=trained,
             progress=report,
         )

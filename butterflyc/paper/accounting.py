@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
-from typing import Literal
+from typing import Literal, get_args
 
 TERNARY_BITS = 1.58  # what both papers count a weight of W_hat as; log2(3) is 1.585
 FLOAT_BITS = 32
@@ -20,6 +20,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 Mlp = Literal["butterfly", "standard", "dense"]
+MLPS: tuple[Mlp, ...] = get_args(Mlp)
 
 
 @dataclass(frozen=True)

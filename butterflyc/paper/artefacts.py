@@ -1,8 +1,9 @@
 """What the papers' sizes come to in compiled artefacts, byte by byte.
 
 One ButterflyMoE layer of the papers' widths is compiled for microcontrollers, in ``int8`` and by
-``prefer="size"``, and what it takes is read from its artefact: scales, tables and padding too. The
-weights are random: no size depends on them. All seven layers take seven times as much.
+``prefer="size"``, and what it takes is read from its artefact: scales, tables and padding too. All
+seven layers take seven times as much. The models of Table 1 are compiled as they are. Weights are
+random: no size depends on them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,18 @@ import torch
 from ..build import compile as compile_model
 from ..compiler.ir import Graph
 from ..models.butterfly import ButterflyConfig, ButterflyMoE
+from ..models.vit import ViT, butterfly_vit, dense_vit, standard_vit
 from ..program import Program
-from .accounting import BUTTERFLY_VIT, FLOAT_BITS, MB, millijoules, router_bytes, standard_bytes
+from .accounting import (
+    BUTTERFLY_VIT,
+    FLOAT_BITS,
+    MB,
+    MLPS,
+    Mlp,
+    millijoules,
+    router_bytes,
+    standard_bytes,
+)
 from .rows import Measured
 from .tables import FIGURE_4_EXPERTS, TABLE_2_EXPERTS
 
@@ -101,7 +112,37 @@ def bytes_moved(graph: Graph) -> int:
     return sum(type.bytes for type in chain(read, written))
 
 
-def measured_sizes(progress: Progress = lambda _: None) -> Measured:
+def whole_bytes(mlp: Mlp) -> int:
+    """Bytes of all constants of Table 1's model of that kind, compiled as the layers are."""
+    models: dict[Mlp, Callable[[], ViT]] = {
+        "butterfly": butterfly_vit,
+        "standard": standard_vit,
+        "dense": dense_vit,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model, image = models[mlp]().eval(), torch.randn(1, 3, 32, 32)
+    angles = "i16" if mlp == "butterfly" else None
+    program = compile_model(
+        model, (image,), target="c99", angles=angles, prefer="size", name=f"vit_{mlp}"
+    )
+    return int(_weights(program)["bytes"])
+
+
+def measured_models(progress: Progress = lambda _: None) -> Measured:
+    """MB of Table 1's models as compiled, and how many times StandardMoE's is larger."""
+    sizes = {}
+    for mlp in MLPS:
+        progress(f"compile Table 1's {mlp} model")
+        sizes[mlp] = whole_bytes(mlp)
+    rows = {f"table1.{mlp}.memory": size / MB for mlp, size in sizes.items()}
+    for mlp, size in sizes.items():
+        if mlp != "standard":
+            rows[f"table1.{mlp}.compression"] = sizes["standard"] / size
+    return rows
+
+
+def measured_layers(progress: Progress = lambda _: None) -> Measured:
     """Bytes of compiled layers, in the units of the report's rows that they belong to."""
     forms = dict.fromkeys([*FORMS.values(), *(Form(experts) for experts in COUNTS)])
     found = {}

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from ..models.checkpoint import DIGITS, DIGITS_STANDARD, TEXT
+from ..models.recipes import run_name
 from ..models.series import cifar100_series, digits_series, text_series, train_series
 from ..models.text import library_text
 from .forms import accuracies
 from .trained import Trained
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The models whose experts and activations are measured: of digits, and of text."""
+
+    butterfly: Path
+    standard: Path | None = None
+    text: Path | None = None
+
+
+SHIPPED = Checkpoints(DIGITS, DIGITS_STANDARD, TEXT)
+
+
+def trained_in(folder: Path) -> Checkpoints:
+    """Those that ``train_all`` leaves in ``folder``: seed 0 of each."""
+    names = [run_name("digits", "butterfly", 0), run_name("digits", "standard", 0)]
+    names.append(run_name("text", "butterfly", 0))
+    return Checkpoints(*(folder / f"{name}.safetensors" for name in names))
 
 
 def train_all(

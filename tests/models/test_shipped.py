@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from butterflyc.compiler.errors import Damaged
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
 from butterflyc.models.checkpoint import (
     DIGITS,
+    TEXT,
     digits_calibration,
     digits_test,
     load_checkpoint,
@@ -22,7 +25,9 @@ from butterflyc.models.checkpoint import (
 )
 from butterflyc.models.criteria import Criteria, measure, with_angles
 from butterflyc.models.data import digits
-from butterflyc.models.recipes import digits_recipe
+from butterflyc.models.language import LanguageModel, active_parameters
+from butterflyc.models.recipes import digits_recipe, text_recipe
+from butterflyc.models.text_task import bits_per_byte
 from butterflyc.models.vit import ViT
 
 
@@ -109,3 +114,21 @@ def test_ablations_change_a_copy(model: ViT) -> None:
                 assert torch.equal(layer.theta, layer.theta[:1].expand_as(layer.theta))
                 assert (layer.phi == 0).all() == zero
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_shipped_language_model() -> None:
+    """It predicts most windows of its text better than an n-gram model does unseen text."""
+    held = read_checkpoint(TEXT)
+    model = held.model()
+    assert isinstance(model, LanguageModel)
+    assert active_parameters(model) >= 1_000_000
+    assert held.notes["text"]["bytes_seen"] >= 2_000_000
+    assert held.notes["test"]["bits_per_byte"] < held.notes["test"]["ngram_bits_per_byte"]
+    bits = [bits_per_byte(model, window) for window in held.text["calibration"][:16]]
+    assert statistics.median(bits) < held.notes["test"]["ngram_bits_per_byte"]
+
+
+def test_shipped_language_model_is_that_of_the_recipe() -> None:
+    """The checkpoint's settings are what ``models.train text`` trains by."""
+    training = read_checkpoint(TEXT).notes["training"]
+    assert training == json.loads(text_recipe().as_json())

@@ -10,8 +10,15 @@ import torch
 import butterflyc as bc
 from butterflyc.models.butterfly import ButterflyConfig, ButterflyMoE
 from butterflyc.paper import artefacts
-from butterflyc.paper.artefacts import FORMS, Form, Taken, bytes_moved, measured_sizes
-from butterflyc.paper.tables import figure_4, figure_7, table_2, whole_ffn
+from butterflyc.paper.artefacts import (
+    FORMS,
+    Form,
+    Taken,
+    bytes_moved,
+    measured_layers,
+    measured_models,
+)
+from butterflyc.paper.tables import figure_4, figure_7, table_1, table_2, whole_ffn
 
 # What the whole FFN has to be smaller by at 64 experts, by the keys of its rows.
 WANTED = {
@@ -34,7 +41,7 @@ def test_every_size_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured goes into rows that are there, in their units; steps are told."""
     told: list[str] = []
     monkeypatch.setattr(artefacts, "taken", lambda form: Taken(272_832, 16_768, 1_000_000))
-    measured = measured_sizes(told.append)
+    measured = measured_layers(told.append)
     tables = (table_2(), whole_ffn(), figure_4(), figure_7())
     keys = {row.key for row in chain.from_iterable(table.rows for table in tables)}
     assert set(measured) <= keys
@@ -42,6 +49,16 @@ def test_every_size_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured["figure4.64.down-ternary"] == pytest.approx(7 * 272_832 / 1e6)
     assert measured["figure7.moved"] == pytest.approx(7 * 1e6 * 8 * 6.4 / 1e9)
     assert told[0].startswith("compile a layer of 64 experts, W_down ternary, i16 angles (1 of")
+
+
+def test_whole_models_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MB of each, and StandardMoE's bytes over those of the others."""
+    sizes = {"butterfly": 4_000_000, "standard": 32_000_000, "dense": 5_000_000}
+    monkeypatch.setattr(artefacts, "whole_bytes", lambda mlp: sizes[mlp])
+    measured = measured_models()
+    assert set(measured) <= {row.key for row in table_1().rows}
+    assert measured["table1.butterfly.memory"] == 4.0
+    assert measured["table1.butterfly.compression"] == 8.0
 
 
 def test_what_a_layer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +74,12 @@ def test_what_a_layer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     program = bc.compile(module, (tokens,), target="c99", angles="i8", prefer="size")
     assert program.placement is not None
     assert layer.experts + layer.router == program.placement["weights"]["bytes"]
+
+
+@pytest.mark.slow
+def test_a_whole_model() -> None:
+    """A byte a weight and less for ternary ones: ButterflyViT's 5,661,028 numbers in 4.35 MB."""
+    assert artefacts.whole_bytes("butterfly") == pytest.approx(4_346_176, rel=0.01)
 
 
 @pytest.mark.slow

@@ -161,6 +161,14 @@ def test_command_overwrites_by_force_alone(
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
+def test_models_of_ones_own_go_with_a_checkpoint(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A StandardMoE alone would stand beside a model that it has nothing to do with."""
+    assert run(["paper", "-o", str(tmp_path / "a"), "--standard", str(models[1])]) == 2
+    assert "go with --checkpoint" in capsys.readouterr().err
+
+
 def test_refusals(models: tuple[Path, Path], tmp_path: Path) -> None:
     """A file as folder, models of another kind, and no images are told."""
     (tmp_path / "file").write_text("")
@@ -189,7 +197,7 @@ def test_a_language_model_is_measured_too(models: tuple[Path, Path], tmp_path: P
 def test_no_matplotlib_is_told_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command ends with 7, and makes no folder."""
+    """The command ends with 7, and makes no folder, though it would compile layers."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(["paper", "-o", str(tmp_path / "out")]) == 7
     told = capsys.readouterr().err
