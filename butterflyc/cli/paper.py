@@ -75,7 +75,7 @@ def command(
             "--standard and --text go with --checkpoint",
             help="without it, our own models are measured",
         )
-    from ..paper.artefacts import measured_layers, measured_models
+    from ..paper.artefacts import measured_sizes
     from ..paper.drawing import matplotlib
     from ..paper.report import build, check_folder, write
     from ..paper.trained import read
@@ -92,7 +92,7 @@ def command(
             models.butterfly,
             standard=models.standard,
             text=models.text,
-            measured={} if quick else {**measured_layers(report), **measured_models(report)},
+            measured={} if quick else measured_sizes(report),
             trained=trained,
             progress=report,
         )

@@ -2,8 +2,8 @@
 
 One ButterflyMoE layer of the papers' widths is compiled for microcontrollers, in ``int8`` and by
 ``prefer="size"``, and what it takes is read from its artefact: scales, tables and padding too. All
-seven layers take seven times as much. The models of Table 1 are compiled as they are. Weights are
-random: no size depends on them.
+seven layers take seven times as much. ButterflyMoE's layer is compiled likewise, and the models of
+Table 1 as they are. Weights are random: no size depends on them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import torch
 
 from ..build import compile as compile_model
 from ..compiler.ir import Graph
-from ..models.butterfly import ButterflyConfig, ButterflyMoE
+from ..models.butterfly import ButterflyConfig, ButterflyMoE, linear_form
 from ..models.vit import ViT, butterfly_vit, dense_vit, standard_vit
 from ..program import Program
 from .accounting import (
+    BUTTERFLY_MOE,
     BUTTERFLY_VIT,
     FLOAT_BITS,
     MB,
+    MIB,
     MLPS,
     Mlp,
     millijoules,
@@ -36,6 +38,7 @@ from .tables import FIGURE_4_EXPERTS, TABLE_2_EXPERTS
 Progress = Callable[[str], None]
 Down = Literal["float", "ternary"]
 TOKENS = 65  # of an image of CIFAR-100: 8 x 8 patches and a class token
+MOE_COUNTS = (8, 256)
 COUNTS = sorted({*TABLE_2_EXPERTS, *FIGURE_4_EXPERTS})
 SEED = 0
 
@@ -47,6 +50,20 @@ class Form:
     experts: int
     down: Down = "ternary"
     angles: str = "i16"
+
+    @property
+    def config(self) -> ButterflyConfig:
+        """The layer of ButterflyViT: d = 256, F = 1024, L = 2, top-2."""
+        stack = BUTTERFLY_VIT
+        return ButterflyConfig(
+            d_model=stack.d_model,
+            d_ff=stack.d_ff,
+            experts=self.experts,
+            layers_in=stack.layers_in,
+            layers_out=stack.layers_out,
+            down=self.down,
+            angle_std=1.0,
+        )
 
     def __str__(self) -> str:
         down = "int8" if self.down == "float" else self.down
@@ -75,23 +92,13 @@ class Taken:
     moved: int
 
 
-def taken(form: Form) -> Taken:
-    """Compile a layer of that form, and read what it takes. d = 256, F = 1024, L = 2, top-2."""
-    stack = BUTTERFLY_VIT
-    config = ButterflyConfig(
-        d_model=stack.d_model,
-        d_ff=stack.d_ff,
-        experts=form.experts,
-        layers_in=stack.layers_in,
-        layers_out=stack.layers_out,
-        down=form.down,
-        angle_std=1.0,
-    )
+def taken(config: ButterflyConfig, angles: str) -> Taken:
+    """Compile a layer for 65 tokens with angles of that format, and read what it takes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        layer, tokens = ButterflyMoE(config).eval(), torch.randn(TOKENS, stack.d_model)
+        layer, tokens = ButterflyMoE(config).eval(), torch.randn(TOKENS, config.d_model)
     program = compile_model(
-        layer, (tokens,), target="c99", angles=form.angles, prefer="size", name="ffn"
+        layer, (tokens,), target="c99", angles=angles, prefer="size", name="ffn"
     )
     router = _weights(program)["by_layer"]["gate"]
     moved = bytes_moved(program.stages[program.manifest["stages"][-1]])
@@ -142,14 +149,39 @@ def measured_models(progress: Progress = lambda _: None) -> Measured:
     return rows
 
 
+def measured_sizes(progress: Progress = lambda _: None) -> Measured:
+    """All that is measured on compiled artefacts, by the keys of the report's rows."""
+    layers, models = measured_layers(progress), measured_models(progress)
+    return {**layers, **models, **measured_moe(progress)}
+
+
 def measured_layers(progress: Progress = lambda _: None) -> Measured:
     """Bytes of compiled layers, in the units of the report's rows that they belong to."""
     forms = dict.fromkeys([*FORMS.values(), *(Form(experts) for experts in COUNTS)])
     found = {}
     for number, form in enumerate(forms, start=1):
         progress(f"compile a layer of {form} ({number} of {len(forms)})")
-        found[form] = taken(form)
+        found[form] = taken(form.config, form.angles)
     return {**_ratios(found), **_by_count(found), **_energies(found[Form(64)])}
+
+
+def measured_moe(progress: Progress = lambda _: None) -> Measured:
+    """MiB of ButterflyMoE's layer as compiled, equation 3 with 16-bit angles, and its ratio."""
+    stack, rows = BUTTERFLY_MOE, {}
+    for experts in MOE_COUNTS:
+        progress(f"compile ButterflyMoE's layer of {experts} experts")
+        config = linear_form(
+            stack.d_model,
+            stack.d_ff,
+            experts=experts,
+            layers_in=stack.layers_in,
+            layers_out=stack.layers_out,
+            angle_std=1.0,
+        )
+        size = taken(config, "i16").experts
+        rows[f"moe.{experts}.butterfly"] = size / MIB
+        rows[f"moe.{experts}.ratio"] = standard_bytes(stack, experts, matrices=1) / size
+    return rows
 
 
 def _ratios(found: Mapping[Form, Taken]) -> dict[str, float]:

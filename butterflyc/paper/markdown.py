@@ -15,7 +15,8 @@ the same rows are in `paper.json`.
 
 - **paper**: as printed; — where it prints nothing, or its digits are not known to us.
 - **formula**: what the paper's formula gives, in the form of its digits; — where there is none.
-- **measured**: of {model}, or of our modules; — where nothing was measured.
+- **measured**: of compiled artefacts, of trained models, of our modules, as each table says;
+  experts and activations of {model}. — where nothing was measured.
 - **why**: why the three differ, or what they count.
 """
 COLUMNS = ("what", "unit", "paper", "formula", "measured", "why")

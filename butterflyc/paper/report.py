@@ -108,7 +108,8 @@ def build(
         *trained.tables(),
         contradictions(),
     )
-    return Report(_sentence(name, model), with_measured(tables, everything), pictures)
+    sentence = _sentence(name, model) + (", and of a language model" if language else "")
+    return Report(sentence, with_measured(tables, everything), pictures)
 
 
 def check_folder(folder: Path, force: bool) -> None:

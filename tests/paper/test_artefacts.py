@@ -17,8 +17,9 @@ from butterflyc.paper.artefacts import (
     bytes_moved,
     measured_layers,
     measured_models,
+    measured_moe,
 )
-from butterflyc.paper.tables import figure_4, figure_7, table_1, table_2, whole_ffn
+from butterflyc.paper.tables import figure_4, figure_7, moe_150, table_1, table_2, whole_ffn
 
 # What the whole FFN has to be smaller by at 64 experts, by the keys of its rows.
 WANTED = {
@@ -40,7 +41,7 @@ def test_bytes_moved_by_hand() -> None:
 def test_every_size_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured goes into rows that are there, in their units; steps are told."""
     told: list[str] = []
-    monkeypatch.setattr(artefacts, "taken", lambda form: Taken(272_832, 16_768, 1_000_000))
+    monkeypatch.setattr(artefacts, "taken", lambda *_: Taken(272_832, 16_768, 1_000_000))
     measured = measured_layers(told.append)
     tables = (table_2(), whole_ffn(), figure_4(), figure_7())
     keys = {row.key for row in chain.from_iterable(table.rows for table in tables)}
@@ -61,11 +62,20 @@ def test_whole_models_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured["table1.butterfly.compression"] == 8.0
 
 
+def test_the_layer_of_butterfly_moe_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the up-projections of StandardMoE in fp32, as the paper counts."""
+    monkeypatch.setattr(artefacts, "taken", lambda *_: Taken(7 << 20, 1, 1))
+    measured = measured_moe()
+    assert set(measured) <= {row.key for row in moe_150().rows}
+    assert measured["moe.256.butterfly"] == 7.0
+    assert measured["moe.256.ratio"] == pytest.approx(1024 / 7)
+
+
 def test_what_a_layer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts and router apart, and together all of the weights of the artefact."""
     small = artefacts.BUTTERFLY_VIT.__class__(32, 64, 1, 2, 2)
     monkeypatch.setattr(artefacts, "BUTTERFLY_VIT", small)
-    layer = artefacts.taken(Form(4, angles="i8"))
+    layer = artefacts.taken(Form(4).config, "i8")
     assert layer.router == 4 * 32 + 64 + 64  # weights, and biases and multipliers, padded
     torch.manual_seed(0)
     config = ButterflyConfig(d_model=32, d_ff=64, experts=4, down="ternary", angle_std=1.0)
@@ -86,5 +96,6 @@ def test_a_whole_model() -> None:
 @pytest.mark.parametrize("key", WANTED)
 def test_compression_of_the_whole_ffn(key: str) -> None:
     """64 experts, d = 256, F = 1024: scales, tables and padding counted, the router not."""
-    layer = artefacts.taken(FORMS[key.removeprefix("ffn.")])
+    form = FORMS[key.removeprefix("ffn.")]
+    layer = artefacts.taken(form.config, form.angles)
     assert 64 * 2 * 256 * 1024 * 4 / layer.experts >= WANTED[key]
