@@ -1,7 +1,6 @@
 """Write Python with a language model of ButterflyMoE layers, as trained on Python's own library.
 
-python -m butterflyc.models.train text -o runs
-python examples/generate.py runs/text-butterfly.safetensors --prompt "def main(" --compile
+python examples/generate.py --prompt "def main(" --compile
 """
 
 import argparse
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 import butterflyc as bc
-from butterflyc.models.checkpoint import load_checkpoint
+from butterflyc.models.checkpoint import TEXT, load_checkpoint
 from butterflyc.models.generation import stream
 from butterflyc.models.language import DecodeStep, LanguageModel
 
@@ -26,7 +25,7 @@ def compiled(model: LanguageModel) -> bc.Program:
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("checkpoint", type=Path)
+parser.add_argument("checkpoint", type=Path, nargs="?", default=TEXT, help="default: ours")
 parser.add_argument("--prompt", default="def ")
 parser.add_argument("--bytes", type=int, default=400, help="how many to write (default 400)")
 parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest byte")
