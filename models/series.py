@@ -63,8 +63,9 @@ def digits_series() -> Series:
         config = replace(digits_recipe(kind), seed=seed)
         return ImageTask(config, split, with_images=True)
 
-    *kinds, papers_start = DIGITS_KINDS
-    runs = [*((kind, seed) for seed in SEEDS for kind in kinds), (papers_start, 0)]
+    *forms, no_smoothness, papers_start = DIGITS_KINDS
+    runs = [(kind, seed) for seed in SEEDS for kind in forms]
+    runs += [*((no_smoothness, seed) for seed in SEEDS), (papers_start, 0)]
     return Series("digits", task, runs, "accuracy")
 
 
