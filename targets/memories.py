@@ -11,7 +11,7 @@ from ..compiler.errors import UsageError, unknown_name
 from .registry import Core, Memory
 
 PARTITION = "partition"
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def bytes_of(size: str | int, name: str = "size") -> int:
@@ -19,11 +19,12 @@ def bytes_of(size: str | int, name: str = "size") -> int:
 
     Raises UsageError, with ``name`` as what the size was given for.
     """
-    match = re.fullmatch(r"(\d+)([KM]?)(i?B)?", str(size).strip(), re.IGNORECASE | re.ASCII)
+    match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", str(size).strip(), re.IGNORECASE | re.ASCII)
     if isinstance(size, bool) or match is None or (match[3] and not match[2]):
         raise UsageError(
             f"'{size}' is no size for {name}",
-            help=f"bytes, K (1,024) or M (1,048,576), as in `--{name} 200K` or `--{name} 8M`",
+            help="bytes, K (1,024), M (1,048,576) or G (1,073,741,824), as in "
+            f"`--{name} 200K` or `--{name} 8M`",
         )
     if (count := int(match[1]) * UNITS[match[2].upper()]) == 0:
         raise UsageError(f"{name} of no bytes", help=f"leave --{name} out where there is none")
