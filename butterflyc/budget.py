@@ -8,24 +8,24 @@ is lowered with that number and with one more, to see that the first fits and th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .build import Progress, family_of
 from .compiler.errors import DoesNotFit, UsageError
-from .expert_model import Sized, Subject, butterfly_of, subject_of, variants
+from .expert_sizes import Sized, Subject
 from .passes.budget import Budgets
 from .targets.code_size import Code
 from .targets.memories import bytes_of, sized
 from .targets.placement import Region
-from .targets.registry import Core, Memory, load_core
+from .targets.registry import Core, Memory, family_of, load_core
 from .tuning.records import records_for
 
 if TYPE_CHECKING:
     from .models.vit import ViTConfig
 
+Progress = Callable[[str], None]
 MOST_LOWERED = 64 << 20  # bytes of weights: larger models are not lowered but foretold
 IN_ARENA = ("arena", "inputs", "outputs", "stack")
 
@@ -131,6 +131,7 @@ def experts_that_fit(
     prefer: str | None = None,
     memories: Mapping[str, str | int] | None = None,
     memory: str | int | None = None,
+    code: str | int | None = None,
     target_file: str | Path | None = None,
     records: str | Path | bool = True,
     advise: bool = False,
@@ -140,11 +141,14 @@ def experts_that_fit(
 
     The number of experts that ``config`` has itself does not matter. Options are those of
     `compile`. ``memory`` is how many bytes a model may take where the target's own memories are
-    not known, as of CPUs and GPUs: ``"4GiB"``. To ``advise`` takes as long again.
+    not known, as of CPUs and GPUs: ``"4GiB"``. ``code`` is how large the code is, where one that
+    was compiled is known: it hardly depends on the number of experts. To ``advise`` takes some
+    three times as long.
 
     Raises UsageError where memory is not known, for sizes, modes and options that cannot be, and
     what `compile` raises; no DoesNotFit, which the result's ``error`` is.
     """
+    from .expert_model import butterfly_of, subject_of
     from .models.vit import ViTConfig
 
     start, config = perf_counter(), config or ViTConfig()
@@ -154,6 +158,8 @@ def experts_that_fit(
     budgets = Budgets.asked(mode, **given)
     tuned = records_for(core, records).tuned
     subject = subject_of(config, core, mode, budgets, whole, tuned, progress)
+    if code is not None:
+        subject = replace(subject, code=Code(bytes_of(code, "code"), "an earlier compilation"))
     fewest = butterfly_of(config).top_k
     found = most_experts(subject, fewest, progress)
     return Budget(
@@ -289,6 +295,8 @@ def advice(
     subject: Subject, found: Found, config: ViTConfig, progress: Progress = lambda _: None
 ) -> tuple[tuple[str, int], ...]:
     """The options with which more experts fit, each alone, and how many as foretold."""
+    from .expert_model import variants
+
     more: dict[str, int] = {}
     for option, other in variants(subject, config, progress):
         most = foretold(other, other.first, found.fewest)

@@ -48,6 +48,7 @@ def _sizes(command: Any) -> Any:
 @click.option("--prefer", help="In int8: speed (default), or size of the constants.")
 @click.option("--weight-snr", type=float, metavar="DB", help="Of dense weights in int8.")
 @click.option("--memory", help="Of a CPU or GPU: what there is for the model, as 4GiB.")
+@click.option("--code", help="How large the code is, as `compile` measured it: 40K.")
 @click.option("--flash", help="Of a board: all its flash, as 8M.")
 @click.option("--partition", help="Of a board: the part of its flash for the program, as 3M.")
 @click.option("--sram", help="Of a board: the SRAM that the firmware leaves, as 200K.")
