@@ -17,7 +17,7 @@ from .compiler.errors import DoesNotFit, UsageError
 from .expert_sizes import Sized, Subject
 from .passes.budget import Budgets
 from .targets.code_size import Code
-from .targets.memories import bytes_of, sized
+from .targets.memories import OF_SYSTEMS, bytes_of, sized
 from .targets.placement import Region
 from .targets.registry import Core, Memory, family_of, load_core
 from .tuning.records import records_for
@@ -210,7 +210,7 @@ def memories_of(
         )
     if memory is None:
         return core, None
-    size = bytes_of(memory, "memory")
+    size = bytes_of(memory, "memory", OF_SYSTEMS)
     return core, Memory("memory", size, size)
 
 

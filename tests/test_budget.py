@@ -184,6 +184,14 @@ def test_a_gpu() -> None:
     assert found.experts > 100
 
 
+@pytest.mark.parametrize(("text", "size"), [("4GiB", 1 << 32), ("2g", 1 << 31), (4096, 4096)])
+def test_memory_of_a_system(text: str | int, size: int) -> None:
+    """It may be given in GiB."""
+    _, memory = memories_of("host", None, {}, text)
+    assert memory
+    assert memory.usable == size
+
+
 @pytest.mark.parametrize(
     ("target", "options", "what"),
     [
