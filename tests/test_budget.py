@@ -16,11 +16,12 @@ import butterflyc as bc
 from butterflyc.budget import Budget, experts_that_fit, foretold, largest, memories_of
 from butterflyc.compiler.errors import DoesNotFit, Unsupported, UsageError
 from butterflyc.expert_model import subject_of
-from butterflyc.expert_sizes import Subject
+from butterflyc.expert_sizes import Sized, Subject
 from butterflyc.models.butterfly import ButterflyConfig
 from butterflyc.models.standard import StandardConfig
 from butterflyc.models.vit import ViT, ViTConfig
 from butterflyc.passes.budget import DEFAULT
+from butterflyc.targets.placement import Part
 
 SMALL = ViTConfig(
     image=8, channels=1, patch=4, classes=3, d_model=16, heads=2, layers=1,
@@ -64,19 +65,28 @@ def test_the_largest_number(least: int, most: int, guess: int) -> None:
         assert len(asked) == 2
 
 
+# Of as many experts as a width has channels, a constant may be equal to one of that width.
+others = st.integers(2, 40).filter(lambda count: count not in (PAIR.d_model, 2 * PAIR.d_model))
+
+
+def parts_without_code(sized: Sized) -> list[Part]:
+    """What lies in all memories and is known to the byte."""
+    parts = (part for region in sized.placed.regions for part in region.parts)
+    return [part for part in parts if part.what != "code"]
+
+
 @pytest.mark.parametrize(
     ("target", "mode"),
     [pytest.param("esp32c3", "int8", marks=pytest.mark.slow), ("host", "f32")],
 )
 @settings(max_examples=4)
-@given(base=st.integers(2, 20), other=st.integers(2, 40))
+@given(base=st.integers(2, 20), other=others)
 def test_what_passes_make_is_foretold(target: str, mode: str, base: int, other: int) -> None:
-    """A model of other experts takes the bytes in each memory that were foretold."""
+    """But for kernels that are chosen anew, which the estimate of the code counts."""
     model = subject(target, mode)
     guess, real = model.predicted(model.lowered(base), other), model.lowered(other)
     assert guess.owned == real.owned
-    for region in real.placed.regions:
-        assert guess.used(region.name) == region.used
+    assert parts_without_code(guess) == parts_without_code(real)
 
 
 def test_a_model_is_as_if_captured_with_other_experts() -> None:
