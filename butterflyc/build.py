@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from .quantization import quantization_report
 from .report import report_sections
 from .source import Source, open_model
 from .targets.memories import sized
-from .targets.registry import Core, load_core
+from .targets.registry import Core, family_of, load_core
 from .tuning.records import records_for
 
 Progress = Callable[[str], None]
@@ -167,11 +166,6 @@ class Lowered:
 def before_kernels(stages: Sequence[str]) -> str:
     """The name of the stage whose kernels are to be chosen."""
     return stages[stages.index("select_kernels") - 1]
-
-
-def family_of(core: Core) -> Any:
-    """The module of targets/ that compiles for ``core``."""
-    return import_module(f".targets.{core.family}", __package__)
 
 
 def lower(

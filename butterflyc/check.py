@@ -22,7 +22,7 @@ from .passes.select_kernels import without_kernels
 from .placed import Placed
 from .program import Program
 from .source import Source, open_model
-from .targets.registry import core_from
+from .targets.registry import core_from, family_of
 from .verify import Case, Verification, golden, golden_cases, verify, verify_stages
 
 Progress = Callable[[str], None]
@@ -139,7 +139,7 @@ def forced_runner(
     program: Program, on: Placed | None, progress: Progress = lambda _: None
 ) -> Runner:
     """The last stage of ``program`` with its routing as inputs, emitted as the program was."""
-    from .build import family_of, ports
+    from .build import ports
 
     core = core_from(program.manifest["core"])
     family = family_of(core)

@@ -153,8 +153,7 @@ def command_of(program: Program, progress: Progress) -> bytes:
 
 def programs_of(program: Program, progress: Progress) -> dict[str, bytes]:
     """The programs on files of arrays that go with a library, by name; empty for others."""
-    from .build import family_of
-    from .targets.registry import core_from
+    from .targets.registry import core_from, family_of
 
     sections, name = program.artefact.sections, f"{program.name}-run"
     if not is_library(program):

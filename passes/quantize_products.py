@@ -67,7 +67,7 @@ def _turned(q: Quantizer, node: Node, codes: Node, scale: float, dtype: str) -> 
     turns = 4 if np.any(pairs[:, :, 2:] != [1, 0]) else 2
     angles = parts_of_a_turn(angles_of(pairs[:, :, :turns]), dtype)
     table = q.constant(np.array(turn_table(dtype), np.int16), "i16", f"turns_{dtype}")
-    name, most = blocks.name.replace("blocks", "angles"), 1 << (TURN_BITS[dtype] - 1)
+    name, most = "angles".join(blocks.name.rsplit("blocks", 1)), 1 << (TURN_BITS[dtype] - 1)
     held = q.constant(angles, dtype, name, most)
     factor = q.scale_of(codes) / scale / (1 << TURNED_BITS)
     shift = shift_for(factor)

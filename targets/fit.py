@@ -106,7 +106,7 @@ def _sram_tips(graph: Graph, placement: Placement, replace: Replace) -> Iterator
 
 
 def _flash_tips(graph: Graph, placement: Placement, replace: Replace) -> Iterator[str]:
-    if experts := experts_of(graph):
+    if (experts := experts_of(graph)) and experts.count > experts.chosen:
         yield _fewer_experts(experts, placement)
     core, region = placement.core, placement.region("flash")
     assert region.memory, "a flash is overfull only where its size is known"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..compiler.errors import DoesNotFit
 from ..compiler.ir import Graph
 from ..compiler.lower.emit_c import emit as print_c
 from ..compiler.lower.emit_c import emit_header, lower_for_c
@@ -102,8 +103,16 @@ def place(
     Raises DoesNotFit: without files only for what is known exactly, which is all but the code.
     """
 
-    def on(other: Core, code: Code, graph: Graph = graph) -> placement.Placement:
-        return placement.place(graph, other, machine(other).lanes, code)
+    code = (measured(files, name, core) if files else None) or estimated(graph)
+    placed = _on(core, code, graph)
+    if not (placed if files else _on(core, Code(0), graph)).fits:
+        raise misfit(graph, placed)
+    return placed
+
+
+def misfit(graph: Graph, placed: placement.Placement) -> DoesNotFit:
+    """What is said of a model that is ``placed`` where it does not fit."""
+    core, code = placed.core, placed.code
 
     def coarser(digits: int) -> placement.Placement:
         steps = passes(core, "int8")
@@ -111,13 +120,13 @@ def place(
         fewer = FewerDigits(digits)(graph)
         for step in steps[again:]:
             fewer = step(fewer)
-        return on(core, code, fewer)
+        return _on(core, code, fewer)
 
-    code = (measured(files, name, core) if files else None) or estimated(graph)
-    placed = on(core, code)
-    if not (placed if files else on(core, Code(0))).fits:
-        raise does_not_fit(graph, placed, lambda other: on(other, code), coarser)
-    return placed
+    return does_not_fit(graph, placed, lambda other: _on(other, code, graph), coarser)
+
+
+def _on(core: Core, code: Code, graph: Graph) -> placement.Placement:
+    return placement.place(graph, core, machine(core).lanes, code)
 
 
 def predict(graph: Graph, core: Core) -> Prediction:

@@ -12,20 +12,22 @@ from .registry import Core, Memory
 
 PARTITION = "partition"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
+OF_SYSTEMS = {**UNITS, "G": 1 << 30}
 
 
-def bytes_of(size: str | int, name: str = "size") -> int:
+def bytes_of(size: str | int, name: str = "size", units: Mapping[str, int] = UNITS) -> int:
     """The bytes that ``200K`` or ``8M`` stands for, or a plain number; K is 1,024.
 
     Raises UsageError, with ``name`` as what the size was given for.
     """
-    match = re.fullmatch(r"(\d+)([KM]?)(i?B)?", str(size).strip(), re.IGNORECASE | re.ASCII)
+    pattern = rf"(\d+)([{''.join(units)}]?)(i?B)?"
+    match = re.fullmatch(pattern, str(size).strip(), re.IGNORECASE | re.ASCII)
     if isinstance(size, bool) or match is None or (match[3] and not match[2]):
         raise UsageError(
             f"'{size}' is no size for {name}",
             help=f"bytes, K (1,024) or M (1,048,576), as in `--{name} 200K` or `--{name} 8M`",
         )
-    if (count := int(match[1]) * UNITS[match[2].upper()]) == 0:
+    if (count := int(match[1]) * units[match[2].upper()]) == 0:
         raise UsageError(f"{name} of no bytes", help=f"leave --{name} out where there is none")
     return count
 

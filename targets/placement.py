@@ -171,6 +171,23 @@ def place(graph: Graph, core: Core, lanes: Lanes, code: Code) -> Placement:
     return Placement(core, constants, code, arena, tuple(regions))
 
 
+def place_in_one(graph: Graph, core: Core, arena: int, code: Code, memory: Memory) -> Placement:
+    """Where the parts of a graph go on a system that has them all in one ``memory``.
+
+    ``arena`` are its bytes there; nothing is raised if they do not fit.
+    """
+    constants = constants_of(graph)
+    ends = ("inputs", graph.inputs), ("outputs", graph.outputs)
+    parts = (
+        Part("weights", sum(constant.place for constant in constants)),
+        Part("code", code.bytes, exact=code.measured is not None),
+        Part("arena", arena),
+        *(Part(what, sum(n.type.bytes for n in nodes)) for what, nodes in ends),
+    )
+    regions = (Region(memory.name, parts, memory),)
+    return Placement(core, constants, code, Arena(arena, (), ()), regions)
+
+
 def _with_arena(
     core: Core, arena: Part, others: tuple[Part, ...]
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:

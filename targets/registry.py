@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ def core_from(data: Mapping[str, Any]) -> Core:
     for kind in (int, str, bool):  # cattrs would make "8" of 8, and 8 of "8"
         converter.register_structure_hook(kind, _exactly)
     return converter.structure(data, Core)
+
+
+def family_of(core: Core) -> Any:
+    """The module beside this one that compiles for ``core``."""
+    return import_module(f".{core.family}", __package__)
 
 
 def _read(path: Path) -> Core:

@@ -11,6 +11,7 @@ import click
 
 from ..compiler.errors import UsageError, unknown_name
 from ..mlir import DIALECTS, view
+from ._experts import show_budget
 from ._explain import show_layers
 from ._instructions import instructions, show_instructions
 from ._memory import show_placement
@@ -160,10 +161,18 @@ def kernels(program: Program) -> dict[str, Any]:
 
 
 def experts(program: Program) -> dict[str, Any]:
-    """The expert census, in all and layer by layer."""
+    """The expert census, in all and layer by layer; what they take, where layers were recognised.
+
+    See `expert_bytes` for what is under ``budget``.
+    """
     keys = ("path", "experts_found", "experts", "k")
     layers = [{key: layer[key] for key in keys} for layer in program.report["layers"]]
-    return {**program.census, "per_layer": layers}
+    found = {**program.census, "per_layer": layers}
+    if not program.census.get("recognised"):
+        return found
+    from ..expert_bytes import expert_bytes
+
+    return {**found, "budget": expert_bytes(program)}
 
 
 def recognition(program: Program) -> dict[str, Any]:
@@ -216,6 +225,8 @@ def _show_experts(data: Mapping[str, Any]) -> None:
         (e["path"], e["experts_found"], e["experts"], f"top-{e['k']}") for e in data["per_layer"]
     ]
     print_columns([("layer", "found", "choosable", "chosen"), *rows])
+    if budget := data.get("budget"):
+        show_budget(budget)
 
 
 def _tensor(tensor: Mapping[str, Any]) -> str:

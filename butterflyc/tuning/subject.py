@@ -10,14 +10,14 @@ from typing import Any
 import attrs
 import numpy as np
 
-from ..build import before_kernels, family_of, lower
+from ..build import before_kernels, lower
 from ..compiler.errors import UsageError
 from ..compiler.ir import Graph
 from ..passes.base import Pass
 from ..passes.budget import Budgets
 from ..program import Program, load
 from ..source import open_model
-from ..targets.registry import Core, core_from, load_core
+from ..targets.registry import Core, core_from, family_of, load_core
 from .calls import Call, calls_of
 
 Told = Callable[[str], None]

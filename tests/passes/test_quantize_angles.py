@@ -59,13 +59,13 @@ def test_rotations_are_off_by_what_is_stated(kind: str, mixture: Mixture, seed: 
             assert np.abs(back - np.eye(old.shape[-1])).max() < 1e-12
 
 
-def lone(blocks: np.ndarray) -> Graph:
-    """One rotation of two rows by ``blocks`` [E, G, b, b]."""
+def lone(blocks: np.ndarray, name: str = "blocks") -> Graph:
+    """One rotation of two rows by ``blocks`` [E, G, b, b], which have that name."""
     count, groups, size, _ = blocks.shape
     b = Builder(np.random.default_rng(0))
     x = input_node("x", Type("f32", (2, 1, groups * size)))
     experts = b.constant("experts", np.array([[0], [count - 1]]), "i64")
-    turned = make("rotate", x, b.constant("blocks", blocks, "f64"), experts)
+    turned = make("rotate", x, b.constant(name, blocks, "f64"), experts)
     return Graph("g", (x,), (turned,), b.store)
 
 
@@ -120,6 +120,14 @@ def test_integers_keep_blocks_of_what_is_no_turn() -> None:
     for blocks, op in ((orthogonal(), "integer_rotate"), (still, "integer_turn")):
         graph = lone(blocks)
         assert count(Quantize(samples(graph), angles="i8")(graph))[op] == 1
+
+
+def test_angles_belong_to_the_layer_that_their_blocks_belong_to() -> None:
+    """The last word of their name is another; a model may call its layers blocks."""
+    turned = blocks_of(np.tile([0.6, 0.8], (2, 2, 4, 1)), (0, 1, 2, 3, 0, 1, 2, 3))
+    graph = lone(turned, "blocks.0.mlp.in2.blocks")
+    names = {node.name for node in Quantize(samples(graph), angles="i8")(graph).nodes}
+    assert "blocks.0.mlp.in2.angles" in names
 
 
 def test_a_kind_that_there_is_not() -> None:

@@ -9,11 +9,11 @@ import attrs
 import pytest
 
 import butterflyc as bc
-from butterflyc.build import before_kernels, family_of
+from butterflyc.build import before_kernels
 from butterflyc.kernels import all_kernels
 from butterflyc.passes.select_kernels import spec_of
 from butterflyc.program import load
-from butterflyc.targets.registry import core_from
+from butterflyc.targets.registry import core_from, family_of
 from butterflyc.tuning.calls import HOPELESS, Call, asking, calls_of, key_of, select_of
 from butterflyc.tuning.measure import kernel_of
 
