@@ -32,6 +32,7 @@ from .accounting import (
     router_bytes,
     standard_bytes,
 )
+from .boards import measured_experts
 from .rows import Measured
 from .tables import FIGURE_4_EXPERTS, TABLE_2_EXPERTS
 
@@ -151,8 +152,8 @@ def measured_models(progress: Progress = lambda _: None) -> Measured:
 
 def measured_sizes(progress: Progress = lambda _: None) -> Measured:
     """All that is measured on compiled artefacts, by the keys of the report's rows."""
-    layers, models = measured_layers(progress), measured_models(progress)
-    return {**layers, **models, **measured_moe(progress)}
+    parts = measured_layers, measured_models, measured_moe, measured_experts
+    return {key: value for measure in parts for key, value in measure(progress).items()}
 
 
 def measured_layers(progress: Progress = lambda _: None) -> Measured:
