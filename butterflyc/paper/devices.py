@@ -24,8 +24,9 @@ from .rows import Row, Table
 class Device:
     """A device of Figure 6. ``ram`` bytes are all of it, ``flash`` those left for a model.
 
-    ``core`` is our target with its processor.     ``flash`` is None where weights are read from RAM. ``page``: experts as the project page of
-    ButterflyMoE's author prints them, None where it does not.
+    ``core`` is our target with its processor. ``flash`` is None where weights are read from RAM.
+    ``page``: experts as the project page of ButterflyMoE's author prints them, None where it does
+    not.
     """
 
     key: str
