@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..compiler.errors import ButterflycError, UsageError
+from ..compiler.errors import ButterflycError, UsageError, unknown_name
 from .checkpoint import read_checkpoint, write_atomically
 from .data import cifar100, digits
 from .image_task import ImageTask
@@ -114,8 +114,8 @@ def train_series(
     """Train what is not trained yet of ``runs`` (default all of the series), and read the rest.
 
     The checkpoints are those of ``python -m butterflyc.models.train``; outcomes are also written
-    to ``folder/DATA.json``, after every run. Raises UsageError for a checkpoint of other settings
-    or of other data.
+    to ``folder/DATA.json``, after every run: those of ``runs`` alone. Raises UsageError for a
+    checkpoint of other settings or of other data.
     """
     console = console or Console(stderr=True)
     runs = series.runs if runs is None else runs
@@ -138,9 +138,11 @@ def _outcome(path: Path, kind: str, seed: int, task: Task[Any]) -> Outcome:
     held = read_checkpoint(path)
     text = held.notes.get("text", {})
     corpus = task.data.digest if isinstance(task, TextTask) else None
-    if (held.notes["training"], text.get("corpus")) != (json.loads(task.config.as_json()), corpus):
+    wanted = json.loads(task.config.as_json()), corpus
+    if (held.notes.get("training"), text.get("corpus")) != wanted or "curve" not in held.notes:
         raise UsageError(
-            "this checkpoint was trained with other settings, or on another text",
+            "this checkpoint was trained with other settings, on another text, or by a version "
+            "that kept no training curve",
             where=str(path),
             help="choose another folder with -o, or remove that file to train it again",
         )
@@ -182,6 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     try:
         series = _chosen_series(chosen)
+        kinds = dict.fromkeys(kind for kind, _ in series.runs)
+        for kind in chosen.kind or ():
+            if kind not in kinds:
+                raise unknown_name(f"kind of the series '{series.data}'", kind, [*kinds])
         runs = [
             (kind, seed)
             for kind, seed in series.runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..models.recipes import COMPARED
 from ..models.series import Outcome
@@ -20,23 +20,36 @@ COLOURS = {
 }
 
 
-def curves_picture(trained: Trained) -> bytes:
-    """Accuracy on images and bits per byte of text by epoch, a line for each seed.
+class Panel(NamedTuple):
+    """What is drawn side by side: a figure of some outcomes by epoch, and what stands around it."""
 
-    Only what there are outcomes of is drawn. Raises ToolMissing without matplotlib.
-    """
+    outcomes: Sequence[Outcome]
+    figure: str
+    title: str
+    unit: str
+    epochs: str = "epoch"
+
+
+def panels(trained: Trained) -> list[Panel]:
+    """A panel for each kind of outcome that is there; ablations have none."""
     compared = [outcome for outcome in trained.text if outcome.kind in COMPARED]
     every = (
-        (trained.cifar100, "accuracy", "CIFAR-100", "% of 10,000 test images", "epoch"),
-        (trained.digits, "accuracy", "Digits", "% of 360 test images", "epoch"),
-        (compared, "bits_per_byte", "Text", "bits per held-out byte", "epoch of 100 steps"),
+        Panel(trained.cifar100, "accuracy", "CIFAR-100", "% of 10,000 test images"),
+        Panel(trained.digits, "accuracy", "Digits", "% of 360 test images"),
+        Panel(compared, "bits_per_byte", "Text", "bits per held-out byte", "epoch of 100 steps"),
     )
-    panels = [panel for panel in every if panel[0]]
+    return [panel for panel in every if panel.outcomes]
+
+
+def curves_picture(drawn: Sequence[Panel]) -> bytes:
+    """Accuracy on images and bits per byte of text by epoch, a line for each seed.
+
+    Raises ToolMissing without matplotlib.
+    """
     with style():
-        figure, axes = new_figure(6.4 * len(panels), 4.6, columns=len(panels))
-        for place, (outcomes, name, title, unit, epochs) in zip(axes, panels, strict=True):
-            _panel(place, outcomes, name)
-            place.set(title=title, xlabel=epochs, ylabel=unit)
+        figure, places = new_figure(6.4 * len(drawn), 4.6, columns=len(drawn))
+        for axes, panel in zip(places, drawn, strict=True):
+            _draw(axes, panel)
         return png(figure)
 
 
@@ -47,12 +60,14 @@ def points(outcome: Outcome, figure: str) -> tuple[list[float], list[float]]:
     return epochs, [*(point[figure] for point in known), outcome.figures[figure]]
 
 
-def _panel(axes: Any, outcomes: Sequence[Outcome], figure: str) -> None:
-    for kind in dict.fromkeys(outcome.kind for outcome in outcomes):
-        colour, name = COLOURS[kind], NAMES[kind]
-        for outcome in outcomes:
+def _draw(axes: Any, panel: Panel) -> None:
+    for kind in dict.fromkeys(outcome.kind for outcome in panel.outcomes):
+        name = NAMES[kind]
+        for outcome in panel.outcomes:
             if outcome.kind == kind:
-                axes.plot(*points(outcome, figure), color=colour, linewidth=1.4, label=name)
+                line = points(outcome, panel.figure)
+                axes.plot(*line, color=COLOURS[kind], linewidth=1.4, label=name)
                 name = "_nolegend_"
     axes.grid(True)
     axes.legend(frameon=False)
+    axes.set(title=panel.title, xlabel=panel.epochs, ylabel=panel.unit)

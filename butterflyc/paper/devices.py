@@ -131,7 +131,7 @@ def _placed(device: Device, printed: str | None) -> list[Row]:
     key = f"figure6.{device.key}"
     if device.flash is None:
         what = f"{device.name}, RAM; the whole model as we place it"
-        why = "Attention, W_down, code and activations too; rotations of CPUs are blocks."
+        why = "Attention, W_down, code and activations too; foretold from fewer experts."
         return [Row(f"{key}.ram.ours", what, "experts", None, None, None, why)]
     count = fitting_flash(device.flash)
     what, why = f"{device.name}, flash; int8 W_down, 16-bit angles", _FLASH_WHY

@@ -71,8 +71,9 @@ def accuracies(folder: Path, progress: Progress = lambda _: None) -> list[Accura
             where=str(folder),
             help="train some with `python -m butterflyc.models.series digits -o FOLDER`",
         )
-    done = {(each.kind, each.seed, each.mode, each.angles) for each in known}
     wanted = [(*run, *form) for run, form in product(runs, FORMS)]
+    known = [each for each in known if _form(each) in wanted]
+    done = {_form(each) for each in known}
     missing = [form for form in wanted if form not in done]
     for number, (kind, seed, mode, angles) in enumerate(missing, start=1):
         name = run_name("digits", kind, seed)

@@ -20,7 +20,7 @@ from ..models.language import LanguageModel
 from ..models.standard import StandardConfig
 from ..models.vit import ViT, ViTConfig, butterfly_vit, dense_vit, standard_vit
 from .contradictions import contradictions
-from .curves import curves_picture
+from .curves import curves_picture, panels
 from .devices import figure_6
 from .figures import devices_picture, energy_picture, memory_picture, similarity_picture
 from .markdown import markdown
@@ -84,8 +84,8 @@ def build(
         "devices.png": devices_picture(),
         "energy.png": energy_picture(),
     }
-    if trained.digits or trained.text or trained.cifar100:
-        pictures["curves.png"] = curves_picture(trained)
+    if drawn := panels(trained):
+        pictures["curves.png"] = curves_picture(drawn)
     progress("compare experts")
     name = "digits" if checkpoint == DIGITS else checkpoint.stem
     alike = _similarities(name, model, beside)

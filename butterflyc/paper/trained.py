@@ -42,7 +42,6 @@ class Trained:
     digits: Sequence[Outcome] = ()
     text: Sequence[Outcome] = ()
     forms: Sequence[Accuracy] = ()
-
     cifar100: Sequence[Outcome] = ()
 
     def tables(self) -> tuple[Table, ...]:
@@ -124,7 +123,7 @@ def text_table(outcomes: Sequence[Outcome]) -> Table:
     note = (
         "Decoders of 2 layers, d = 256, F = 512, 8 experts, top-2, over bytes of Python's own "
         "library, files apart; all held-out text in windows of 256 bytes that overlap by half. "
-        "Means over seeds. ButterflyMoE's own perplexities are of other text."
+        "Means over seeds; less is better. ButterflyMoE's own perplexities are of other text."
     )
     return Table("text", "Language models: perplexity", note, tuple(rows))
 

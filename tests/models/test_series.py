@@ -13,6 +13,7 @@ from rich.console import Console
 
 from butterflyc.compiler.errors import UsageError
 from butterflyc.models import series
+from butterflyc.models.checkpoint import read_checkpoint, save_checkpoint
 from butterflyc.models.recipes import COMPARED
 from butterflyc.models.text import TextSplit
 
@@ -114,6 +115,20 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "text-static.safetensors").write_bytes(b"")
     assert series.main(command) == 6
     assert "error[" in capsys.readouterr().err
+    assert series.main(["digits", "-o", str(tmp_path), "--kind", "static"]) == 2
+    assert "kind of the series 'digits' 'static'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_curve_is_refused(tmp_path: Path) -> None:
+    """As those are that an earlier version trained: the shipped model of digits is one."""
+    digits = series.digits_series()
+    path = tmp_path / "digits-dense.safetensors"
+    series.train_series(digits, tmp_path, runs=[("dense", 0)], console=quiet())
+    held = read_checkpoint(path)
+    notes = {name: value for name, value in held.notes.items() if name != "curve"}
+    save_checkpoint(path, held.model(), notes=notes)
+    with pytest.raises(UsageError, match="kept no training curve"):
+        series.train_series(digits, tmp_path, runs=[("dense", 0)], console=quiet())
 
 
 def test_a_series_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from butterflyc.compiler.errors import ToolMissing
 from butterflyc.models.series import Outcome
-from butterflyc.paper.curves import curves_picture
+from butterflyc.paper.curves import curves_picture, panels
 from butterflyc.paper.figures import (
     devices_picture,
     energy_picture,
@@ -39,7 +39,13 @@ def curves() -> bytes:
     curve = [{"epoch": 1, "loss": 2.0, "accuracy": 10.0}, {"epoch": 2, "loss": 1.0}]
     digits = [Outcome("butterfly", seed, 9, {"accuracy": 50.0 + seed}, curve) for seed in (0, 1)]
     text = [Outcome("dense", 0, 9, {"bits_per_byte": 2.0}, [{"epoch": 1, "loss": 3.0}])]
-    return curves_picture(Trained(digits=digits, text=text))
+    return curves_picture(panels(Trained(digits=digits, text=text)))
+
+
+def test_ablations_have_no_panel() -> None:
+    """They are of fewer steps; without anything else there is no picture of curves."""
+    ablation = Outcome("static", 0, 9, {"bits_per_byte": 2.0}, [])
+    assert panels(Trained(text=[ablation])) == []
 
 
 def chunks(png: bytes) -> dict[str, bytes]:

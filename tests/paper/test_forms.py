@@ -56,6 +56,14 @@ def test_it_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(measured) == 1 + 14
 
 
+def test_a_model_that_is_gone_has_no_forms(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its accuracies are no longer told, nor kept."""
+    monkeypatch.setattr(forms, "_percent_right", lambda path, mode, angles: 50.0)
+    forms.accuracies(folder)
+    (folder / "digits.safetensors").unlink()
+    assert {each.kind for each in forms.accuracies(folder)} == {"ternary-down"}
+
+
 def test_accuracy_is_that_of_the_compiled_model(tmp_path: Path) -> None:
     """Of two images, one with its true answer as label, a half is right."""
     path = save(tmp_path / "digits.safetensors", BUTTERFLY)
