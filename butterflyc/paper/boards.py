@@ -22,7 +22,12 @@ def measured_experts(progress: Progress = lambda _: None) -> Measured:
         progress(f"place experts on {device.name}")
         memory = None if device.flash else device.ram
         budget = experts_that_fit(
-            device.core, mode="int8", angles="i16", prefer="size", memory=memory
+            device.core,
+            mode="int8",
+            angles="i16",
+            prefer="size",
+            memory=memory,
+            progress=progress,
         )
         rows |= _rows(device, budget)
     return rows
