@@ -103,7 +103,7 @@ class Incompatible(ButterflycError):
 
 
 class ToolMissing(ButterflycError):
-    """A compiler, an emulator or an optional package that the request needs is not there."""
+    """A compiler, an emulator, an optional package or a GPU that is needed is not there."""
 
     code = "BF701"
     exit_status = 7

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from ..compiler.errors import Incompatible, ToolMissing, Unsupported, UsageError
+from ..compiler.errors import ToolMissing, Unsupported, UsageError
 from ..compiler.ir import Graph
 from ..compiler.run.plans import PATH, LayerPlan, Plans, launches_of, pack_plans
 from ..kernels.gpu.launch import Gpu
@@ -56,7 +56,7 @@ class Machine:
 def machine(core: Core) -> Machine:
     """The machine that ``core`` describes; `native` is resolved to the GPU that is here.
 
-    Raises Unsupported for a GPU that is too old, Incompatible where there is none, UsageError for a
+    Raises Unsupported for a GPU that is too old, ToolMissing where there is none, UsageError for a
     core without sizes of a GPU.
     """
     core = here() if core.cpu == "native" else core
@@ -78,14 +78,14 @@ def machine(core: Core) -> Machine:
 def here() -> Core:
     """The core of this machine's GPU: of its compute capability, or the next lower one.
 
-    Raises Incompatible where there is no GPU.
+    Raises ToolMissing where there is no GPU.
     """
     found = _capability()
     known = [core for core in map(load_core, core_names()) if core.family == "cuda" and core.gpu]
     fitting = [core for core in known if core.gpu and core.gpu.capability <= (found or 0)]
     if found is None or not fitting:
         names = ", ".join(core.name for core in known if core.gpu and core.gpu.capability >= OLDEST)
-        raise Incompatible(
+        raise ToolMissing(
             "no NVIDIA GPU is here that torch can use, whose kind --target cuda takes",
             help=f"name the kind that you compile for: {names}",
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..bench.timing import Timings
-from ..compiler.errors import Incompatible, ToolFailed
+from ..compiler.errors import ToolFailed, ToolMissing
 from ..compiler.ir.ops import OPS
 from ..kernels.gpu.launch import Gpu
 from ..kernels.record import Spec
@@ -53,9 +53,9 @@ class GpuMeter:
         return (name,) if name else ()
 
     def instrument(self) -> str:
-        """What says the time. Raises Incompatible where no GPU of the core's kind is here."""
+        """What says the time. Raises ToolMissing where no GPU of the core's kind is here."""
         if not self.features():
-            raise Incompatible(
+            raise ToolMissing(
                 f"kernels for {self.target} are timed on a GPU of that kind, and none is here",
                 help="tune on a machine that has one, and bring the records (--export, --import); "
                 "--check compiles all ways here, and says what their code takes",

@@ -14,7 +14,7 @@ import torch
 
 from ...kernels.gpu import library
 from ...kernels.gpu.launch import Launch, Plan, Step
-from ..errors import Incompatible, ToolMissing
+from ..errors import ToolMissing
 from ..ir import Graph, Node
 from .plans import Plans
 from .torch_graph import Buffers, TorchGraph
@@ -137,9 +137,9 @@ class GpuModel:
 
 
 def check_device(target: str, name: str) -> None:
-    """Raises Incompatible where torch sees no GPU."""
+    """Raises ToolMissing where torch sees no GPU."""
     if not torch.cuda.is_available():
-        raise Incompatible(
+        raise ToolMissing(
             f"{name} was compiled for {target}, and torch sees no NVIDIA GPU here",
             help="--interpret, as Program.on('interpreter'), runs it on this CPU, slowly",
         )

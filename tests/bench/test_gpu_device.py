@@ -7,7 +7,7 @@ import torch
 
 from butterflyc.bench.gpu import device as devices
 from butterflyc.bench.gpu.device import Clock, Codes, Cuda, DeviceLost, check_alive, find
-from butterflyc.compiler.errors import Incompatible, ToolFailed
+from butterflyc.compiler.errors import ToolFailed, ToolMissing
 from butterflyc.compiler.lower.cubin import Code
 from butterflyc.compiler.run.gpu import Driven
 from butterflyc.compiler.run.sass import Resources
@@ -78,7 +78,7 @@ def test_a_clock_gives_no_more_than_it_has():
 def test_without_a_gpu_it_says_what_to_do(tmp_path):
     """The plain benchmark on a machine without a GPU names --dry-run."""
     assert not torch.cuda.is_available()
-    with pytest.raises(Incompatible, match="torch sees none here") as raised:
+    with pytest.raises(ToolMissing, match="torch sees none here") as raised:
         find(tmp_path, rehearsal=False)
     assert "--dry-run" in str(raised.value)
 

@@ -135,12 +135,12 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     """Running says that none is here, and that interpretation stands in."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
-    with pytest.raises(Incompatible, match="compiled for cuda-sm90, and torch sees no NVIDIA GPU"):
+    with pytest.raises(ToolMissing, match="compiled for cuda-sm90, and torch sees no NVIDIA GPU"):
         program()(IMAGES[:1])
     path = program().save(tmp_path / "m.bfly")
-    assert run(["verify", str(path)]) == 6
+    assert run(["verify", str(path)]) == 7
     assert "--interpret" in capsys.readouterr().err
-    with pytest.raises(Incompatible, match="no NVIDIA GPU is here"):
+    with pytest.raises(ToolMissing, match="no NVIDIA GPU is here"):
         bc.compile(model(), (IMAGES[:1],), target="cuda")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from butterflyc.compiler.errors import Incompatible, Unsupported
+from butterflyc.compiler.errors import ToolMissing, Unsupported
 from butterflyc.compiler.run.bare_metal import available
 from butterflyc.kernels.record import Spec
 from butterflyc.targets import cpu
@@ -129,5 +129,5 @@ def test_methods_are_known() -> None:
 def meter_or_none(target: str) -> Meter | None:
     try:
         return meter_for(target)
-    except (Unsupported, Incompatible):  # of any machine, of a GPU that is not here
+    except (Unsupported, ToolMissing):  # of any machine, of a GPU that is not here
         return None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ...compiler.errors import ButterflycError, Incompatible
+from ...compiler.errors import ButterflycError, ToolMissing
 from ...compiler.lower.cubin import Code, compile_all
 from ...compiler.run.cuda_driver import Driver
 from ...compiler.run.gpu import Driven, Interpreted
@@ -145,7 +145,7 @@ class Codes:
 
 
 class Cuda:
-    """The first GPU that torch sees. Raises Incompatible where there is none."""
+    """The first GPU that torch sees. Raises ToolMissing where there is none."""
 
     rehearsal = False
     place = "cuda"
@@ -267,12 +267,12 @@ def check_alive(device: Device, kernel: str, error: BaseException) -> None:
 def find(folder: Path, rehearsal: bool) -> Device:
     """The GPU of this machine, or what stands in for it; ``folder`` is for compiled kernels.
 
-    Raises Incompatible where there is no GPU.
+    Raises ToolMissing where there is no GPU.
     """
     if rehearsal:
         return Rehearsal()
     if not torch.cuda.is_available():
-        raise Incompatible(
+        raise ToolMissing(
             "kernels are measured on a GPU, and torch sees none here",
             help="run this on a machine with an NVIDIA GPU and a torch for CUDA; "
             "--dry-run goes through all steps on this CPU and times nothing",

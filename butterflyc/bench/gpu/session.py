@@ -49,7 +49,7 @@ class Options:
 def run(options: Options, progress: Progress) -> int:
     """The exit status: 1 if a kernel failed its check, or was not run; Ctrl-C ends it early.
 
-    Raises Incompatible where there is no GPU, UnknownName for a kernel to skip that is not there,
+    Raises ToolMissing where there is no GPU, UnknownName for a kernel to skip that is not there,
     DeviceLost for a kernel after which nothing can be done in this process.
     """
     clock = Clock(options.seconds)
