@@ -69,8 +69,8 @@ def test_a_rehearsal_goes_through_every_step(command, tmp_path, capsys):
 
 
 def test_without_a_gpu_the_command_says_what_to_do(command, tmp_path, capsys):
-    """The plain command ends with the status of what is incompatible, and writes nothing."""
-    assert command.main(["--out", str(tmp_path)]) == 6
+    """The plain command ends with the status of a tool that is missing, and writes nothing."""
+    assert command.main(["--out", str(tmp_path)]) == 7
     assert "--dry-run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
