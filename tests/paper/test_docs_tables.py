@@ -41,6 +41,7 @@ def line(outcomes: Sequence[Outcome], kind: str, figures: dict[str, int]) -> str
 def test_trained_models(page: str, data: str, figures: dict[str, int]) -> None:
     """Each kind has one row, in the order of the outcomes."""
     outcomes = getattr(read(), data)
+    assert outcomes
     kinds = dict.fromkeys(outcome.kind for outcome in outcomes)
     wanted = [line(outcomes, kind, figures) for kind in kinds]
     written = (DOCS / page).read_text().splitlines()
@@ -50,6 +51,7 @@ def test_trained_models(page: str, data: str, figures: dict[str, int]) -> None:
 def test_forms_of_models_of_digits() -> None:
     """Each form has one row: both kinds of W_down, by their means over seeds."""
     accuracies = read().forms
+    assert accuracies
     wanted = []
     for mode, angles in dict.fromkeys((each.mode, each.angles) for each in accuracies):
         cells = [mode, angles or "as trained"]
