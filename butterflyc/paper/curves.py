@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,15 @@ class Panel(NamedTuple):
     epochs: str = "epoch"
 
 
+class Summary(NamedTuple):
+    """What is drawn of one kind: by epoch the mean over seeds, and the band around it."""
+
+    epochs: list[float]
+    means: list[float]
+    least: list[float]
+    most: list[float]
+
+
 def panels(trained: Trained) -> list[Panel]:
     """A panel for each kind of outcome that is there; ablations have none."""
     compared = [outcome for outcome in trained.text if outcome.kind in COMPARED]
@@ -42,7 +52,7 @@ def panels(trained: Trained) -> list[Panel]:
 
 
 def curves_picture(drawn: Sequence[Panel]) -> bytes:
-    """Accuracy on images and bits per byte of text by epoch, a line for each seed.
+    """Accuracy on images and bits per byte of text by epoch: means, and from least to most.
 
     Raises ToolMissing without matplotlib.
     """
@@ -60,14 +70,20 @@ def points(outcome: Outcome, figure: str) -> tuple[list[float], list[float]]:
     return epochs, [*(point[figure] for point in known), outcome.figures[figure]]
 
 
+def summary(outcomes: Sequence[Outcome], figure: str) -> Summary:
+    """Mean, least and most of a figure over outcomes that were measured at the same epochs."""
+    lines = [points(outcome, figure) for outcome in outcomes]
+    each = list(zip(*(values for _, values in lines), strict=True))
+    means = [statistics.fmean(values) for values in each]
+    return Summary(lines[0][0], means, [min(v) for v in each], [max(v) for v in each])
+
+
 def _draw(axes: Any, panel: Panel) -> None:
     for kind in dict.fromkeys(outcome.kind for outcome in panel.outcomes):
-        name = NAMES[kind]
-        for outcome in panel.outcomes:
-            if outcome.kind == kind:
-                line = points(outcome, panel.figure)
-                axes.plot(*line, color=COLOURS[kind], linewidth=1.4, label=name)
-                name = "_nolegend_"
+        same = [outcome for outcome in panel.outcomes if outcome.kind == kind]
+        epochs, means, least, most = summary(same, panel.figure)
+        axes.fill_between(epochs, least, most, color=COLOURS[kind], alpha=0.12, linewidth=0)
+        axes.plot(epochs, means, color=COLOURS[kind], linewidth=1.4, label=NAMES[kind])
     axes.grid(True)
     axes.legend(frameon=False)
     axes.set(title=panel.title, xlabel=panel.epochs, ylabel=panel.unit)

@@ -12,7 +12,7 @@ import pytest
 
 from butterflyc.compiler.errors import ToolMissing
 from butterflyc.models.series import Outcome
-from butterflyc.paper.curves import curves_picture, panels
+from butterflyc.paper.curves import Summary, curves_picture, panels, summary
 from butterflyc.paper.figures import (
     devices_picture,
     energy_picture,
@@ -46,6 +46,14 @@ def test_ablations_have_no_panel() -> None:
     """They are of fewer steps; without anything else there is no picture of curves."""
     ablation = Outcome("static", 0, 9, {"bits_per_byte": 2.0}, [])
     assert panels(Trained(text=[ablation])) == []
+
+
+def test_seeds_are_drawn_as_their_mean_and_a_band() -> None:
+    """By epoch; the last point is of the whole test set."""
+    first = Outcome("dense", 0, 9, {"accuracy": 60.0}, [{"epoch": 1, "accuracy": 10.0}])
+    other = Outcome("dense", 1, 9, {"accuracy": 70.0}, [{"epoch": 1, "accuracy": 40.0}])
+    wanted = Summary([1, 1], [25.0, 65.0], [10.0, 60.0], [40.0, 70.0])
+    assert summary([first, other], "accuracy") == wanted
 
 
 def chunks(png: bytes) -> dict[str, bytes]:
