@@ -86,8 +86,8 @@ def digits_table(outcomes: Sequence[Outcome]) -> Table:
     rows += _leads("digits", "points", outcomes, "accuracy", kinds)
     note = (
         "ViTs of 4 layers, d = 64, F = 256, 8 experts, top-2, 60 epochs of 1,437 images; percent "
-        "of 360 test images, of which one is 0.28. Means over seeds; in the picture with bands from "
-        "least to most. Not in the papers, which train on CIFAR-100."
+        "of 360 test images, of which one is 0.28. Means over seeds; in the picture with bands "
+        "from least to most. Not in the papers, which train on CIFAR-100."
     )
     return Table("digits", "Trained on digits: accuracy", note, tuple(rows), "curves.png")
 
