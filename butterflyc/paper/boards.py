@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..budget import Budget, experts_that_fit
-from .devices import Device, devices
+from .devices import Device, devices, placed_key
 from .rows import Measured
 
 Progress = Callable[[str], None]
@@ -36,11 +36,11 @@ def measured_experts(progress: Progress = lambda _: None) -> Measured:
 def _rows(device: Device, budget: Budget) -> dict[str, float]:
     key = f"figure6.{device.key}"
     if not device.flash:
-        return {f"{key}.ram.ours": budget.experts}
+        return {placed_key(device): budget.experts}
     flash, sram = budget.memory("flash"), budget.memory("sram")
     assert flash, "a microcontroller has flash"
     assert sram, "and SRAM"
-    rows: dict[str, float] = {f"{key}.flash": budget.experts, f"{key}.sram": sram.used}
+    rows: dict[str, float] = {placed_key(device): budget.experts, f"{key}.sram": sram.used}
     if not budget.experts:
         rows[f"{key}.missing"] = -flash.left
     return rows

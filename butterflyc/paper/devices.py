@@ -90,6 +90,11 @@ def fitting_flash(flash: float) -> int:
     return experts_that_fit(flash, shared, expert_bytes(stack, HALF_BITS))
 
 
+def placed_key(device: Device) -> str:
+    """The key of the row with the experts that our placement finds on ``device``."""
+    return f"figure6.{device.key}.{'flash' if device.flash else 'ram.ours'}"
+
+
 def figure_6() -> Table:
     """Figure 6 of ButterflyViT: experts that fit, by device and by the way they are counted."""
     rows: list[Row] = []
@@ -132,10 +137,10 @@ def _placed(device: Device, printed: str | None) -> list[Row]:
     if device.flash is None:
         what = f"{device.name}, RAM; the whole model as we place it"
         why = "Attention, W_down, code and activations too; foretold from fewer experts."
-        return [Row(f"{key}.ram.ours", what, "experts", None, None, None, why)]
+        return [Row(placed_key(device), what, "experts", None, None, None, why)]
     count = fitting_flash(device.flash)
     what, why = f"{device.name}, flash; int8 W_down, 16-bit angles", _FLASH_WHY
-    rows = [Row(f"{key}.flash", what, "experts", printed, count, f"{count:,}", why)]
+    rows = [Row(placed_key(device), what, "experts", printed, count, f"{count:,}", why)]
     what, why = f"{device.name}, SRAM; activations and stack", "Weights and code stay in flash."
     rows.append(Row(f"{key}.sram", what, "bytes", None, None, None, why))
     if not count:

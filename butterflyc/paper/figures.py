@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .accounting import BUTTERFLY_VIT, GIB, KIB, MB, compression, millijoules, rounded
-from .devices import MICROCONTROLLERS_PRINTED, WAYS, Device, devices, fitting
+from .devices import MICROCONTROLLERS_PRINTED, WAYS, Device, devices, fitting, placed_key
 from .drawing import BLUE, GREEN, GREY, ORANGE, RED, SKY, label_line, new_figure, png, style
 from .rows import Measured
 from .tables import CURVES, FIGURE_4_EXPERTS, memory_curves
@@ -57,23 +57,21 @@ def memory_picture(measured: Measured) -> bytes:
         return png(figure)
 
 
-def devices_picture() -> bytes:
-    """Figure 6: experts that fit the RAM of each device, a bar for each way to count them."""
-    names = {
-        "standard": "StandardMoE, fp32",
-        "equation-11": "eq. 11, 10,240 B",
-        "table-2": "Table 2, 5,120 B",
-        "text": "text under eq. 11, 2,560 B",
-    }
-    colours = dict(zip(WAYS, (RED, BLUE, SKY, GREEN), strict=True))
+def devices_picture(measured: Measured) -> bytes:
+    """Figure 6: experts that fit each device, a bar for each way to count them.
+
+    Our placements have a bar too where ``measured`` has them.
+    """
+    found = devices()
+    series = _device_bars(found, measured)
+    step = 0.8 / len(series)
     with style():
-        figure, (axes,) = new_figure(8.4, 5.0)
-        found = devices()
-        for number, way in enumerate(WAYS):
-            places = [place + (number - 1.5) * 0.2 for place in range(len(found))]
-            counts = [fitting(device.ram)[way] for device in found]
-            axes.bar(places, counts, 0.18, color=colours[way], label=names[way])
-            for place, count in zip(places, counts, strict=True):
+        figure, (axes,) = new_figure(9.6, 5.0)
+        for number, (name, colour, counts) in enumerate(series):
+            shift = (number - (len(series) - 1) / 2) * step
+            places = [place + shift for place in counts]
+            axes.bar(places, list(counts.values()), 0.9 * step, color=colour, label=name)
+            for place, count in zip(places, counts.values(), strict=True):
                 _label_bar(axes, place, max(count, _NONE), _short(count))
         low, high = (float(part) for part in MICROCONTROLLERS_PRINTED.split("-"))
         axes.fill_between([1.55, 3.45], low, high, color=GREY, alpha=0.3, linewidth=0, zorder=0)
@@ -91,21 +89,46 @@ def devices_picture() -> bytes:
         axes.tick_params(axis="x", length=0)
         axes.minorticks_off()
         axes.grid(True, axis="y")
-        figure.legend(frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+        figure.legend(frameon=False, ncols=3, loc="outside lower center", fontsize=9)
         axes.set(
-            title="Experts that fit into RAM, by what an expert takes of a layer",
+            title="Experts that fit into memory, by what an expert takes of a layer",
             ylabel="experts in each of 7 layers",
         )
         return png(figure)
 
 
-def energy_picture() -> bytes:
-    """Figure 7: mJ to read the weights of 64 experts once, at 6.4 pJ a bit."""
+def _device_bars(
+    found: Sequence[Device], measured: Measured
+) -> list[tuple[str, str, dict[int, float]]]:
+    """Name, colour, and experts by the device's place, of every way to count."""
+    names = {
+        "standard": ("StandardMoE, fp32", RED),
+        "equation-11": ("eq. 11, 10,240 B", BLUE),
+        "table-2": ("Table 2, 5,120 B", SKY),
+        "text": ("text under eq. 11, 2,560 B", GREEN),
+    }
+    series: list[tuple[str, str, dict[int, float]]] = []
+    for way in WAYS:
+        counts = {place: float(fitting(each.ram)[way]) for place, each in enumerate(found)}
+        series.append((*names[way], counts))
+    keys = {place: placed_key(device) for place, device in enumerate(found)}
+    ours = {place: measured[key] for place, key in keys.items() if key in measured}
+    if ours:
+        name = "ours: the whole model, from a microcontroller's flash"
+        series.append((name, "black", ours))
+    return series
+
+
+def energy_picture(measured: Measured) -> bytes:
+    """Figure 7: mJ to read the weights of 64 experts once, at 6.4 pJ a bit.
+
+    Our artefact's weights, and all that its kernels move, have bars where ``measured`` has them.
+    """
+    bars = _energy_bars(measured)
+    values = [value for _, _, value in bars]
     with style():
-        figure, (axes,) = new_figure(8.4, 3.4)
-        kinds = list(reversed(CURVES))
-        values = [millijoules(memory_curves(64)[kind]) for kind in kinds]
-        axes.barh(range(len(kinds)), values, 0.6, color=[COLOURS[kind] for kind in kinds])
+        figure, (axes,) = new_figure(8.4, 1.0 + 0.6 * len(bars))
+        axes.barh(range(len(bars)), values, 0.6, color=[colour for _, colour, _ in bars])
         for place, value in enumerate(values):
             inside = value > 10  # what the text says stands behind this bar
             axes.annotate(
@@ -117,7 +140,7 @@ def energy_picture() -> bytes:
                 ha="right" if inside else "left",
                 color="white" if inside else "black",
             )
-        top = len(kinds) - 1
+        top = len(bars) - 1
         for printed in (13.0, 90.0):
             axes.plot([printed, printed], [top - 0.4, top + 0.4], color="black", linewidth=1.5)
             axes.annotate(
@@ -132,7 +155,7 @@ def energy_picture() -> bytes:
         axes.set_xscale("log")
         axes.set_xlim(0.05, 200)
         axes.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
-        axes.set_yticks(range(len(kinds)), [CURVES[kind] for kind in kinds])
+        axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
         axes.tick_params(axis="y", length=0)
         axes.minorticks_off()
         axes.grid(True, axis="x")
@@ -141,6 +164,18 @@ def energy_picture() -> bytes:
             xlabel="mJ a forward pass, 6.4 pJ a bit of DRAM (logarithmic)",
         )
         return png(figure)
+
+
+def _energy_bars(measured: Measured) -> list[tuple[str, str, float]]:
+    """Name, colour and mJ of each bar, the lowest first."""
+    curves = memory_curves(64)
+    bars = [(name, COLOURS[kind], millijoules(curves[kind])) for kind, name in CURVES.items()]
+    ours = {
+        "figure7.down-ternary": "our artefact: ternary W_down, 16-bit angles",
+        "figure7.moved": "all that our kernels read and write, 65 tokens",
+    }
+    bars += [(name, "black", measured[key]) for key, name in ours.items() if key in measured]
+    return bars[::-1]
 
 
 def similarity_picture(found: Mapping[str, Similarity]) -> bytes:
@@ -188,9 +223,9 @@ def _place_name(device: Device) -> str:
     return f"{device.name.split(',')[0]}\n{device.ram // size} {unit}"
 
 
-def _short(count: int) -> str:
+def _short(count: float) -> str:
     """12,345 as 12k."""
-    return f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,}"
+    return f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,.0f}"
 
 
 def _label_bar(axes: Any, x: float, y: float, text: str) -> None:

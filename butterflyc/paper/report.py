@@ -81,8 +81,8 @@ def build(
     progress("draw what needs no model")
     pictures = {
         "memory.png": memory_picture(everything),
-        "devices.png": devices_picture(),
-        "energy.png": energy_picture(),
+        "devices.png": devices_picture(everything),
+        "energy.png": energy_picture(everything),
     }
     if drawn := panels(trained):
         pictures["curves.png"] = curves_picture(drawn)

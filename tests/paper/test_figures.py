@@ -13,7 +13,10 @@ import pytest
 from butterflyc.compiler.errors import ToolMissing
 from butterflyc.models.series import Outcome
 from butterflyc.paper.curves import Summary, curves_picture, panels, summary
+from butterflyc.paper.devices import devices, figure_6, placed_key
 from butterflyc.paper.figures import (
+    _device_bars,
+    _energy_bars,
     devices_picture,
     energy_picture,
     memory_picture,
@@ -32,6 +35,19 @@ def similarities() -> bytes:
 def memory() -> bytes:
     """Figure 4 with two measured points."""
     return memory_picture({"figure4.8.down-ternary": 0.9, "figure4.64.down-ternary": 1.9})
+
+
+def energy() -> bytes:
+    """Figure 7 with what our kernels move."""
+    return energy_picture({"figure7.moved": 0.6})
+
+
+def experts_on_devices() -> bytes:
+    """Figure 6 with placements on a board and on a CPU; without any it is another."""
+    ours = {"figure6.esp32s3.flash": 181.0, "figure6.jetson-nano.ram.ours": 213295.0}
+    png = devices_picture(ours)
+    assert png != devices_picture({})
+    return png
 
 
 def curves() -> bytes:
@@ -70,7 +86,7 @@ def chunks(png: bytes) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("draw", [memory, devices_picture, energy_picture, similarities, curves])
+@pytest.mark.parametrize("draw", [memory, experts_on_devices, energy, similarities, curves])
 def test_pictures(draw: Callable[[], bytes]) -> None:
     """Whole, of some size, not of one colour, without dates or versions, and the same again."""
     png = draw()
@@ -92,3 +108,15 @@ def test_matplotlib_is_asked_for(
     with pytest.raises(ToolMissing, match="matplotlib is not installed") as caught:
         draw()
     assert "butterflyc[train]" in str(caught.value.help)
+
+
+def test_each_device_and_each_energy_that_was_measured_has_a_bar() -> None:
+    """Where nothing was measured there is none; a device that holds no expert has one of none."""
+    keys = [placed_key(device) for device in devices()]
+    assert set(keys) <= {row.key for row in figure_6().rows}
+    bare, full = (_device_bars(devices(), ours) for ours in ({}, {keys[2]: 181.0, keys[3]: 0.0}))
+    assert [bar[:2] for bar in full[:-1]] == [bar[:2] for bar in bare]
+    assert full[-1][2] == {2: 181.0, 3: 0.0}
+    energies = [value for _, _, value in _energy_bars({"figure7.moved": 0.6})]
+    assert energies[1:] == [value for _, _, value in _energy_bars({})]
+    assert energies[0] == 0.6
