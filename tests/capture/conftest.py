@@ -1,6 +1,6 @@
 """Slow tests of many models: all of them, or a share.
 
-``BUTTERFLYC_SHARE=1/3`` takes the second third of those in this folder; CI takes another third with
+``BUTTERFLYC_SHARE=1/5`` takes the second fifth of those in this folder; CI takes another fifth with
 each commit. Without it, as in `make test-slow`, all are taken.
 """
 
