@@ -6,17 +6,20 @@ import io
 import json
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from butterflyc.compiler.errors import UsageError
 from butterflyc.models import series
 from butterflyc.models.checkpoint import read_checkpoint, save_checkpoint
-from butterflyc.models.recipes import COMPARED
+from butterflyc.models.recipes import COMPARED, cifar100_recipe
 from butterflyc.models.text import TextSplit
 
+from .test_data import write_cifar
 from .test_train import halves
 from .test_train import recipe as image_recipe
 from .test_train_text import SENTENCE, recipe
@@ -138,3 +141,28 @@ def test_a_series_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (outcome,) = json.loads((tmp_path / "digits.json").read_text())
     assert (outcome["kind"], outcome["seed"]) == ("dense", 1)
     assert 0 <= outcome["figures"]["accuracy"] <= 100
+
+
+def test_the_papers_model_trains_on_cifar100(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its own size, for one epoch of two batches of noise, with Table 1's parameters."""
+    random, count = np.random.default_rng(1), 32
+    images = tmp_path / "cifar-100-python"
+    images.mkdir()
+    write_cifar(
+        images,
+        data=random.integers(0, 256, (count, 3072), dtype=np.uint8),
+        fine_labels=list(range(count)),
+        coarse_labels=[0] * count,
+        filenames=[b"a.png"] * count,
+    )
+    monkeypatch.setattr(
+        series, "cifar100_recipe", lambda mlp: replace(cifar100_recipe(mlp, epochs=1), batch=16)
+    )
+    noise = series.cifar100_series(images)
+    assert noise.runs == [("butterfly", 0), ("standard", 0), ("dense", 0)]
+    runs = noise.runs[:1]
+    (found,) = series.train_series(noise, tmp_path, runs=runs, console=quiet())
+    assert found.parameters == 5_661_028
+    assert np.isfinite(found.curve[0]["loss"])
