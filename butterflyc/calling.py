@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,18 +21,18 @@ class Runner(Protocol):
         """The outputs for each of ``samples``, all of the compiled size."""
 
 
-class Callable:
+class Callable(ABC):
     """A compiled model with a runner: ``model(*inputs)``."""
 
     @property
+    @abstractmethod
     def manifest(self) -> Mapping[str, Any]:
         """What was compiled: see `Program`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def runner(self) -> Runner:
         """Where it runs."""
-        raise NotImplementedError
 
     @property
     def name(self) -> str:
